@@ -1,0 +1,92 @@
+//! `cargo xtask`: the project's own checks and its test runner.
+#![expect(
+    clippy::print_stdout,
+    reason = "a command line program: its output is its purpose"
+)]
+
+mod demo;
+mod edges;
+mod peers;
+mod setup;
+mod source;
+mod suite;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  demo         build amphora and run a Linux and a Wasm container side by side
+  tidy         check crate edges, sizes and habits
+  test [ARGS]  run all tests (ARGS go to cargo test) and count what was skipped
+  lint         fmt, clippy and tidy
+  peers DIR    install the engines that benches compare with into DIR";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let command = args.next();
+    let rest: Vec<String> = args.collect();
+    let root = root()?;
+    match command.as_deref() {
+        Some("demo") => demo::run(&root),
+        Some("tidy") => tidy::run(&root),
+        Some("test") => {
+            setup::run()?;
+            suite::run(&root, &rest)
+        }
+        Some("lint") => lint(&root),
+        Some("peers") => peers::run(&root, &rest),
+        _ => bail!("{USAGE}"),
+    }
+}
+
+/// The workspace's directory, one above this crate's.
+fn root() -> Result<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(own
+        .parent()
+        .context("xtask lies in the workspace")?
+        .to_path_buf())
+}
+
+/// The cargo that runs us.
+fn cargo(root: &Path, args: &[&str]) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.args(args).current_dir(root);
+    command
+}
+
+fn lint(root: &Path) -> Result<()> {
+    let steps: [&[&str]; 2] = [
+        &["fmt", "--all", "--check"],
+        &[
+            "clippy",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    ];
+    for step in steps {
+        println!("xtask: cargo {}", step.join(" "));
+        let status = cargo(root, step).status().context("failed to run cargo")?;
+        ensure!(status.success(), "cargo {} failed", step.join(" "));
+    }
+    tidy::run(root)
+}
