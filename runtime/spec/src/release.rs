@@ -1,0 +1,26 @@
+//! What a supervisor undoes the moment its container has exited, before it answers anybody.
+//!
+//! Plain data made by the crates that claimed the thing, carried out by a supervisor that knows
+//! nothing of networks or names. Every action is idempotent: done twice, or done after
+//! `reconcile` did it, it changes nothing and reports nothing.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// One inverse.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Release {
+    /// Unlink a file; a missing file is fine.
+    Unlink(PathBuf),
+    /// Remove a directory tree; a missing one is fine.
+    RemoveTree(PathBuf),
+    /// Send one netlink datagram (a whole nftables batch) in the supervisor's own network
+    /// namespace; `ENOENT` in the answer is fine.
+    Netlink {
+        /// Netlink protocol, for example 12 for netfilter, 0 for route.
+        protocol: u32,
+        /// The encoded messages.
+        bytes: Vec<u8>,
+    },
+}

@@ -1,0 +1,372 @@
+//! The OCI runtime specification's `config.json` (1.2), the part the engine produces and consumes.
+//!
+//! Serde names are those of the specification. A field the executor does not implement is refused
+//! by name in `validate`, never ignored; fields unknown here land in `unknown` for that purpose.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+type Unknown = BTreeMap<String, serde_json::Value>;
+
+/// `config.json`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spec {
+    /// Version of the specification.
+    pub oci_version: String,
+    /// The process.
+    pub process: Process,
+    /// The root file system.
+    pub root: Root,
+    /// Host name in a new uts namespace.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
+    /// NIS domain name in a new uts namespace.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domainname: String,
+    /// Mounts, in order.
+    pub mounts: Vec<Mount>,
+    /// Linux part.
+    pub linux: Linux,
+    /// Annotations.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// `process`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Process {
+    /// A terminal is wanted.
+    pub terminal: bool,
+    /// Terminal size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console_size: Option<ConsoleSize>,
+    /// User.
+    pub user: User,
+    /// Arguments.
+    pub args: Vec<String>,
+    /// Environment, `KEY=value`.
+    pub env: Vec<String>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// Capabilities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// Resource limits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<Rlimit>,
+    /// `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privileges: bool,
+    /// `oom_score_adj`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// `process.consoleSize`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConsoleSize {
+    /// Rows.
+    pub height: u16,
+    /// Columns.
+    pub width: u16,
+}
+
+/// `process.user`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// File mode mask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub umask: Option<u32>,
+    /// Supplementary groups.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub additional_gids: Vec<u32>,
+}
+
+/// `process.capabilities`: names such as `CAP_CHOWN`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Capabilities {
+    /// Bounding set.
+    pub bounding: Vec<String>,
+    /// Effective set.
+    pub effective: Vec<String>,
+    /// Inheritable set.
+    pub inheritable: Vec<String>,
+    /// Permitted set.
+    pub permitted: Vec<String>,
+    /// Ambient set.
+    pub ambient: Vec<String>,
+}
+
+/// `process.rlimits[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// For example `RLIMIT_NOFILE`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Hard limit.
+    pub hard: u64,
+    /// Soft limit.
+    pub soft: u64,
+}
+
+/// `root`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Root {
+    /// Path of the root file system; empty when it is handed over as a descriptor.
+    pub path: String,
+    /// Mounted read-only.
+    pub readonly: bool,
+}
+
+/// `mounts[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Mount {
+    /// Where, absolute inside the container.
+    pub destination: String,
+    /// File system type; `bind` or empty with a `bind`/`rbind` option for a bind mount.
+    #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// What.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub source: String,
+    /// Options.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+}
+
+/// `linux`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Linux {
+    /// Namespaces.
+    pub namespaces: Vec<Namespace>,
+    /// Device nodes to make.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// Cgroup path, relative to every hierarchy's root.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cgroups_path: String,
+    /// Limits.
+    pub resources: Resources,
+    /// Seccomp filter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<Seccomp>,
+    /// Kernel parameters inside the namespaces.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctl: BTreeMap<String, String>,
+    /// Paths hidden from the container.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub masked_paths: Vec<String>,
+    /// Paths made read-only.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub readonly_paths: Vec<String>,
+    /// `private`, `slave`, `shared`, `unbindable` of the root.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rootfs_propagation: String,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// `linux.namespaces[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// `pid`, `network`, `mount`, `ipc`, `uts`, `user`, `cgroup`, `time`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// An existing namespace to join.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+}
+
+/// `linux.devices[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Device {
+    /// `c`, `b`, `u`, `p`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Path inside the container.
+    pub path: String,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Mode; 0666 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_mode: Option<u32>,
+    /// Owner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+/// `linux.resources`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Resources {
+    /// Device access list, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceCgroup>,
+    /// Memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+    /// CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
+    /// Tasks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<Pids>,
+    /// cgroup v2 files, verbatim.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub unified: BTreeMap<String, String>,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// `linux.resources.devices[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeviceCgroup {
+    /// Allow or deny.
+    pub allow: bool,
+    /// `a`, `c`, `b`.
+    #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
+    pub kind: String,
+    /// Major number; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub major: Option<i64>,
+    /// Minor number; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minor: Option<i64>,
+    /// Of `rwm`.
+    pub access: String,
+}
+
+/// `linux.resources.memory`, in bytes; -1 is unlimited.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Memory {
+    /// Hard limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<i64>,
+    /// Soft limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<i64>,
+    /// Memory and swap together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap: Option<i64>,
+    /// 0 to 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swappiness: Option<u64>,
+    /// No OOM killer.
+    #[serde(rename = "disableOOMKiller", skip_serializing_if = "Option::is_none")]
+    pub disable_oom_killer: Option<bool>,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// `linux.resources.cpu`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Cpu {
+    /// Relative weight, 1024 is normal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shares: Option<u64>,
+    /// Microseconds per period; -1 is unlimited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<i64>,
+    /// Period in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period: Option<u64>,
+    /// CPU list.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cpus: String,
+    /// Memory node list.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mems: String,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// `linux.resources.pids`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Pids {
+    /// Most tasks; zero or less is unlimited.
+    pub limit: i64,
+}
+
+/// `linux.seccomp`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Seccomp {
+    /// For syscalls no rule names.
+    pub default_action: String,
+    /// Errno of the default action.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_errno_ret: Option<u32>,
+    /// `SCMP_ARCH_*`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub architectures: Vec<String>,
+    /// `SECCOMP_FILTER_FLAG_*`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
+    /// Rules.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub syscalls: Vec<SeccompRule>,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// `linux.seccomp.syscalls[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SeccompRule {
+    /// Syscall names.
+    pub names: Vec<String>,
+    /// `SCMP_ACT_*`.
+    pub action: String,
+    /// Errno of `SCMP_ACT_ERRNO` and `SCMP_ACT_TRACE`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errno_ret: Option<u32>,
+    /// All must hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<SeccompArg>,
+}
+
+/// `linux.seccomp.syscalls[].args[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SeccompArg {
+    /// Argument number, 0 to 5.
+    pub index: u32,
+    /// Compared with.
+    pub value: u64,
+    /// Second value of `SCMP_CMP_MASKED_EQ`.
+    pub value_two: u64,
+    /// `SCMP_CMP_*`.
+    pub op: String,
+}
