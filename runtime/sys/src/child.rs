@@ -1,0 +1,425 @@
+//! What the child does between `clone3` and `execve`: system calls on prepared data, and nothing
+//! else. No heap, no lock, no panic, no formatting.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, openat};
+use rustix::io::Errno;
+use rustix::thread as thr;
+
+use crate::launch::Report;
+use crate::plan::{CapSets, Exec, FdSlot, LaunchPlan, Op, REGS, Reg};
+use crate::raw::{self, CArray, Sys};
+
+/// Bit of [`Report::detail`]: the program's file exists.
+pub(crate) const EXISTS: u32 = 1 << 31;
+
+/// Everything the child works with.
+pub(crate) struct Child<'a> {
+    plan: &'a LaunchPlan,
+    /// The plan's descriptors by number; changed by [`Child::place_fds`] in the child's own copy.
+    fds: &'a mut [i32],
+    argv: &'a CArray<'a>,
+    envp: &'a CArray<'a>,
+    report: &'a Report,
+    /// Write end of the launch pipe.
+    pipe: i32,
+    pub(crate) regs: [Option<OwnedFd>; REGS],
+    /// The container's root, once entered.
+    pub(crate) root: Option<FdSlot>,
+    /// A read-only empty directory, once one has been mounted.
+    pub(crate) empty: Option<OwnedFd>,
+    /// The working directory was out of root's reach; try again as the user.
+    retry_chdir: Option<&'a CStr>,
+}
+
+impl<'a> Child<'a> {
+    pub(crate) fn new(
+        plan: &'a LaunchPlan,
+        fds: &'a mut [i32],
+        argv: &'a CArray<'a>,
+        envp: &'a CArray<'a>,
+        report: &'a Report,
+        pipe: i32,
+    ) -> Self {
+        let regs = [const { None }; REGS];
+        Self {
+            plan,
+            fds,
+            argv,
+            envp,
+            report,
+            pipe,
+            regs,
+            root: None,
+            empty: None,
+            retry_chdir: None,
+        }
+    }
+}
+
+/// Works the plan off. Unwinding out of here would run the parent's code in the child, so the
+/// function is one that aborts instead.
+pub(crate) extern "C" fn run(child: &mut Child<'_>) -> ! {
+    if let Err(errno) = child.work() {
+        child
+            .report
+            .errno
+            .store(errno.raw_os_error(), Ordering::Release);
+    }
+    raw::exit_now(127)
+}
+
+impl<'a> Child<'a> {
+    fn work(&mut self) -> Sys<()> {
+        let plan = self.plan;
+        // Nothing may look into this copy of the parent; the exec lifts it again.
+        let _ =
+            rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+        if let Some([stdin, stdout, stderr]) = plan.stdio {
+            self.place_fds(&[(stdin, 0), (stdout, 1), (stderr, 2)])?;
+        }
+        raw::cloexec_from(3)?;
+        raw::default_signals();
+        rustix::process::umask(Mode::empty());
+        for op in &plan.ops {
+            self.report.step.fetch_add(1, Ordering::Release);
+            self.step(op)?;
+        }
+        self.report.step.fetch_add(1, Ordering::Release);
+        Err(self.exec())
+    }
+
+    fn step(&mut self, op: &'a Op) -> Sys<()> {
+        match op {
+            Op::JoinCgroup { tasks } => rustix::io::write(self.fd(*tasks)?, b"0").map(drop),
+            Op::SetNs { ns, kind } => set_ns(self.fd(*ns)?, *kind),
+            Op::Unshare { flags } => raw::unshare(*flags),
+            Op::ResetInherited => {
+                reset_inherited();
+                Ok(())
+            }
+            Op::NewSession => new_session(),
+            Op::NewKeyring => raw::new_session_keyring(),
+            Op::LoopbackUp => loopback_up(),
+            Op::EnterRoot { root, switch } => self.enter_root(*root, *switch),
+            Op::NewFs {
+                fstype,
+                source,
+                options,
+                attr,
+                at,
+                keep,
+                inherit_mode,
+            } => {
+                let mount = self.new_fs(fstype, source.as_deref(), options, *attr)?;
+                if let Some(at) = at {
+                    if *inherit_mode {
+                        self.inherit_mode(mount.as_fd(), at)?;
+                    }
+                    match keep {
+                        Some(_) => self.attach_plainly(mount.as_fd(), at)?,
+                        None => self.attach(mount.as_fd(), at)?,
+                    }
+                }
+                if let Some(slot) = keep.and_then(|reg| self.regs.get_mut(reg as usize)) {
+                    *slot = Some(mount);
+                }
+                Ok(())
+            }
+            Op::Attach { mount, at } => self.attach(self.fd(*mount)?, at),
+            Op::SetAttr {
+                at,
+                attr,
+                propagation,
+            } => self.set_attr(at, *attr, *propagation),
+            Op::Make { at } => self.ensure(at).map(drop),
+            Op::Symlink { target, at } => self.symlink(target, at),
+            Op::Mknod {
+                at,
+                mode,
+                dev,
+                owner,
+            } => self.mknod(at, *mode, *dev, *owner),
+            Op::ReadonlyPath { at } => self.readonly_path(at),
+            Op::MaskPath { at } => self.mask_path(at),
+            Op::Hostname(name) => rustix::system::sethostname(name.to_bytes()),
+            Op::Domainname(name) => rustix::system::setdomainname(name.to_bytes()),
+            Op::WriteProc { path, value } => self.write_proc(path, value),
+            Op::Chdir(path) => self.chdir(path),
+            _ => self.process_step(op),
+        }
+    }
+
+    /// The steps about the process itself.
+    fn process_step(&mut self, op: &'a Op) -> Sys<()> {
+        match op {
+            Op::Rlimit {
+                resource,
+                soft,
+                hard,
+            } => raw::set_rlimit(*resource, *soft, *hard),
+            Op::Console { rows, cols, uid } => {
+                let socket = self.plan.console.ok_or(Errno::BADF)?;
+                self.console(self.fd(socket)?, *rows, *cols, *uid)
+            }
+            Op::OwnStdio { uid } => own_stdio(*uid),
+            Op::Umask(mask) => {
+                rustix::process::umask(Mode::from_bits_truncate(*mask));
+                Ok(())
+            }
+            Op::NoNewPrivs => thr::set_no_new_privs(true),
+            Op::Seccomp { filter, flags } => raw::load_seccomp(filter, *flags),
+            Op::BoundingSet(keep) => drop_bounding(*keep),
+            Op::Ids { uid, gid, groups } => set_ids(*uid, *gid, groups),
+            Op::Capabilities(sets) => {
+                set_capabilities(sets)?;
+                match self.retry_chdir.take() {
+                    Some(path) => self.enter_dir(path),
+                    None => Ok(()),
+                }
+            }
+            Op::PassFds(list) => self.place_fds(list),
+            Op::Await { release } => self.wait(*release),
+            _ => Err(Errno::NOSYS),
+        }
+    }
+
+    /// A descriptor of the plan.
+    pub(crate) fn fd(&self, slot: FdSlot) -> Sys<BorrowedFd<'static>> {
+        let number = *self.fds.get(usize::from(slot)).ok_or(Errno::BADF)?;
+        // SAFETY: the child never closes what the plan brought; numbers change in `place_fds`
+        // only, which leaves every entry valid.
+        Ok(unsafe { raw::borrow(number) })
+    }
+
+    pub(crate) fn reg(&self, reg: Reg) -> Sys<BorrowedFd<'_>> {
+        self.regs
+            .get(reg as usize)
+            .and_then(Option::as_ref)
+            .map(AsFd::as_fd)
+            .ok_or(Errno::BADF)
+    }
+
+    /// Moves whatever of ours has a number below `floor` out of the way.
+    pub(crate) fn make_room(&mut self, floor: i32) -> Sys<()> {
+        for fd in self.fds.iter_mut().filter(|fd| **fd < floor) {
+            *fd = raw::dup_above(*fd, floor)?;
+        }
+        if self.pipe < floor {
+            self.pipe = raw::dup_above(self.pipe, floor)?;
+        }
+        Ok(())
+    }
+
+    /// Puts descriptors at fixed numbers.
+    fn place_fds(&mut self, list: &[(FdSlot, i32)]) -> Sys<()> {
+        let highest = list.iter().map(|(_, number)| *number).max();
+        self.make_room(highest.unwrap_or(0).saturating_add(1))?;
+        for (slot, number) in list {
+            let fd = *self.fds.get(usize::from(*slot)).ok_or(Errno::BADF)?;
+            raw::dup_to(fd, *number)?;
+        }
+        Ok(())
+    }
+
+    fn chdir(&mut self, path: &'a CStr) -> Sys<()> {
+        match self.enter_dir(path) {
+            Err(Errno::ACCESS | Errno::PERM) => {
+                self.retry_chdir = Some(path);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn wait(&self, release: FdSlot) -> Sys<()> {
+        // SAFETY: the launch pipe stays open until the exec.
+        let pipe = unsafe { raw::borrow(self.pipe) };
+        rustix::io::write(pipe, &[1])?;
+        let mut byte = [0u8; 1];
+        loop {
+            match rustix::io::read(self.fd(release)?, &mut byte) {
+                Err(Errno::INTR) => {}
+                Ok(1) => return Ok(()),
+                Ok(_) => return Err(Errno::CANCELED),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
+    fn exec(&self) -> Errno {
+        match &self.plan.exec {
+            None => Errno::NOSYS,
+            Some(Exec::Fd { program, .. }) => match self.fds.get(usize::from(*program)) {
+                None => Errno::BADF,
+                Some(fd) => raw::execveat(*fd, self.argv, self.envp),
+            },
+            Some(Exec::Path { candidates, .. }) => {
+                let mut last = Errno::NOENT;
+                for (index, path) in (0u32..).zip(candidates) {
+                    last = raw::execve(path, self.argv, self.envp);
+                    // A script without its interpreter looks like a missing file.
+                    let found = last == Errno::NOENT && exists(path);
+                    let detail = if found { index | EXISTS } else { index };
+                    self.report.detail.store(detail, Ordering::Release);
+                    let search = matches!(last, Errno::NOENT | Errno::ACCESS | Errno::NOTDIR);
+                    if found || !search {
+                        break;
+                    }
+                }
+                last
+            }
+        }
+    }
+}
+
+fn exists(path: &CStr) -> bool {
+    let flags = AtFlags::empty();
+    rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::EXEC_OK, flags).is_ok()
+}
+
+fn set_ns(ns: BorrowedFd<'_>, kind: i32) -> Sys<()> {
+    crate::ns::set_ns(ns, kind)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+}
+
+fn new_session() -> Sys<()> {
+    match rustix::process::setsid() {
+        // A process that leads its group already is one that was just born into a pid namespace.
+        Ok(_) | Err(Errno::PERM) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn loopback_up() -> Sys<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
+    raw::loopback_up(socket.as_fd())
+}
+
+/// What a process that nobody has touched starts with: (resource, soft, hard). The kernel's
+/// defaults, and the descriptor limits of a system service.
+const PLAIN_LIMITS: [(u32, u64, u64); 14] = {
+    const MAX: u64 = u64::MAX;
+    [
+        (libc::RLIMIT_CPU as u32, MAX, MAX),
+        (libc::RLIMIT_FSIZE as u32, MAX, MAX),
+        (libc::RLIMIT_DATA as u32, MAX, MAX),
+        (libc::RLIMIT_STACK as u32, 8 << 20, MAX),
+        (libc::RLIMIT_CORE as u32, MAX, MAX),
+        (libc::RLIMIT_RSS as u32, MAX, MAX),
+        (libc::RLIMIT_NPROC as u32, MAX, MAX),
+        (libc::RLIMIT_NOFILE as u32, 1024, 524_288),
+        (libc::RLIMIT_MEMLOCK as u32, 8 << 20, 8 << 20),
+        (libc::RLIMIT_AS as u32, MAX, MAX),
+        (libc::RLIMIT_LOCKS as u32, MAX, MAX),
+        (libc::RLIMIT_MSGQUEUE as u32, 819_200, 819_200),
+        (libc::RLIMIT_NICE as u32, 0, 0),
+        (libc::RLIMIT_RTPRIO as u32, 0, 0),
+    ]
+};
+
+/// Undoes what a shell may have set. Each part is best effort: raising a hard limit needs
+/// `CAP_SYS_RESOURCE`, and a container with the caller's hard limit is better than none.
+fn reset_inherited() {
+    for (resource, soft, hard) in PLAIN_LIMITS {
+        let Ok(now) = raw::get_rlimit(resource) else {
+            continue;
+        };
+        if now != (soft, hard) && raw::set_rlimit(resource, soft, hard).is_err() {
+            let hard = now.1.min(hard);
+            let _ = raw::set_rlimit(resource, soft.min(hard), hard);
+        }
+    }
+    raw::normal_scheduling();
+    raw::all_cpus();
+    raw::plain_policies();
+    let _ = thr::set_current_timer_slack(std::num::NonZeroU64::new(50_000));
+    let _ = thr::set_capabilities_secure_bits(thr::CapabilitiesSecureBits::empty());
+    let _ = thr::disable_transparent_huge_pages(false);
+    let path = c"/proc/self/oom_score_adj";
+    if let Ok(file) = openat(
+        rustix::fs::CWD,
+        path,
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        let _ = rustix::io::write(&file, b"0");
+    }
+}
+
+/// A user who is not root cannot open root's pipes again through `/dev/stdout`.
+fn own_stdio(uid: u32) -> Sys<()> {
+    for number in 0..3 {
+        // SAFETY: used for two calls; a closed number is answered with EBADF.
+        let fd = unsafe { raw::borrow(number) };
+        let Ok(stat) = fstat(fd) else { continue };
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        let ours = matches!(
+            kind,
+            rustix::fs::FileType::Fifo | rustix::fs::FileType::Socket
+        );
+        if !ours || stat.st_uid == uid {
+            continue;
+        }
+        match rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None) {
+            Ok(()) | Err(Errno::PERM | Errno::INVAL | Errno::ROFS) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn drop_bounding(keep: u64) -> Sys<()> {
+    for number in 0..64u32 {
+        if keep & (1 << number) != 0 {
+            continue;
+        }
+        let set = thr::CapabilitySet::from_bits_retain(1 << number);
+        match thr::remove_capability_from_bounding_set(set) {
+            Ok(()) => {}
+            // One past the last capability this kernel knows.
+            Err(Errno::INVAL) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> Sys<()> {
+    use rustix::fs::{Gid, Uid};
+    raw::set_groups(groups)?;
+    let gid = Gid::from_raw(gid);
+    thr::set_thread_res_gid(gid, gid, gid)?;
+    if uid != 0 {
+        thr::set_keep_capabilities(true)?;
+    }
+    let user = Uid::from_raw(uid);
+    thr::set_thread_res_uid(user, user, user)?;
+    if uid != 0 {
+        thr::set_keep_capabilities(false)?;
+    }
+    Ok(())
+}
+
+fn set_capabilities(sets: &CapSets) -> Sys<()> {
+    let have = thr::capabilities(None)?.permitted.bits();
+    let some = |bits: u64| thr::CapabilitySet::from_bits_retain(bits & have);
+    let wanted = thr::CapabilitySets {
+        effective: some(sets.effective),
+        permitted: some(sets.permitted),
+        inheritable: some(sets.inheritable),
+    };
+    thr::clear_ambient_capability_set()?;
+    thr::set_capabilities(None, wanted)?;
+    let ambient = sets.ambient & have;
+    for number in (0..64u32).filter(|number| ambient & (1 << number) != 0) {
+        let set = thr::CapabilitySet::from_bits_retain(1 << number);
+        thr::configure_capability_in_ambient_set(set, true)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,26 @@
+//! Kernel calls with safe signatures; the only crate with `unsafe`.
+#![expect(
+    unsafe_code,
+    reason = "the one crate that talks to the kernel beneath rustix"
+)]
+
+pub mod bpf;
+pub mod channel;
+mod child;
+mod child_fs;
+pub mod inherited;
+pub mod launch;
+pub mod mount;
+pub mod netlink;
+pub mod ns;
+pub mod pidfd;
+pub mod plan;
+pub mod process;
+mod raw;
+pub mod seccomp;
+pub mod signal;
+pub mod supervise;
+mod walk;
+
+pub use launch::{LaunchError, Launched, launch};
+pub use plan::{FdSlot, LaunchPlan, Op};
