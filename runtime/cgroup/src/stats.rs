@@ -1,0 +1,114 @@
+//! What a cgroup uses.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroup;
+use crate::dir::keyed;
+use crate::{CgroupError, Version};
+
+/// From this on, v1 means "no limit": it rounds its maximum down to a page.
+const V1_UNLIMITED: u64 = 1 << 62;
+/// `USER_HZ`, the unit of `cpuacct.stat`: the same on every architecture we build for.
+const NS_PER_TICK: u64 = 10_000_000;
+
+/// Usage; `None` where the controller is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stats {
+    /// Memory in use, page cache included.
+    pub memory_bytes: Option<u64>,
+    /// Most memory ever in use.
+    pub memory_peak_bytes: Option<u64>,
+    /// Page cache that could be dropped at once; Docker subtracts it from what it shows.
+    pub memory_inactive_file_bytes: Option<u64>,
+    /// Memory limit; `None` without one.
+    pub memory_limit_bytes: Option<u64>,
+    /// CPU time, in nanoseconds.
+    pub cpu_usage_ns: Option<u64>,
+    /// CPU time in user mode.
+    pub cpu_user_ns: Option<u64>,
+    /// CPU time in kernel mode.
+    pub cpu_system_ns: Option<u64>,
+    /// Periods under a quota.
+    pub cpu_periods: Option<u64>,
+    /// Periods in which it was held back.
+    pub cpu_throttled_periods: Option<u64>,
+    /// Time it was held back.
+    pub cpu_throttled_ns: Option<u64>,
+    /// Tasks.
+    pub pids: Option<u64>,
+    /// Limit of tasks; `None` without one.
+    pub pids_limit: Option<u64>,
+    /// Processes killed because memory ran out.
+    pub oom_kills: u64,
+}
+
+pub(crate) fn read(cgroup: &Cgroup) -> Result<Stats, CgroupError> {
+    let mut stats = match cgroup.version() {
+        Version::V1 => read_v1(cgroup)?,
+        Version::V2 => read_v2(cgroup)?,
+    };
+    if let Some(dir) = cgroup.dir_of("pids") {
+        stats.pids = dir.read_number("pids.current")?;
+        stats.pids_limit = dir.read_number("pids.max")?;
+    }
+    stats.oom_kills = oom_kills(cgroup)?;
+    Ok(stats)
+}
+
+pub(crate) fn oom_kills(cgroup: &Cgroup) -> Result<u64, CgroupError> {
+    let file = match cgroup.version() {
+        Version::V1 => "memory.oom_control",
+        Version::V2 => "memory.events",
+    };
+    let Some(dir) = cgroup.dir_of("memory") else {
+        return Ok(0);
+    };
+    let text = dir.read_optional(file)?.unwrap_or_default();
+    Ok(keyed(&text, "oom_kill").unwrap_or(0))
+}
+
+fn read_v2(cgroup: &Cgroup) -> Result<Stats, CgroupError> {
+    let dir = cgroup.first()?;
+    let memory = dir.read_optional("memory.stat")?.unwrap_or_default();
+    let cpu = dir.read_optional("cpu.stat")?.unwrap_or_default();
+    let microseconds = |key| keyed(&cpu, key).map(|us| us.saturating_mul(1000));
+    Ok(Stats {
+        memory_bytes: dir.read_number("memory.current")?,
+        memory_peak_bytes: dir.read_number("memory.peak")?,
+        memory_inactive_file_bytes: keyed(&memory, "inactive_file"),
+        memory_limit_bytes: dir.read_number("memory.max")?,
+        cpu_usage_ns: microseconds("usage_usec"),
+        cpu_user_ns: microseconds("user_usec"),
+        cpu_system_ns: microseconds("system_usec"),
+        cpu_periods: keyed(&cpu, "nr_periods"),
+        cpu_throttled_periods: keyed(&cpu, "nr_throttled"),
+        cpu_throttled_ns: microseconds("throttled_usec"),
+        ..Stats::default()
+    })
+}
+
+fn read_v1(cgroup: &Cgroup) -> Result<Stats, CgroupError> {
+    let mut stats = Stats::default();
+    if let Some(dir) = cgroup.dir_of("memory") {
+        let memory = dir.read_optional("memory.stat")?.unwrap_or_default();
+        let limit = dir.read_number("memory.limit_in_bytes")?;
+        stats.memory_bytes = dir.read_number("memory.usage_in_bytes")?;
+        stats.memory_peak_bytes = dir.read_number("memory.max_usage_in_bytes")?;
+        stats.memory_inactive_file_bytes = keyed(&memory, "total_inactive_file");
+        stats.memory_limit_bytes = limit.filter(|limit| *limit < V1_UNLIMITED);
+    }
+    if let Some(dir) = cgroup.dir_of("cpuacct") {
+        let times = dir.read_optional("cpuacct.stat")?.unwrap_or_default();
+        let ticks = |key| keyed(&times, key).map(|ticks| ticks.saturating_mul(NS_PER_TICK));
+        stats.cpu_usage_ns = dir.read_number("cpuacct.usage")?;
+        stats.cpu_user_ns = ticks("user");
+        stats.cpu_system_ns = ticks("system");
+    }
+    if let Some(dir) = cgroup.dir_of("cpu") {
+        let cpu = dir.read_optional("cpu.stat")?.unwrap_or_default();
+        stats.cpu_periods = keyed(&cpu, "nr_periods");
+        stats.cpu_throttled_periods = keyed(&cpu, "nr_throttled");
+        stats.cpu_throttled_ns = keyed(&cpu, "throttled_time");
+    }
+    Ok(stats)
+}

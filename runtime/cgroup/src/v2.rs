@@ -1,0 +1,219 @@
+//! The unified hierarchy.
+
+use std::io;
+
+use amphora_sys::bpf;
+use rustix::fs::{FlockOperation, XattrFlags, fgetxattr, flock, fsetxattr};
+use std::os::fd::AsFd;
+
+use crate::cgroup::{Cgroup, Part};
+use crate::devices::Policy;
+use crate::dir::Dir;
+use crate::hierarchy::{Hierarchies, Parent, ParentDir, READY, Request};
+use crate::{CgroupError, Version, settings};
+
+/// Controllers turned on for every container where they exist, for its statistics.
+const BASE: [&str; 3] = ["cpu", "memory", "pids"];
+/// A leaf for the processes that were in the root of a nested hierarchy.
+const EVACUATED: &str = "init";
+
+/// Opens the parent, making it where it is missing, with the controllers its children need.
+pub(crate) fn open_parent(
+    host: &Hierarchies,
+    parent: &str,
+    shared: Option<&Policy>,
+    extra: &[&str],
+) -> Result<Parent, CgroupError> {
+    let dir = match host.root.child(parent) {
+        Ok(dir) => dir,
+        Err(_) => host.root.make_all(parent)?,
+    };
+    let marked = fgetxattr(&dir.fd, READY, &mut [0_u8; 1][..]).is_ok();
+    if !marked || !extra.is_empty() {
+        enable_down(host, parent, extra)?;
+    }
+    if let (false, Some(policy)) = (marked, shared) {
+        share_policy(&dir, policy)?;
+    }
+    let controllers = enabled(&dir)?;
+    Ok(Parent {
+        dirs: vec![ParentDir { controllers, dir }],
+    })
+}
+
+fn enabled(dir: &Dir) -> Result<Vec<String>, CgroupError> {
+    let text = dir
+        .read("cgroup.subtree_control")
+        .map_err(|source| dir.error("read", "cgroup.subtree_control", source))?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Turns controllers on at every level from the root to `parent`. What cannot be turned on is
+/// missed by whoever needs it.
+fn enable_down(host: &Hierarchies, parent: &str, extra: &[&str]) -> Result<(), CgroupError> {
+    enable(&host.root, extra)?;
+    let mut path = String::new();
+    for part in parent.split('/') {
+        if !path.is_empty() {
+            path.push('/');
+        }
+        path.push_str(part);
+        let dir = host.root.child(&path);
+        enable(
+            &dir.map_err(|source| host.root.error("open", &path, source))?,
+            extra,
+        )?;
+    }
+    Ok(())
+}
+
+fn enable(dir: &Dir, extra: &[&str]) -> Result<(), CgroupError> {
+    const CONTROL: &str = "cgroup.subtree_control";
+    let available = dir
+        .read("cgroup.controllers")
+        .map_err(|source| dir.error("read", "cgroup.controllers", source))?;
+    let on = enabled(dir)?;
+    for controller in BASE.iter().chain(extra) {
+        let there = available.split_whitespace().any(|have| have == *controller);
+        if !there || on.iter().any(|have| have == controller) {
+            continue;
+        }
+        let line = format!("+{controller}");
+        let busy = |error: &io::Error| {
+            error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
+        };
+        match dir.write(CONTROL, &line) {
+            Err(error) if busy(&error) && evacuate(dir)? => {
+                dir.write(CONTROL, &line)
+                    .map_err(|source| dir.error("write", CONTROL, source))?;
+            }
+            Err(error) if !busy(&error) && extra.contains(controller) => {
+                return Err(dir.error("write", CONTROL, error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// In a container the root of the hierarchy is an ordinary cgroup, and ours: a cgroup with
+/// processes gives no controllers to its children, so they move into a leaf. Says whether it did.
+fn evacuate(dir: &Dir) -> Result<bool, CgroupError> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let nested = dir
+        .open_file("cgroup.type", rustix::fs::OFlags::RDONLY)
+        .is_ok();
+    let in_root = own.lines().any(|line| line == "0::/");
+    if !nested || !in_root {
+        return Ok(false);
+    }
+    let leaf = dir.make_all(EVACUATED)?;
+    let procs = dir
+        .read("cgroup.procs")
+        .map_err(|source| dir.error("read", "cgroup.procs", source))?;
+    for pid in procs.lines() {
+        // One that is gone meanwhile needs no place.
+        let _ = leaf.write("cgroup.procs", pid);
+    }
+    Ok(true)
+}
+
+/// Attaches the policy to the parent, once in its life; children inherit it.
+fn share_policy(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
+    let failed = |action, source: rustix::io::Errno| dir.error(action, "", source.into());
+    flock(&dir.fd, FlockOperation::LockExclusive).map_err(|errno| failed("lock", errno))?;
+    let result = match bpf::count_device_programs(dir.fd.as_fd()) {
+        Ok(0) | Err(_) => attach(dir, policy),
+        Ok(_) => Ok(()),
+    };
+    if result.is_ok() {
+        // Without the mark the next one only looks again.
+        let _ = fsetxattr(&dir.fd, READY, b"1", XattrFlags::empty());
+    }
+    flock(&dir.fd, FlockOperation::Unlock).map_err(|errno| failed("unlock", errno))?;
+    result
+}
+
+fn attach(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
+    let program = bpf::load_device_program(&policy.program())
+        .map_err(|source| dir.error("load a device policy for", "", source))?;
+    bpf::attach_device_program(dir.fd.as_fd(), program.as_fd())
+        .map_err(|source| dir.error("attach a device policy to", "", source))
+}
+
+/// Makes the container's directory and writes its limits.
+pub(crate) fn create(parent: &Parent, request: &Request) -> Result<Cgroup, CgroupError> {
+    let Some(ParentDir { controllers, dir }) = parent.dirs.first() else {
+        return Err(CgroupError::NotFound(request.name.clone()));
+    };
+    for setting in &request.settings {
+        let core = setting.controller == "cgroup";
+        if !core && !controllers.contains(&setting.controller.clone().into_owned()) {
+            return Err(CgroupError::MissingController {
+                controller: setting.controller.to_string(),
+                field: setting.field.to_string(),
+            });
+        }
+    }
+    let name = request.name.as_str();
+    if !dir
+        .mkdir(name)
+        .map_err(|source| dir.error("make", name, source))?
+    {
+        return Err(CgroupError::Exists(dir.path.join(name)));
+    }
+    let opened = dir.child(name).inspect_err(|_| {
+        let _ = dir.rmdir(name);
+    });
+    let child = opened.map_err(|source| dir.error("open", name, source))?;
+    let part = Part {
+        controllers: controllers.clone(),
+        dir: child,
+    };
+    let made = Cgroup::new(Version::V2, vec![part]);
+    let result = fill(&made, request);
+    if result.is_err() {
+        made.undo();
+    }
+    result.map(|()| made)
+}
+
+fn fill(made: &Cgroup, request: &Request) -> Result<(), CgroupError> {
+    let dir = made.first()?;
+    if let Some(policy) = &request.policy {
+        attach(dir, policy)?;
+    }
+    settings::apply(&request.settings, |_| Some(dir))
+}
+
+/// Turns one more controller on for the children of `parent`; says whether that worked.
+pub(crate) fn extend(
+    host: &Hierarchies,
+    parent: &str,
+    controller: &str,
+) -> Result<bool, CgroupError> {
+    enable_down(host, parent, &[controller])?;
+    let dir = host.root.child(parent);
+    let dir = dir.map_err(|source| host.root.error("open", parent, source))?;
+    Ok(enabled(&dir)?.iter().any(|have| have == controller))
+}
+
+/// Opens an existing cgroup.
+pub(crate) fn open(host: &Hierarchies, path: &str) -> Result<Option<Cgroup>, CgroupError> {
+    match host.root.child(path) {
+        Ok(dir) => {
+            let controllers = dir
+                .read("cgroup.controllers")
+                .map_err(|source| dir.error("read", "cgroup.controllers", source))?
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect();
+            Ok(Some(Cgroup::new(
+                Version::V2,
+                vec![Part { controllers, dir }],
+            )))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(host.root.error("open", path, source)),
+    }
+}

@@ -1,0 +1,147 @@
+//! A parent of its own for each test, removed with everything in it; processes inside a cgroup.
+
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use amphora_cgroup::{Cgroup, Hierarchies, Version};
+use amphora_spec::runtime::Resources;
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The hierarchies with a parent that no other test uses.
+pub(crate) struct Scene {
+    pub(crate) host: Hierarchies,
+    pub(crate) parent: String,
+    root: PathBuf,
+}
+
+impl Scene {
+    /// `None`, loudly, where it cannot be tested.
+    pub(crate) fn at(root: &str, version: Version) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let parent = format!("amphora-test-{}-{number}", std::process::id());
+        let host = Hierarchies::at(Path::new(root));
+        let host = host.ok().filter(|host| host.version() == version);
+        if !rustix::process::geteuid().is_root() || host.is_none() {
+            eprintln!(
+                "SKIPPED: {}: needs root and cgroup {version} at {root}",
+                test_name()
+            );
+            return None;
+        }
+        let host = host?.with_default_parent(&parent);
+        Some(Self {
+            host,
+            parent,
+            root: root.into(),
+        })
+    }
+
+    pub(crate) fn create(&self, name: &str, resources: &str) -> Cgroup {
+        self.host
+            .create(&self.parent, name, &parse(resources))
+            .expect("create")
+    }
+
+    pub(crate) fn create_error(&self, name: &str, resources: &str) -> String {
+        let result = self.host.create(&self.parent, name, &parse(resources));
+        result.expect_err("it should be refused").to_string()
+    }
+
+    /// Every directory below the hierarchies whose path has `part` in it.
+    pub(crate) fn find(&self, part: &str) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut open = vec![self.root.clone()];
+        while let Some(dir) = open.pop() {
+            let Ok(entries) = std::fs::read_dir(&dir) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    if entry.path().to_string_lossy().contains(part) {
+                        found.push(entry.path());
+                    }
+                    open.push(entry.path());
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let mut left = self.find(&self.parent);
+        left.sort();
+        for dir in left.iter().rev() {
+            let _ = std::fs::remove_dir(dir);
+        }
+        if !std::thread::panicking() {
+            assert_eq!(
+                self.find(&self.parent),
+                Vec::<PathBuf>::new(),
+                "cgroups are left"
+            );
+        }
+    }
+}
+
+pub(crate) fn parse(resources: &str) -> Resources {
+    serde_json::from_str(resources).expect("test input")
+}
+
+/// Starts a shell that moves itself into the cgroup and runs `script` there.
+pub(crate) fn spawn(cgroup: &Cgroup, script: &str) -> Child {
+    let tasks = cgroup.tasks_fds().expect("tasks files");
+    let own = std::process::id();
+    let mut files: Vec<String> = tasks
+        .iter()
+        .map(|fd| format!("/proc/{own}/fd/{}", fd.as_raw_fd()))
+        .collect();
+    if cgroup.version() == Version::V2 {
+        files.push(cgroup.paths()[0].join("cgroup.procs").display().to_string());
+    }
+    let enter: String = files
+        .iter()
+        .map(|file| format!("echo 0 > {file} || exit 99\n"))
+        .collect();
+    let mut child = Command::new("/bin/busybox")
+        .args(["sh", "-c", &format!("{enter}echo in\n{script}")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("busybox");
+    // The files may be closed once the shell says that it is in.
+    let mut first = [0_u8; 3];
+    let stdout = child.stdout.as_mut().expect("piped");
+    std::io::Read::read_exact(stdout, &mut first).expect("the shell enters");
+    drop(tasks);
+    child
+}
+
+pub(crate) fn run(cgroup: &Cgroup, script: &str) -> Output {
+    spawn(cgroup, script).wait_with_output().expect("wait")
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Waits for a condition; fails at the deadline.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < DEADLINE, "never happened: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Name of the running test: its thread is called so.
+pub(crate) fn test_name() -> String {
+    std::thread::current().name().unwrap_or("?").to_owned()
+}
