@@ -1,0 +1,335 @@
+//! The plan that both kinds of workload share: everything up to the program.
+
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+use amphora_spec::runtime::Process;
+use amphora_sys::mount::RDONLY;
+use amphora_sys::plan::{Create, Exec, FdSlot, LaunchPlan, Op, Place, RootSwitch};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use crate::bundle::SeccompChoice;
+use crate::mounts::Mounts;
+use crate::seccomp::{self, Filter};
+use crate::{Bundle, ExecutorError, caps, cgroup, options, validate};
+
+type Result<T = ()> = std::result::Result<T, ExecutorError>;
+
+const CLONE_NEWNS: u64 = 0x0002_0000;
+const CLONE_NEWCGROUP: u64 = 0x0200_0000;
+const CLONE_NEWUTS: u64 = 0x0400_0000;
+const CLONE_NEWIPC: u64 = 0x0800_0000;
+const CLONE_NEWPID: u64 = 0x2000_0000;
+const CLONE_NEWNET: u64 = 0x4000_0000;
+
+/// Where programs are looked for when the environment does not say.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a workload decides about its plan.
+#[derive(Debug)]
+pub struct BaseOptions {
+    /// The compiled seccomp filter; [`filter`] makes the one the bundle asks for.
+    pub seccomp: Option<Filter>,
+    /// What the plan ends in.
+    pub program: Program,
+}
+
+/// What a plan ends in.
+#[derive(Debug)]
+pub enum Program {
+    /// `process.args` of the spec, found inside the container.
+    Entrypoint,
+    /// A program by descriptor, not visible in the container.
+    Fd {
+        /// The program.
+        program: OwnedFd,
+        /// Arguments, from `argv[0]` on.
+        args: Vec<String>,
+        /// Environment.
+        env: Vec<String>,
+        /// Descriptors and the numbers they have in the program.
+        fds: Vec<(OwnedFd, i32)>,
+    },
+}
+
+pub(crate) fn cstr(text: impl Into<Vec<u8>>) -> Result<CString> {
+    CString::new(text).map_err(|error| {
+        let text = String::from_utf8_lossy(&error.into_vec()).into_owned();
+        ExecutorError::Invalid(format!("{text:?} contains a null byte"))
+    })
+}
+
+fn cstrs(list: &[String]) -> Result<Vec<CString>> {
+    list.iter().map(|text| cstr(text.as_str())).collect()
+}
+
+/// Builds the plan: namespaces, cgroup, root, mounts, limits, credentials, filter, program.
+///
+/// Stdio is left to whoever launches it: [`LaunchPlan::stdio`] or, with `process.terminal`,
+/// [`LaunchPlan::console`].
+///
+/// # Errors
+/// Whatever in the bundle is malformed, unsupported, or refused by the kernel.
+pub fn base_plan(bundle: &Bundle, options: BaseOptions) -> Result<LaunchPlan> {
+    let mut plan = LaunchPlan::default();
+    let process = &bundle.spec.process;
+    let linux = &bundle.spec.linux;
+    let late = namespaces(bundle, &mut plan)?;
+    plan.ops.extend(late);
+    plan.ops
+        .extend([Op::ResetInherited, Op::NewSession, Op::NewKeyring]);
+
+    let root = bundle
+        .root
+        .try_clone()
+        .map_err(ExecutorError::kernel("hold the root"))?;
+    let root = plan.add_fd(root);
+    plan.ops.push(Op::EnterRoot {
+        root,
+        switch: RootSwitch::Pivot,
+    });
+    Mounts::new(bundle, &mut plan).build()?;
+    if process.terminal {
+        let size = process.console_size.unwrap_or_default();
+        let (rows, cols) = (size.height, size.width);
+        plan.ops.push(Op::Console {
+            rows,
+            cols,
+            uid: process.user.uid,
+        });
+    }
+    if !bundle.spec.hostname.is_empty() {
+        plan.ops
+            .push(Op::Hostname(cstr(bundle.spec.hostname.as_str())?));
+    }
+    if !bundle.spec.domainname.is_empty() {
+        plan.ops
+            .push(Op::Domainname(cstr(bundle.spec.domainname.as_str())?));
+    }
+    plan.ops.push(Op::Chdir(cstr(process.cwd.as_str())?));
+    let attr = if bundle.spec.root.readonly { RDONLY } else { 0 };
+    let propagation = options::propagation_of(&linux.rootfs_propagation).unwrap_or(0);
+    if attr != 0 || propagation != 0 {
+        let at = Place::root(c"/".to_owned(), Create::No);
+        plan.ops.push(Op::SetAttr {
+            at,
+            attr,
+            propagation,
+        });
+    }
+    let filter = options.seccomp.map(|filter| Op::Seccomp {
+        filter: filter.program,
+        flags: filter.flags,
+    });
+    credentials(process, filter, &mut plan)?;
+    program(process, options.program, &mut plan)?;
+    Ok(plan)
+}
+
+/// Sets the namespaces to be born into, and returns the steps that the child takes for the rest.
+fn namespaces(bundle: &Bundle, plan: &mut LaunchPlan) -> Result<Vec<Op>> {
+    let mut ops = Vec::new();
+    let entry = cgroup::entry(&bundle.cgroup)?;
+    plan.cgroup = entry.directory.map(|fd| plan.add_fd(fd));
+    for tasks in entry.tasks {
+        ops.push(Op::JoinCgroup {
+            tasks: plan.add_fd(tasks),
+        });
+    }
+    if let Some(netns) = &bundle.netns {
+        let ns = netns.try_clone();
+        let ns = ns.map_err(ExecutorError::kernel("hold the network namespace"))?;
+        ops.push(Op::SetNs {
+            ns: plan.add_fd(ns),
+            kind: CLONE_NEWNET as i32,
+        });
+    }
+    for ns in &bundle.spec.linux.namespaces {
+        let flag = match ns.kind.as_str() {
+            "network" if bundle.netns.is_some() => continue,
+            "network" => CLONE_NEWNET,
+            "pid" => CLONE_NEWPID,
+            "mount" => CLONE_NEWNS,
+            "ipc" => CLONE_NEWIPC,
+            "uts" => CLONE_NEWUTS,
+            "cgroup" => CLONE_NEWCGROUP,
+            other => {
+                return Err(ExecutorError::unsupported(format!(
+                    "linux.namespaces: {other}"
+                )));
+            }
+        };
+        if let Some(path) = &ns.path {
+            let slot = open_namespace(path, plan)?;
+            if flag == CLONE_NEWPID {
+                plan.pid_namespace = Some(slot);
+            } else {
+                ops.push(Op::SetNs {
+                    ns: slot,
+                    kind: flag as i32,
+                });
+            }
+        } else if flag == CLONE_NEWCGROUP {
+            // Its root is the cgroup of whoever makes it: the child, once it is in its own.
+            ops.push(Op::Unshare { flags: flag });
+        } else {
+            plan.clone_flags |= flag;
+            if flag == CLONE_NEWNET {
+                ops.push(Op::LoopbackUp);
+            }
+        }
+    }
+    Ok(ops)
+}
+
+fn open_namespace(path: &str, plan: &mut LaunchPlan) -> Result<FdSlot> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let fd = openat(CWD, path, flags, Mode::empty())
+        .map_err(ExecutorError::kernel(format!("open namespace \"{path}\"")))?;
+    Ok(plan.add_fd(fd))
+}
+
+/// The last steps, from which on the child can do less and less. Without no_new_privs a filter
+/// needs `CAP_SYS_ADMIN` and goes first; with it, it goes last and sees the fewest calls.
+fn credentials(process: &Process, filter: Option<Op>, plan: &mut LaunchPlan) -> Result {
+    let user = &process.user;
+    if user.uid != 0 && !process.terminal {
+        plan.ops.push(Op::OwnStdio { uid: user.uid });
+    }
+    plan.ops.push(Op::Umask(user.umask.unwrap_or(0o022)));
+    // After the last step that opens anything: a limit may be lower than what we need.
+    for limit in &process.rlimits {
+        let resource = validate::rlimit(&limit.kind).ok_or_else(|| {
+            ExecutorError::Invalid(format!("process.rlimits: unknown type \"{}\"", limit.kind))
+        })?;
+        plan.ops.push(Op::Rlimit {
+            resource,
+            soft: limit.soft,
+            hard: limit.hard,
+        });
+    }
+    let (before, after) = if process.no_new_privileges {
+        (None, filter)
+    } else {
+        (filter, None)
+    };
+    plan.ops.extend(before);
+    let (bounding, sets) = caps::sets(process.capabilities.as_ref())?;
+    let groups = user.additional_gids.clone();
+    plan.ops.push(Op::BoundingSet(bounding));
+    plan.ops.push(Op::Ids {
+        uid: user.uid,
+        gid: user.gid,
+        groups,
+    });
+    plan.ops.push(Op::Capabilities(sets));
+    if process.no_new_privileges {
+        plan.ops.push(Op::NoNewPrivs);
+    }
+    plan.ops.extend(after);
+    Ok(())
+}
+
+fn program(process: &Process, program: Program, plan: &mut LaunchPlan) -> Result {
+    plan.exec = Some(match program {
+        Program::Entrypoint => {
+            let Some(name) = process.args.first() else {
+                return Err(ExecutorError::Invalid(
+                    "process.args: no command given".into(),
+                ));
+            };
+            Exec::Path {
+                name: name.clone(),
+                candidates: candidates(name, &process.env)?,
+                argv: cstrs(&process.args)?,
+                envp: cstrs(&process.env)?,
+            }
+        }
+        Program::Fd {
+            program,
+            args,
+            env,
+            fds,
+        } => {
+            let program = plan.add_fd(program);
+            let mut list = Vec::with_capacity(fds.len());
+            for (fd, number) in fds {
+                list.push((plan.add_fd(fd), number));
+            }
+            if !list.is_empty() {
+                // Before a filter, which need not let descriptors be moved.
+                let last = plan.ops.iter().rposition(|op| matches!(op, Op::Umask(_)));
+                plan.ops
+                    .insert(last.unwrap_or(plan.ops.len()), Op::PassFds(list));
+            }
+            Exec::Fd {
+                program,
+                argv: cstrs(&args)?,
+                envp: cstrs(&env)?,
+            }
+        }
+    });
+    Ok(())
+}
+
+/// The files to try for a command name.
+fn candidates(name: &str, env: &[String]) -> Result<Vec<CString>> {
+    if name.is_empty() {
+        return Ok(Vec::new());
+    }
+    if name.contains('/') {
+        return Ok(vec![cstr(name)?]);
+    }
+    let path = env
+        .iter()
+        .rev()
+        .find_map(|variable| variable.strip_prefix("PATH="));
+    let entry = |dir: &str| match dir.strip_suffix('/').unwrap_or(dir) {
+        "" if dir.is_empty() => cstr(format!("./{name}")),
+        dir => cstr(format!("{dir}/{name}")),
+    };
+    path.unwrap_or(DEFAULT_PATH).split(':').map(entry).collect()
+}
+
+/// Compiles the filter a bundle asks for: that of its spec, or else the one it chooses.
+///
+/// # Errors
+/// The field of the profile that is malformed or not supported.
+pub fn filter(bundle: &Bundle) -> Result<Option<Filter>> {
+    let spec = &bundle.spec;
+    match (&spec.linux.seccomp, bundle.seccomp) {
+        (Some(profile), _) => Ok(Some(seccomp::compile(profile)?)),
+        (None, SeccompChoice::Spec | SeccompChoice::Unconfined) => Ok(None),
+        (None, SeccompChoice::Default) => {
+            let caps = spec.process.capabilities.as_ref();
+            let bounding = caps.map_or(&[][..], |caps| &caps.bounding);
+            Ok(Some(Filter {
+                program: seccomp::default_filter(bounding),
+                flags: 0,
+            }))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(name: &str, env: &[&str]) -> Vec<String> {
+        let env: Vec<String> = env.iter().map(|text| (*text).to_owned()).collect();
+        let list = candidates(name, &env).unwrap();
+        list.into_iter()
+            .map(|path| path.into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn commands_are_looked_for_where_path_says() {
+        assert_eq!(names("sh", &["PATH=/bin:/x/", "A=b"]), ["/bin/sh", "/x/sh"]);
+        assert_eq!(names("sh", &["PATH=/bin:"]), ["/bin/sh", "./sh"]);
+        assert_eq!(names("sh", &["PATH=/"]), ["/sh"]);
+        assert_eq!(names("./sh", &["PATH=/bin"]), ["./sh"]);
+        assert_eq!(names("sh", &[]).len(), 6);
+        assert!(names("", &[]).is_empty());
+    }
+}

@@ -1,0 +1,160 @@
+//! Mount options, as `mount(8)` and the runtime specification spell them.
+
+use amphora_sys::mount::{NODEV, NOEXEC, NOSUID, RDONLY};
+
+const NOATIME: u64 = 0x10;
+const STRICTATIME: u64 = 0x20;
+/// The bits that hold the access time mode.
+const ATIME: u64 = 0x70;
+const NODIRATIME: u64 = 0x80;
+const NOSYMFOLLOW: u64 = 0x20_0000;
+
+const MS_UNBINDABLE: u64 = 1 << 17;
+const MS_PRIVATE: u64 = 1 << 18;
+const MS_SLAVE: u64 = 1 << 19;
+const MS_SHARED: u64 = 1 << 20;
+
+/// Attributes to set and to clear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Attr {
+    pub(crate) set: u64,
+    pub(crate) clear: u64,
+}
+
+/// The parts of a list of mount options.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Options {
+    /// A bind mount is asked for.
+    pub(crate) bind: bool,
+    /// With what is mounted below (`rbind`).
+    pub(crate) recursive: bool,
+    /// Attributes of the mount.
+    pub(crate) attr: Attr,
+    /// Attributes of it and of all below (`rro` …).
+    pub(crate) recursive_attr: Attr,
+    /// `MS_PRIVATE` …, or 0.
+    pub(crate) propagation: u64,
+    /// For the file system itself.
+    pub(crate) data: Vec<(String, Option<String>)>,
+}
+
+fn attribute(word: &str) -> Option<Attr> {
+    let set = |set| Some(Attr { set, clear: 0 });
+    let clear = |clear| Some(Attr { set: 0, clear });
+    match word {
+        "ro" => set(RDONLY),
+        "rw" => clear(RDONLY),
+        "nosuid" => set(NOSUID),
+        "suid" => clear(NOSUID),
+        "nodev" => set(NODEV),
+        "dev" => clear(NODEV),
+        "noexec" => set(NOEXEC),
+        "exec" => clear(NOEXEC),
+        "nodiratime" => set(NODIRATIME),
+        "diratime" => clear(NODIRATIME),
+        "nosymfollow" => set(NOSYMFOLLOW),
+        "symfollow" => clear(NOSYMFOLLOW),
+        "noatime" => Some(Attr {
+            set: NOATIME,
+            clear: ATIME,
+        }),
+        "strictatime" => Some(Attr {
+            set: STRICTATIME,
+            clear: ATIME,
+        }),
+        "atime" | "relatime" | "norelatime" | "nostrictatime" => clear(ATIME),
+        _ => None,
+    }
+}
+
+fn propagation(word: &str) -> Option<u64> {
+    match word {
+        "private" | "rprivate" => Some(MS_PRIVATE),
+        "slave" | "rslave" => Some(MS_SLAVE),
+        "shared" | "rshared" => Some(MS_SHARED),
+        "unbindable" | "runbindable" => Some(MS_UNBINDABLE),
+        _ => None,
+    }
+}
+
+/// The propagation a name of `rootfsPropagation` or of a mount option stands for; 0 for none.
+pub(crate) fn propagation_of(word: &str) -> Option<u64> {
+    if word.is_empty() {
+        Some(0)
+    } else {
+        propagation(word)
+    }
+}
+
+impl Attr {
+    /// The later word wins.
+    fn merge(&mut self, later: Self) {
+        self.set = (self.set & !later.clear) | later.set;
+        self.clear = (self.clear & !later.set) | later.clear;
+    }
+}
+
+/// Sorts options into their parts; what is no mount option is the file system's own.
+pub(crate) fn parse(options: &[String]) -> Options {
+    let mut parsed = Options::default();
+    for word in options {
+        if let Some(attr) = attribute(word) {
+            parsed.attr.merge(attr);
+        } else if let Some(kind) = propagation(word) {
+            parsed.propagation = kind;
+        } else if let Some(attr) = word.strip_prefix('r').and_then(attribute) {
+            parsed.recursive_attr.merge(attr);
+        } else {
+            match word.as_str() {
+                "bind" => parsed.bind = true,
+                "rbind" => (parsed.bind, parsed.recursive) = (true, true),
+                "defaults" | "async" | "nomand" | "nolazytime" | "silent" | "loud" => {}
+                _ => parsed.data.push(match word.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (word.clone(), None),
+                }),
+            }
+        }
+    }
+    parsed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &str) -> Options {
+        parse(&words.split(',').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn dev_options_of_docker_are_sorted() {
+        let options = parsed("nosuid,strictatime,mode=755,size=65536k");
+        assert_eq!(
+            options.attr,
+            Attr {
+                set: NOSUID | STRICTATIME,
+                clear: ATIME
+            }
+        );
+        let data = [("mode".to_owned(), Some("755".to_owned()))];
+        assert_eq!(options.data[..1], data);
+        assert!(!options.bind);
+    }
+
+    #[test]
+    fn later_words_win_and_r_words_are_recursive() {
+        let options = parsed("rbind,ro,rw,rro,rslave,noatime,relatime");
+        assert!(options.bind && options.recursive);
+        assert_eq!(options.attr.set, 0);
+        assert_eq!(options.attr.clear & RDONLY, RDONLY);
+        assert_eq!(options.recursive_attr.set, RDONLY);
+        assert_eq!(options.propagation, MS_SLAVE);
+        assert!(options.data.is_empty());
+    }
+
+    #[test]
+    fn relatime_is_not_a_recursive_word() {
+        assert_eq!(parsed("relatime,rw").recursive_attr, Attr::default());
+    }
+}

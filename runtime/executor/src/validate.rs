@@ -1,0 +1,267 @@
+//! Refuses what a plan would not honour, by the name of its field.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use amphora_spec::runtime::{Linux, Mount, Namespace, Process, Spec};
+
+use crate::{Bundle, ExecutorError, caps, mounts, options};
+
+type Result<T = ()> = std::result::Result<T, ExecutorError>;
+
+fn invalid<T>(text: impl Into<String>) -> Result<T> {
+    Err(ExecutorError::Invalid(text.into()))
+}
+
+/// Checks everything that both kinds of workload share.
+///
+/// # Errors
+/// The first field that is malformed or not supported.
+pub fn validate(bundle: &Bundle) -> Result {
+    let spec = &bundle.spec;
+    let version = &spec.oci_version;
+    if !version.is_empty() && !version.starts_with("1.") {
+        return invalid(format!("ociVersion: \"{version}\" is not a version 1"));
+    }
+    unknown("", &spec.unknown)?;
+    text("hostname", &spec.hostname)?;
+    text("domainname", &spec.domainname)?;
+    namespaces(spec)?;
+    process(&spec.process)?;
+    for mount in &spec.mounts {
+        check_mount(mount)?;
+    }
+    for mount in &bundle.mounts {
+        absolute("mount destination", &mount.destination)?;
+    }
+    linux(&spec.linux)
+}
+
+/// Refuses fields nobody understands, unless they say nothing.
+fn unknown(prefix: &str, fields: &BTreeMap<String, serde_json::Value>) -> Result {
+    use serde_json::Value;
+    let says_something = |value: &Value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => true,
+    };
+    match fields.iter().find(|(_, value)| says_something(value)) {
+        Some((name, _)) => Err(ExecutorError::unsupported(format!("{prefix}{name}"))),
+        None => Ok(()),
+    }
+}
+
+fn text(field: &str, value: &str) -> Result {
+    if value.contains('\0') {
+        invalid(format!("{field}: contains a null byte"))
+    } else {
+        Ok(())
+    }
+}
+
+fn absolute(field: &str, path: &str) -> Result {
+    text(field, path)?;
+    if path.starts_with('/') {
+        return Ok(());
+    }
+    invalid(format!("{field}: \"{path}\" is not an absolute path"))
+}
+
+fn has(namespaces: &[Namespace], kind: &str) -> bool {
+    namespaces.iter().any(|ns| ns.kind == kind)
+}
+
+fn namespaces(spec: &Spec) -> Result {
+    let list = &spec.linux.namespaces;
+    let mut seen = BTreeSet::new();
+    for ns in list {
+        match ns.kind.as_str() {
+            "pid" | "network" | "ipc" | "uts" | "cgroup" => {}
+            "mount" if ns.path.is_none() => {}
+            "mount" | "user" | "time" => {
+                return Err(ExecutorError::unsupported(format!(
+                    "linux.namespaces: {}",
+                    ns.kind
+                )));
+            }
+            kind => return invalid(format!("linux.namespaces: unknown type \"{kind}\"")),
+        }
+        if let Some(path) = &ns.path {
+            absolute("linux.namespaces.path", path)?;
+        }
+        if !seen.insert(&ns.kind) {
+            return invalid(format!("linux.namespaces: \"{}\" is listed twice", ns.kind));
+        }
+    }
+    if !has(list, "mount") {
+        return Err(ExecutorError::unsupported("linux.namespaces without mount"));
+    }
+    let named = !spec.hostname.is_empty() || !spec.domainname.is_empty();
+    if named && !has(list, "uts") {
+        return invalid("hostname: needs a uts namespace");
+    }
+    spec.linux
+        .sysctl
+        .iter()
+        .try_for_each(|(name, value)| sysctl(list, name, value))
+}
+
+/// Only parameters that belong to a namespace of the container's own.
+fn sysctl(namespaces: &[Namespace], name: &str, value: &str) -> Result {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    text("linux.sysctl", value)?;
+    let dotted = name.replace('/', ".");
+    let needed = if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+        "ipc"
+    } else if dotted.starts_with("net.") {
+        "network"
+    } else if dotted == "kernel.domainname" {
+        "uts"
+    } else {
+        return invalid(format!(
+            "linux.sysctl: \"{name}\" is not in a namespace of its own"
+        ));
+    };
+    let plain = name.split(['.', '/']).all(|part| !part.is_empty());
+    if !plain || name.contains('\0') {
+        return invalid(format!("linux.sysctl: \"{name}\" is not a name"));
+    }
+    if has(namespaces, needed) {
+        return Ok(());
+    }
+    invalid(format!(
+        "linux.sysctl: \"{name}\" needs a {needed} namespace"
+    ))
+}
+
+fn process(process: &Process) -> Result {
+    unknown("process.", &process.unknown)?;
+    absolute("process.cwd", &process.cwd)?;
+    process
+        .args
+        .iter()
+        .try_for_each(|arg| text("process.args", arg))?;
+    process
+        .env
+        .iter()
+        .try_for_each(|variable| text("process.env", variable))?;
+    caps::sets(process.capabilities.as_ref())?;
+    let mut seen = BTreeSet::new();
+    for limit in &process.rlimits {
+        let kind = &limit.kind;
+        if rlimit(kind).is_none() {
+            return invalid(format!("process.rlimits: unknown type \"{kind}\""));
+        }
+        if limit.soft > limit.hard {
+            return invalid(format!(
+                "process.rlimits: soft {kind} is above the hard one"
+            ));
+        }
+        if !seen.insert(kind) {
+            return invalid(format!("process.rlimits: \"{kind}\" is listed twice"));
+        }
+    }
+    match process.oom_score_adj {
+        Some(score) if !(-1000..=1000).contains(&score) => invalid(format!(
+            "process.oomScoreAdj: {score} is not in -1000 to 1000"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The number of a limit by its name.
+pub(crate) fn rlimit(name: &str) -> Option<u32> {
+    const NAMES: [&str; 16] = [
+        "CPU",
+        "FSIZE",
+        "DATA",
+        "STACK",
+        "CORE",
+        "RSS",
+        "NPROC",
+        "NOFILE",
+        "MEMLOCK",
+        "AS",
+        "LOCKS",
+        "SIGPENDING",
+        "MSGQUEUE",
+        "NICE",
+        "RTPRIO",
+        "RTTIME",
+    ];
+    let short = name.strip_prefix("RLIMIT_")?;
+    u32::try_from(NAMES.iter().position(|known| *known == short)?).ok()
+}
+
+fn check_mount(mount: &Mount) -> Result {
+    absolute("mounts.destination", &mount.destination)?;
+    text("mounts.source", &mount.source)?;
+    mount
+        .options
+        .iter()
+        .try_for_each(|option| text("mounts.options", option))?;
+    let options = options::parse(&mount.options);
+    let what = |detail: &str| format!("mounts: \"{}\": {detail}", mount.destination);
+    if options
+        .data
+        .iter()
+        .any(|(key, _)| matches!(key.as_str(), "tmpcopyup" | "idmap" | "ridmap"))
+    {
+        return Err(ExecutorError::unsupported(what("tmpcopyup and idmap")));
+    }
+    match mounts::kind(mount, &options) {
+        Some(mounts::Kind::Bind) => {
+            absolute("mounts.source", &mount.source)?;
+            match options.data.first() {
+                Some((key, _)) => invalid(what(&format!("unknown option \"{key}\""))),
+                None => Ok(()),
+            }
+        }
+        Some(_) => Ok(()),
+        None => Err(ExecutorError::unsupported(what(&format!(
+            "type \"{}\"",
+            mount.kind
+        )))),
+    }
+}
+
+fn linux(linux: &Linux) -> Result {
+    unknown("linux.", &linux.unknown)?;
+    let resources = &linux.resources;
+    unknown("linux.resources.", &resources.unknown)?;
+    if let Some(memory) = &resources.memory {
+        unknown("linux.resources.memory.", &memory.unknown)?;
+    }
+    if let Some(cpu) = &resources.cpu {
+        unknown("linux.resources.cpu.", &cpu.unknown)?;
+    }
+    if let Some(seccomp) = &linux.seccomp {
+        crate::seccomp::compile(seccomp)?;
+    }
+    for path in linux.masked_paths.iter().chain(&linux.readonly_paths) {
+        absolute("linux.maskedPaths and readonlyPaths", path)?;
+    }
+    for device in &linux.devices {
+        absolute("linux.devices.path", &device.path)?;
+        if !matches!(device.kind.as_str(), "c" | "b" | "u" | "p") {
+            return invalid(format!("linux.devices: unknown type \"{}\"", device.kind));
+        }
+    }
+    if options::propagation_of(&linux.rootfs_propagation).is_none() {
+        let value = &linux.rootfs_propagation;
+        return invalid(format!(
+            "linux.rootfsPropagation: unknown value \"{value}\""
+        ));
+    }
+    Ok(())
+}
