@@ -1,0 +1,337 @@
+//! Endpoints: a container's place in a network, made and unmade.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use amphora_spec::ContainerId;
+use amphora_spec::release::Release;
+use amphora_sys::netlink::{NETFILTER, ROUTE, Socket};
+use amphora_sys::ns;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::address::{hardware_address, hardware_text};
+use crate::config::NetworkConfig;
+use crate::ensure::random_hex;
+use crate::ensure::{Host, host_has_ipv6};
+use crate::error::{NetworkError, Result, kernel, netlink};
+use crate::lease::Lease;
+use crate::networks::Networks;
+use crate::nft::{self, Element};
+use crate::ports::{Listener, PortRequest, PublishedPort, reserve, reserve_published};
+use crate::route::{self, Inside, Veth};
+use crate::{store, sysctl};
+
+/// Index of a container's link: the one after loopback, or one that nothing else takes where
+/// the kernel puts links of its own into every namespace.
+const PEER_INDEXES: [u32; 2] = [2, 1002];
+
+/// What a container asks of a network.
+#[derive(Debug, Clone)]
+pub struct AttachRequest {
+    /// The container.
+    pub container: ContainerId,
+    /// The network's name.
+    pub network: String,
+    /// Ports to publish.
+    pub ports: Vec<PortRequest>,
+}
+
+/// A container's place in a network, as recorded in `containers/<id>/endpoint`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// The container.
+    pub container: ContainerId,
+    /// The network's name.
+    pub network: String,
+    /// The network's id.
+    pub network_id: String,
+    /// IPv4 address.
+    pub address: Ipv4Addr,
+    /// IPv4 prefix length.
+    pub prefix: u8,
+    /// IPv4 gateway.
+    pub gateway: Ipv4Addr,
+    /// IPv6 address.
+    pub address6: Option<Ipv6Addr>,
+    /// IPv6 prefix length.
+    pub prefix6: u8,
+    /// IPv6 gateway.
+    pub gateway6: Option<Ipv6Addr>,
+    /// Hardware address of the container's `eth0`.
+    pub mac: String,
+    /// Name of the host's end of the link.
+    pub link: String,
+    /// Published ports.
+    pub ports: Vec<PublishedPort>,
+}
+
+/// Everything an attached container needs from here on.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The network namespace, with `lo` and `eth0` up; it lives as long as somebody holds it.
+    pub netns: OwnedFd,
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// Published ports (also in the endpoint).
+    pub ports: Vec<PublishedPort>,
+    /// Descriptors that the supervisor holds until it ends, some of which it serves.
+    pub listeners: Vec<Listener>,
+    /// What frees ports and address when the container has exited.
+    pub release: Vec<Release>,
+}
+
+impl Endpoint {
+    /// `link` is drawn anew for every start: the link of the last one may still be on its way out
+    /// with its namespace.
+    fn new(
+        id: ContainerId,
+        config: &NetworkConfig,
+        lease: &Lease,
+        ports: Vec<PublishedPort>,
+        mut link: String,
+    ) -> Self {
+        link.truncate(11);
+        Self {
+            container: id,
+            network: config.name.clone(),
+            network_id: config.id.clone(),
+            address: lease.address,
+            prefix: config.subnet.prefix(),
+            gateway: config.gateway(),
+            address6: config.address6(lease.offset),
+            prefix6: config.subnet6.map_or(0, |subnet| subnet.prefix()),
+            gateway6: config.gateway6(),
+            mac: hardware_text(hardware_address(lease.address)),
+            link: format!("am{link}"),
+            ports,
+        }
+    }
+
+    /// The entries of this endpoint in the port maps.
+    pub(crate) fn elements(&self) -> Vec<Element> {
+        let entry = |port: &PublishedPort| {
+            if port.host_ip.is_ipv4() {
+                nft::port_element(port, self.address.into())
+            } else {
+                nft::port_element(port, self.address6?.into())
+            }
+        };
+        self.ports.iter().filter_map(entry).collect()
+    }
+
+    fn inside(&self, index: u32) -> Inside {
+        let v6 = self
+            .address6
+            .zip(self.gateway6)
+            .map(|(a, g)| (a, self.prefix6, g));
+        Inside {
+            index,
+            address: (self.address, self.prefix),
+            gateway: self.gateway,
+            v6,
+        }
+    }
+}
+
+/// What has been done so far, to be undone last first.
+#[derive(Debug)]
+enum Undo {
+    File(PathBuf),
+    Link(String),
+    Elements(Vec<Element>),
+}
+
+impl Networks {
+    /// Gives a container its own network namespace in a network, with ports published.
+    ///
+    /// The address is leased, host ports are reserved and the record is written before anything
+    /// is made; a failure undoes what was done before it.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; a taken host port is a conflict.
+    pub fn attach(&self, request: &AttachRequest) -> Result<Attachment> {
+        if self.endpoint_path(&request.container).exists() {
+            self.release(&request.container)?;
+        }
+        let (config, host) = self.ensure(&request.network)?;
+        let mut undo = Vec::new();
+        match self.attach_steps(request, &config, &host, &mut undo) {
+            Ok(mut attachment) => {
+                // Closing this socket may block until a grace period is over (see
+                // `netlink::replay`); the supervisor has all the time in the world.
+                let fd = host.nft.into();
+                attachment.listeners.push(Listener { fd, target: None });
+                Ok(attachment)
+            }
+            Err(error) => {
+                self.undo(&host, &undo);
+                Err(error)
+            }
+        }
+    }
+
+    /// The failure that led here is the one to tell; `reconcile` gets what stays behind.
+    fn undo(&self, host: &Host, done: &[Undo]) {
+        for action in done.iter().rev() {
+            let _ = match action {
+                Undo::File(path) => store::remove(path).is_ok(),
+                Undo::Link(name) => route::delete_link(&host.route, name).is_ok(),
+                Undo::Elements(all) => nft::delete(&host.nft, all).is_ok(),
+            };
+        }
+        let _ = self.settle();
+    }
+
+    fn attach_steps(
+        &self,
+        request: &AttachRequest,
+        config: &NetworkConfig,
+        host: &Host,
+        undo: &mut Vec<Undo>,
+    ) -> Result<Attachment> {
+        let id = request.container;
+        self.step()?;
+        let lease = self.leases(&config.name).take(&config.subnet, &id)?;
+        let lease = lease.ok_or_else(|| NetworkError::AddressesExhausted {
+            name: config.name.clone(),
+            id: config.id.clone(),
+        })?;
+        undo.push(Undo::File(lease.path.clone()));
+
+        self.step()?;
+        let (ports, listeners) = reserve(&request.ports, lease.address, host_has_ipv6())?;
+        let endpoint = Endpoint::new(id, config, &lease, ports.clone(), random_hex()?);
+
+        self.step()?;
+        let record = self.endpoint_path(&id);
+        store::make_dir(&self.container_dir(&id))?;
+        undo.push(Undo::File(record.clone()));
+        store::write_json(&record, &endpoint)?;
+
+        self.step()?;
+        self.ensure_accepted(&host.nft, config)?;
+
+        self.step()?;
+        let (netns, socket) = own_namespace()?;
+        undo.push(Undo::Link(endpoint.link.clone()));
+        self.step()?;
+        let index = add_link(host, &endpoint, config.mtu, &netns)?;
+
+        self.step()?;
+        route::configure_inside(&socket, &endpoint.inside(index)).map_err(netlink(format!(
+            "configure the network of container {}",
+            id.short()
+        )))?;
+
+        self.step()?;
+        let elements = endpoint.elements();
+        undo.push(Undo::Elements(elements.clone()));
+        nft::add(&host.nft, &elements).map_err(netlink(format!(
+            "publish the ports of container {}",
+            id.short()
+        )))?;
+
+        self.step()?;
+        let release = nft::remove_batch(&elements)
+            .map(|bytes| Release::Netlink {
+                protocol: NETFILTER,
+                bytes,
+            })
+            .into_iter()
+            .chain([Release::Unlink(lease.path), Release::Unlink(record)])
+            .collect();
+        Ok(Attachment {
+            netns,
+            endpoint,
+            ports,
+            listeners,
+            release,
+        })
+    }
+
+    /// Frees address and ports of a container whose supervisor did not; does nothing without an
+    /// endpoint on record. Links are left to their namespace, which died with the container.
+    ///
+    /// # Errors
+    /// When rules or files cannot be removed; the record then stays.
+    pub fn release(&self, id: &ContainerId) -> Result<()> {
+        let Some(endpoint) = self.endpoint(id)? else {
+            return self.settle();
+        };
+        let leases = self.leases(&endpoint.network);
+        // Ports are freed before the address: without the lease there is nothing of ours left,
+        // and the same entry may belong to the next holder.
+        if leases.holder(endpoint.address) == Some(*id) {
+            let socket = nft::open().map_err(kernel("open nftables"))?;
+            nft::delete(&socket, &endpoint.elements()).map_err(netlink(format!(
+                "remove the ports of container {}",
+                id.short()
+            )))?;
+            store::remove(&leases.path(endpoint.address))?;
+        }
+        store::remove(&self.endpoint_path(id))?;
+        self.settle()
+    }
+
+    /// Reserves the ports of a running container again, for a supervisor that takes over from a
+    /// lost one.
+    ///
+    /// # Errors
+    /// When somebody took a port meanwhile.
+    pub fn listeners(&self, endpoint: &Endpoint) -> Result<Vec<Listener>> {
+        reserve_published(&endpoint.ports, endpoint.address)
+    }
+}
+
+/// Makes a network namespace with nothing but `lo`, up: network mode `none`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn none() -> Result<OwnedFd> {
+    let (netns, socket) = own_namespace()?;
+    route::loopback_up(&socket).map_err(netlink("bring loopback up"))?;
+    Ok(netns)
+}
+
+/// Makes a network namespace with the settings every container has, and a socket into it.
+fn own_namespace() -> Result<(OwnedFd, Socket)> {
+    let netns = ns::new_netns().map_err(kernel("create a network namespace"))?;
+    let socket = ns::in_netns(netns.as_fd(), || {
+        // Containers do not believe their neighbours' router advertisements.
+        sysctl::set_if_there("net/ipv6/conf/default/accept_ra", "0")?;
+        // As Docker has it: any user may ping and listen on any port inside.
+        sysctl::set_if_there("net/ipv4/ip_unprivileged_port_start", "0")?;
+        sysctl::set_if_there("net/ipv4/ping_group_range", "0 2147483647")?;
+        Socket::open(ROUTE)
+    });
+    Ok((netns, socket.map_err(kernel("enter a network namespace"))?))
+}
+
+fn add_link(host: &Host, endpoint: &Endpoint, mtu: u32, netns: &OwnedFd) -> Result<u32> {
+    let mut last = None;
+    for peer_index in PEER_INDEXES {
+        let veth = Veth {
+            name: &endpoint.link,
+            bridge: host.bridge,
+            netns: netns.as_fd(),
+            peer_index,
+            mac: hardware_address(endpoint.address),
+            mtu,
+        };
+        match route::add_veth(&host.route, &veth) {
+            Ok(()) => return Ok(peer_index),
+            Err(error) if error.is(Errno::BUSY) || error.is(Errno::EXIST) => last = Some(error),
+            Err(error) => return Err(netlink(step_of(endpoint))(error)),
+        }
+    }
+    Err(last.map_or_else(
+        || NetworkError::NotFound(endpoint.link.clone()),
+        netlink(step_of(endpoint)),
+    ))
+}
+
+fn step_of(endpoint: &Endpoint) -> String {
+    format!("create link \"{}\"", endpoint.link)
+}

@@ -1,0 +1,201 @@
+//! Brings the host to where a network works: bridge, settings, table. Each check is cheap and
+//! each step may be repeated; what is made stays until [`Networks::teardown_all`].
+
+use std::fs;
+
+use amphora_sys::netlink::Socket;
+use rustix::rand::{GetRandomFlags, getrandom};
+
+use crate::address::{choose, is_free, unique_local};
+use crate::config::{DEFAULT_LINK, DEFAULT_NETWORK, FORMAT, MTU_DEFAULT, NetworkConfig};
+use crate::error::{NetworkError, Result, kernel, netlink};
+use crate::networks::Networks;
+use crate::nft::{self, ForeignFilter};
+use crate::route::{self, Survey};
+use crate::{store, sysctl};
+
+/// The sockets an operation works with, and the bridge it found.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) route: Socket,
+    pub(crate) nft: Socket,
+    pub(crate) bridge: u32,
+}
+
+const FORWARD4: &str = "net/ipv4/ip_forward";
+const FORWARD6: &str = "net/ipv6/conf/all/forwarding";
+
+impl Networks {
+    /// Makes the network work on this host and returns what it is.
+    pub(crate) fn ensure(&self, name: &str) -> Result<(NetworkConfig, Host)> {
+        let route = Socket::open(amphora_sys::netlink::ROUTE).map_err(kernel("open netlink"))?;
+        let nft = nft::open().map_err(kernel("open nftables"))?;
+        let stored = self.stored(name)?;
+        if let Some(config) = &stored
+            && let Some(bridge) = ready(config, &route)?
+            && nft::is_current(&nft).map_err(netlink("look at table \"amphora\""))?
+        {
+            return Ok((config.clone(), Host { route, nft, bridge }));
+        }
+        store::make_dir(&self.run_dir(name))?;
+        let _lock = store::lock(&self.lock_path())?;
+        let mut host = Host {
+            route,
+            nft,
+            bridge: 0,
+        };
+        let config = self.ensure_bridge(name, &mut host)?;
+        if !nft::is_current(&host.nft).map_err(netlink("look at table \"amphora\""))? {
+            self.rebuild_table(&host.nft, &config)?;
+        }
+        Ok((config, host))
+    }
+
+    fn ensure_bridge(&self, name: &str, host: &mut Host) -> Result<NetworkConfig> {
+        self.step()?;
+        let survey = {
+            let except = route::link(&host.route, DEFAULT_LINK)
+                .map_err(netlink(format!("look at link \"{DEFAULT_LINK}\"")))?;
+            let index = except.map_or(0, |link| link.index);
+            route::survey(&host.route, index).map_err(netlink("list routes"))?
+        };
+        let stored = self.stored(name)?;
+        let exists = match &stored {
+            Some(config) => route::link(&host.route, &config.link)
+                .map_err(netlink(format!("look at link \"{}\"", config.link)))?
+                .is_some(),
+            None => false,
+        };
+        let config = match stored {
+            // An address range that has since been taken by somebody else is given up, unless
+            // the bridge stands and uses it.
+            Some(config) if exists || is_free(&config.subnet, &survey.used) => config,
+            Some(config) => self.configure(name, config.id, &survey)?,
+            None if name == DEFAULT_NETWORK => self.configure(name, random_hex()?, &survey)?,
+            None => return Err(NetworkError::NotFound(name.to_owned())),
+        };
+        self.make_bridge(&config, host)?;
+        self.forwarding(&config)?;
+        Ok(config)
+    }
+
+    fn configure(&self, name: &str, id: String, survey: &Survey) -> Result<NetworkConfig> {
+        let mut random = [0; 5];
+        getrandom(&mut random, GetRandomFlags::empty()).map_err(kernel("draw random bytes"))?;
+        let config = NetworkConfig {
+            version: FORMAT,
+            id,
+            name: name.to_owned(),
+            link: DEFAULT_LINK.to_owned(),
+            subnet: choose(&survey.used).ok_or(NetworkError::PoolsExhausted)?,
+            subnet6: host_has_ipv6().then(|| unique_local(random)),
+            mtu: survey.uplink_mtu.unwrap_or(MTU_DEFAULT).min(MTU_DEFAULT),
+        };
+        store::make_dir(&self.data_dir(name))?;
+        store::write_json(&self.config_path(name), &config)?;
+        Ok(config)
+    }
+
+    fn make_bridge(&self, config: &NetworkConfig, host: &mut Host) -> Result<()> {
+        self.step()?;
+        let step = || format!("create bridge \"{}\"", config.link);
+        route::add_bridge(
+            &host.route,
+            &config.link,
+            config.hardware_address(),
+            config.mtu,
+        )
+        .map_err(netlink(step()))?;
+        let link = route::link(&host.route, &config.link).map_err(netlink(step()))?;
+        let link = link.ok_or_else(|| NetworkError::NotFound(config.link.clone()))?;
+        host.bridge = link.index;
+        for (key, value) in [
+            (format!("net/ipv4/conf/{}/route_localnet", config.link), "1"),
+            (format!("net/ipv6/conf/{}/accept_ra", config.link), "0"),
+        ] {
+            sysctl::set_if_there(&key, value).map_err(kernel(format!("set {key}")))?;
+        }
+        self.step()?;
+        route::configure_bridge(&host.route, link.index, &config.bridge_addresses())
+            .map_err(netlink(step()))
+    }
+
+    fn forwarding(&self, config: &NetworkConfig) -> Result<()> {
+        self.step()?;
+        let changes = self.changes();
+        changes.apply(FORWARD4, "1")?;
+        if config.subnet6.is_none() || sysctl::get(FORWARD6).as_deref() == Some("1") {
+            return Ok(());
+        }
+        // A router ignores router advertisements, unless told to listen all the same: without
+        // this the host would lose its own IPv6 default route.
+        let links = fs::read_dir(sysctl::path("net/ipv6/conf"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for link in links.filter_map(|entry| entry.file_name().into_string().ok()) {
+            let key = format!("net/ipv6/conf/{link}/accept_ra");
+            if !["all", "default", "lo", config.link.as_str()].contains(&link.as_str())
+                && sysctl::get(&key).as_deref() == Some("1")
+            {
+                changes.apply(&key, "2")?;
+            }
+        }
+        changes.apply(FORWARD6, "1")
+    }
+
+    /// Makes the table, with every port of every endpoint on record.
+    fn rebuild_table(&self, socket: &Socket, config: &NetworkConfig) -> Result<()> {
+        self.step()?;
+        let mut ports = Vec::new();
+        for endpoint in self.endpoints()? {
+            for element in endpoint.elements() {
+                if !ports.contains(&element) {
+                    ports.push(element);
+                }
+            }
+        }
+        nft::rebuild(socket, &[config.facts()], &ports).map_err(netlink("make table \"amphora\""))
+    }
+
+    /// Has other engines' filters let our bridge through, as far as they can be asked.
+    pub(crate) fn ensure_accepted(&self, socket: &Socket, config: &NetworkConfig) -> Result<()> {
+        let look = || netlink("look at table \"filter\"");
+        let mut asked = false;
+        for family in [nft::Family::Ip, nft::Family::Ip6] {
+            asked |=
+                nft::foreign_filter(socket, family).map_err(look())? == ForeignFilter::UserChain;
+        }
+        if !asked {
+            return Ok(());
+        }
+        let _lock = store::lock(&self.lock_path())?;
+        nft::accept_bridges(socket, &[&config.link])
+            .map_err(netlink("accept the bridge in chain \"DOCKER-USER\""))
+    }
+}
+
+/// The bridge's index when nothing is to be done for it.
+fn ready(config: &NetworkConfig, socket: &Socket) -> Result<Option<u32>> {
+    let link = route::link(socket, &config.link)
+        .map_err(netlink(format!("look at link \"{}\"", config.link)))?;
+    let Some(link) = link.filter(|link| link.up) else {
+        return Ok(None);
+    };
+    let forwards = sysctl::get(FORWARD4).as_deref() == Some("1")
+        && (config.subnet6.is_none() || sysctl::get(FORWARD6).as_deref() != Some("0"));
+    Ok(forwards.then_some(link.index))
+}
+
+/// Says whether this network namespace has IPv6, and has it turned on.
+pub(crate) fn host_has_ipv6() -> bool {
+    ["all", "default"].iter().all(|which| {
+        sysctl::get(&format!("net/ipv6/conf/{which}/disable_ipv6")).as_deref() == Some("0")
+    })
+}
+
+pub(crate) fn random_hex() -> Result<String> {
+    let mut bytes = [0; 32];
+    getrandom(&mut bytes, GetRandomFlags::empty()).map_err(kernel("draw random bytes"))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,174 @@
+//! What can go wrong with a network.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use amphora_spec::error::io_kind;
+use amphora_spec::{Classify, ErrorKind};
+use amphora_sys::netlink::NetlinkError;
+use rustix::io::Errno;
+
+use crate::ports::Protocol;
+
+/// A failure of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NetworkError {
+    /// No network of this name.
+    #[error("network {0} not found")]
+    NotFound(String),
+    /// A file of ours could not be read, written or removed.
+    #[error("failed to {verb} {path:?}")]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A network's configuration cannot be understood.
+    #[error("failed to understand {path:?}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The kernel refused links, addresses, routes or rules.
+    #[error("failed to {step}")]
+    Netlink {
+        /// What was tried, with its object.
+        step: String,
+        /// The kernel's answer.
+        #[source]
+        source: NetlinkError,
+    },
+    /// A kernel call failed.
+    #[error("failed to {step}")]
+    Kernel {
+        /// What was tried, with its object.
+        step: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A host port cannot be had.
+    #[error("failed to bind host port {address}/{protocol}")]
+    Bind {
+        /// The host address and port.
+        address: SocketAddr,
+        /// Its protocol.
+        protocol: Protocol,
+        /// Why not.
+        #[source]
+        source: BindFailure,
+    },
+    /// Every port of a range is taken.
+    #[error("all ports in the range {first}-{last}/{protocol} are allocated")]
+    RangeTaken {
+        /// First port.
+        first: u16,
+        /// Last port.
+        last: u16,
+        /// Protocol.
+        protocol: Protocol,
+    },
+    /// Every address of the network is leased.
+    #[error("no available IPv4 addresses on this network's address pools: {name} ({id})")]
+    AddressesExhausted {
+        /// The network's name.
+        name: String,
+        /// Its id.
+        id: String,
+    },
+    /// Every candidate subnet overlaps a route or an address of the host.
+    #[error("no available network address pool: every candidate overlaps a route of this host")]
+    PoolsExhausted,
+    /// A failure made by a test.
+    #[error("injected failure at step {0}")]
+    Injected(usize),
+}
+
+/// Why a host port could not be bound, in the words users know.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindFailure {
+    /// Somebody has it.
+    #[error("address already in use")]
+    InUse,
+    /// The host has no such address.
+    #[error("cannot assign requested address")]
+    NotLocal,
+    /// Something else.
+    #[error(transparent)]
+    Other(io::Error),
+}
+
+impl From<Errno> for BindFailure {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::ADDRINUSE => Self::InUse,
+            Errno::ADDRNOTAVAIL => Self::NotLocal,
+            other => Self::Other(other.into()),
+        }
+    }
+}
+
+impl Classify for NetworkError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound(_) => ErrorKind::NotFound,
+            Self::File { source, .. } | Self::Kernel { source, .. } => match io_kind(source) {
+                ErrorKind::NotFound | ErrorKind::Conflict => ErrorKind::Internal,
+                other => other,
+            },
+            Self::Netlink { source, .. } => match io_kind(&source.source) {
+                kind @ (ErrorKind::PermissionDenied | ErrorKind::ResourceExhausted) => kind,
+                _ => ErrorKind::Internal,
+            },
+            Self::Config { .. } => ErrorKind::DataLoss,
+            Self::Bind { source, .. } => match source {
+                BindFailure::InUse => ErrorKind::Conflict,
+                BindFailure::NotLocal => ErrorKind::InvalidArgument,
+                BindFailure::Other(source) => io_kind(source),
+            },
+            Self::RangeTaken { .. } => ErrorKind::Conflict,
+            Self::AddressesExhausted { .. } | Self::PoolsExhausted => ErrorKind::ResourceExhausted,
+            Self::Injected(_) => ErrorKind::Internal,
+        }
+    }
+}
+
+/// Shorthand of this crate.
+pub(crate) type Result<T> = std::result::Result<T, NetworkError>;
+
+pub(crate) fn file<E: Into<io::Error>>(
+    verb: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> NetworkError {
+    let path = path.to_owned();
+    move |source| NetworkError::File {
+        verb,
+        path,
+        source: source.into(),
+    }
+}
+
+pub(crate) fn netlink(step: impl Into<String>) -> impl FnOnce(NetlinkError) -> NetworkError {
+    let step = step.into();
+    move |source| NetworkError::Netlink { step, source }
+}
+
+pub(crate) fn kernel<E: Into<io::Error>>(
+    step: impl Into<String>,
+) -> impl FnOnce(E) -> NetworkError {
+    let step = step.into();
+    move |source| NetworkError::Kernel {
+        step,
+        source: source.into(),
+    }
+}

@@ -1,0 +1,40 @@
+//! Networks: a container gets a namespace, an address and published ports as values, before it
+//! is launched.
+//!
+//! Invariants: netlink only, nothing is shelled out to; one nftables table with constant rules
+//! and one element per published port; every step may be repeated, and a failed attach leaves
+//! nothing; what a container holds is on record before it is made. The bridge, the table and the
+//! settings stay when the last container leaves (making them again costs more than keeping them)
+//! until [`Networks::teardown_all`]; only rules in other engines' chains leave at once.
+//!
+//! Every function works in the network namespace of the calling thread, and moves that thread
+//! for a moment; a threaded process must not call `attach` or `none` where others rely on it.
+//!
+//! This crate knows nothing of images, mounts, processes or supervisors.
+
+mod address;
+mod config;
+mod endpoint;
+mod ensure;
+mod error;
+pub mod files;
+mod lease;
+mod networks;
+mod nft;
+mod port_spec;
+mod ports;
+mod route;
+mod store;
+mod sysctl;
+#[cfg(feature = "testing")]
+mod testing;
+mod wire;
+
+pub use address::{Subnet, SubnetError, hardware_address, hardware_text};
+pub use config::{DEFAULT_NETWORK, NetworkConfig};
+pub use endpoint::{AttachRequest, Attachment, Endpoint, none};
+pub use error::{BindFailure, NetworkError};
+pub use networks::{Networks, is_default};
+pub use port_spec::{PortSpecError, parse_port_spec};
+pub use ports::{Listener, PortRequest, Protocol, PublishedPort};
+pub use sysctl::Change;

@@ -1,0 +1,266 @@
+//! The state of all networks: where it lies, what it holds, how it is put right and removed.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use amphora_spec::ContainerId;
+use amphora_sys::netlink::{ROUTE, Socket};
+
+use crate::config::{DEFAULT_NETWORK, NetworkConfig};
+use crate::endpoint::Endpoint;
+use crate::error::{NetworkError, Result, file, kernel, netlink};
+use crate::lease::Leases;
+use crate::nft::{self, ForeignFilter};
+use crate::sysctl::{Change, Changes};
+use crate::{route, store};
+
+/// The networks of one engine: configuration below its data directory, leases and endpoints
+/// below its run directory, links and rules in the calling thread's network namespace.
+#[derive(Debug)]
+pub struct Networks {
+    data: PathBuf,
+    run: PathBuf,
+    #[cfg(feature = "testing")]
+    pub(crate) steps: std::sync::atomic::AtomicUsize,
+    #[cfg(feature = "testing")]
+    pub(crate) fail_at: std::sync::atomic::AtomicUsize,
+}
+
+impl Networks {
+    /// Opens the networks of an engine; nothing is made before it is needed.
+    #[must_use]
+    pub fn open(data: &Path, run: &Path) -> Self {
+        Self {
+            data: data.to_owned(),
+            run: run.to_owned(),
+            #[cfg(feature = "testing")]
+            steps: std::sync::atomic::AtomicUsize::new(0),
+            #[cfg(feature = "testing")]
+            fail_at: std::sync::atomic::AtomicUsize::new(usize::MAX),
+        }
+    }
+
+    /// Returns a network's configuration, or `None` when it was never made.
+    ///
+    /// # Errors
+    /// When the file cannot be read or understood.
+    pub fn stored(&self, name: &str) -> Result<Option<NetworkConfig>> {
+        store::read_json(&self.config_path(name))
+    }
+
+    /// Lists the networks that have been made, by name.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn list(&self) -> Result<Vec<NetworkConfig>> {
+        let mut all = Vec::new();
+        for name in names_in(&self.data.join("networks"))? {
+            all.extend(self.stored(&name)?);
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
+    }
+
+    /// Returns the endpoint on record for a container.
+    ///
+    /// # Errors
+    /// When the record cannot be read or understood.
+    pub fn endpoint(&self, id: &ContainerId) -> Result<Option<Endpoint>> {
+        store::read_json(&self.endpoint_path(id))
+    }
+
+    /// Lists every endpoint on record.
+    ///
+    /// # Errors
+    /// When the run directory cannot be read. A record that cannot be understood is left out.
+    pub fn endpoints(&self) -> Result<Vec<Endpoint>> {
+        let ids = names_in(&self.run.join("containers"))?;
+        let ids = ids
+            .iter()
+            .filter_map(|name| ContainerId::from_str(name).ok());
+        Ok(ids
+            .filter_map(|id| self.endpoint(&id).ok().flatten())
+            .collect())
+    }
+
+    /// Lists the kernel settings that were changed for networks.
+    ///
+    /// # Errors
+    /// When the record cannot be read.
+    pub fn changed_settings(&self) -> Result<Vec<Change>> {
+        self.changes().list()
+    }
+
+    /// Releases the endpoints of containers that do not live, and leases without an endpoint.
+    /// Carries on after a failure and returns all of them.
+    pub fn reconcile(&self, live: &dyn Fn(&ContainerId) -> bool) -> Vec<NetworkError> {
+        let mut errors = Vec::new();
+        match self.endpoints() {
+            Ok(all) => {
+                for endpoint in all.iter().filter(|e| !live(&e.container)) {
+                    errors.extend(self.release(&endpoint.container).err());
+                }
+            }
+            Err(error) => errors.push(error),
+        }
+        for name in names_in(&self.run.join("networks")).unwrap_or_default() {
+            match self.leases(&name).list() {
+                Ok(leases) => {
+                    for (path, holder) in leases {
+                        if !holder.is_some_and(|id| live(&id)) {
+                            errors.extend(store::remove(&path).err());
+                        }
+                    }
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        errors.extend(self.settle().err());
+        errors
+    }
+
+    /// Says what on this host would keep a container's packets from passing, in words for a user.
+    ///
+    /// # Errors
+    /// When the host's filter tables cannot be looked at.
+    pub fn hints(&self) -> Result<Vec<String>> {
+        let socket = nft::open().map_err(kernel("open nftables"))?;
+        let mut hints = Vec::new();
+        for (family, table) in [(nft::Family::Ip, "ip"), (nft::Family::Ip6, "ip6")] {
+            let found = nft::foreign_filter(&socket, family)
+                .map_err(netlink(format!("look at table \"{table} filter\"")))?;
+            if found == ForeignFilter::DropsForwarded {
+                hints.push(format!(
+                    "table \"{table} filter\" drops forwarded packets: accept the bridges of amphora in its chain FORWARD"
+                ));
+            }
+        }
+        let legacy =
+            fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
+        if legacy.lines().any(|table| table == "filter") {
+            hints.push(
+                "iptables-legacy has a filter table in this kernel: what its chain FORWARD drops is lost, accept the bridges of amphora there"
+                    .to_owned(),
+            );
+        }
+        Ok(hints)
+    }
+
+    /// Removes everything of ours: endpoints on record, bridges, the table, rules in other
+    /// engines' chains, leases, and changed settings. For tests and for taking amphora off a host.
+    pub fn teardown_all(&self) -> Vec<NetworkError> {
+        let mut errors = self.reconcile(&|_| false);
+        match nft::open() {
+            Ok(socket) => {
+                let step = "remove table \"amphora\"";
+                errors.extend(nft::drop_table(&socket).map_err(netlink(step)).err());
+            }
+            Err(error) => errors.push(kernel("open nftables")(error)),
+        }
+        match (Socket::open(ROUTE), self.list()) {
+            (Ok(socket), Ok(all)) => {
+                for config in all {
+                    let step = format!("remove bridge \"{}\"", config.link);
+                    let removed = route::delete_link(&socket, &config.link);
+                    errors.extend(removed.map_err(netlink(step)).err());
+                }
+            }
+            (Err(error), _) => errors.push(kernel("open netlink")(error)),
+            (_, Err(error)) => errors.push(error),
+        }
+        errors.extend(self.changes().restore());
+        let run = self.run.join("networks");
+        match fs::remove_dir_all(&run) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                errors.push(file("remove", &run)(error));
+            }
+            _ => {}
+        }
+        errors
+    }
+
+    /// Takes our rules out of other engines' chains when no address is leased any more.
+    pub(crate) fn settle(&self) -> Result<()> {
+        let socket = nft::open().map_err(kernel("open nftables"))?;
+        if self.any_lease()? || !self.run.join("networks").is_dir() {
+            return Ok(());
+        }
+        let _lock = store::lock(&self.lock_path())?;
+        if self.any_lease()? {
+            return Ok(());
+        }
+        nft::forget_bridges(&socket).map_err(netlink("clean chain \"DOCKER-USER\""))
+    }
+
+    fn any_lease(&self) -> Result<bool> {
+        for name in names_in(&self.run.join("networks"))? {
+            if !self.leases(&name).list()?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    pub(crate) fn leases(&self, network: &str) -> Leases {
+        Leases::at(&self.run_dir(network))
+    }
+
+    pub(crate) fn changes(&self) -> Changes {
+        Changes::at(self.run.join("networks/settings.json"))
+    }
+
+    pub(crate) fn data_dir(&self, network: &str) -> PathBuf {
+        self.data.join("networks").join(network)
+    }
+
+    pub(crate) fn config_path(&self, network: &str) -> PathBuf {
+        self.data_dir(network).join("config.json")
+    }
+
+    pub(crate) fn run_dir(&self, network: &str) -> PathBuf {
+        self.run.join("networks").join(network)
+    }
+
+    pub(crate) fn lock_path(&self) -> PathBuf {
+        self.run.join("networks/lock")
+    }
+
+    pub(crate) fn container_dir(&self, id: &ContainerId) -> PathBuf {
+        self.run.join("containers").join(id.hex())
+    }
+
+    pub(crate) fn endpoint_path(&self, id: &ContainerId) -> PathBuf {
+        self.container_dir(id).join("endpoint")
+    }
+
+    /// Every effect passes here, so that a test can fail each of them in turn.
+    #[cfg(not(feature = "testing"))]
+    #[expect(
+        clippy::unused_self,
+        clippy::unnecessary_wraps,
+        reason = "tests fail here"
+    )]
+    pub(crate) const fn step(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Names of a directory's entries; none when it is not there.
+fn names_in(dir: &Path) -> Result<Vec<String>> {
+    match fs::read_dir(dir) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry.map_err(file("read", dir))?.file_name()))
+            .filter_map(|name| name.map(|n| n.into_string().ok()).transpose())
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(file("read", dir)(error)),
+    }
+}
+
+/// Says whether a name is the default network's, under each name a user may give it.
+#[must_use]
+pub fn is_default(name: &str) -> bool {
+    matches!(name, "" | "default" | DEFAULT_NETWORK)
+}

@@ -1,0 +1,355 @@
+//! Host ports: reserved by bound sockets, so that nobody else can take them while a container
+//! publishes them and a second container is told at once.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, Shutdown, SocketFlags, SocketType, bind, getsockname, listen, shutdown,
+    socket_with, sockopt,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{BindFailure, NetworkError, Result};
+
+/// Pending clients of a socket that the supervisor serves.
+const BACKLOG: i32 = 128;
+/// How often a random port is drawn again because the other family has it.
+const RANDOM_TRIES: usize = 16;
+
+/// A transport protocol.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP: rules only, nothing reserved.
+    Sctp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        })
+    }
+}
+
+/// A port that a container wants published.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRequest {
+    /// Host address; every address of both families when absent.
+    pub host_ip: Option<IpAddr>,
+    /// Host port; a free one when absent.
+    pub host_port: Option<u16>,
+    /// With `host_port`: the last port of a range to take the first free one from.
+    #[serde(default)]
+    pub host_port_end: Option<u16>,
+    /// Port in the container.
+    pub container_port: u16,
+    /// Protocol.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// A published port, one per host address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// Host address; `0.0.0.0` or `::` for all of a family.
+    pub host_ip: IpAddr,
+    /// Host port.
+    pub host_port: u16,
+    /// Port in the container.
+    pub container_port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// A socket that the supervisor holds for as long as the container runs.
+#[derive(Debug)]
+pub struct Listener {
+    /// The socket, of the host's network namespace.
+    pub fd: OwnedFd,
+    /// For a listening socket: where an accepted client is connected to, from the host's network
+    /// namespace. `None` for a socket that only reserves its port.
+    pub target: Option<SocketAddr>,
+}
+
+/// Reserves the host side of every request. Nothing stays reserved when one of them fails.
+///
+/// `inside` is the container's IPv4 address; `dual` says whether this host has IPv6.
+pub(crate) fn reserve(
+    requests: &[PortRequest],
+    inside: Ipv4Addr,
+    dual: bool,
+) -> Result<(Vec<PublishedPort>, Vec<Listener>)> {
+    let mut published = Vec::new();
+    let mut listeners = Vec::new();
+    for request in requests {
+        let addresses = host_addresses(request, dual);
+        let (port, sockets) = reserve_one(request, &addresses)?;
+        for (host_ip, fd) in addresses.iter().zip(sockets) {
+            let entry = PublishedPort {
+                host_ip: *host_ip,
+                host_port: port,
+                container_port: request.container_port,
+                protocol: request.protocol,
+            };
+            published.push(entry);
+            if let Some(fd) = fd {
+                let target = serves(*host_ip, request.protocol)
+                    .then(|| SocketAddr::new(inside.into(), entry.container_port));
+                listeners.push(Listener { fd, target });
+            }
+        }
+    }
+    Ok((published, listeners))
+}
+
+/// Reserves ports again that were published before, for a container whose supervisor was lost.
+pub(crate) fn reserve_published(
+    published: &[PublishedPort],
+    inside: Ipv4Addr,
+) -> Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for port in published {
+        let address = SocketAddr::new(port.host_ip, port.host_port);
+        if let (_, Some(fd)) = take(address, port.protocol)? {
+            let target = serves(port.host_ip, port.protocol)
+                .then(|| SocketAddr::new(inside.into(), port.container_port));
+            listeners.push(Listener { fd, target });
+        }
+    }
+    Ok(listeners)
+}
+
+/// Only IPv6 sockets serve: rules cannot lead `::1` anywhere, and whatever else they miss (a
+/// network without IPv6) still reaches the container.
+const fn serves(host_ip: IpAddr, protocol: Protocol) -> bool {
+    host_ip.is_ipv6() && matches!(protocol, Protocol::Tcp)
+}
+
+fn host_addresses(request: &PortRequest, dual: bool) -> Vec<IpAddr> {
+    match request.host_ip {
+        Some(address) => vec![address],
+        None if dual => vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        None => vec![Ipv4Addr::UNSPECIFIED.into()],
+    }
+}
+
+type Reserved = (u16, Vec<Option<OwnedFd>>);
+
+fn reserve_one(request: &PortRequest, addresses: &[IpAddr]) -> Result<Reserved> {
+    let protocol = request.protocol;
+    match (request.host_port, request.host_port_end) {
+        (Some(first), Some(last)) if last > first => {
+            for port in first..=last {
+                match reserve_port(addresses, port, protocol) {
+                    Err(NetworkError::Bind {
+                        source: BindFailure::InUse,
+                        ..
+                    }) => {}
+                    other => return other,
+                }
+            }
+            Err(NetworkError::RangeTaken {
+                first,
+                last,
+                protocol,
+            })
+        }
+        (Some(port), _) => reserve_port(addresses, port, protocol),
+        (None, _) => {
+            let mut tries = 0;
+            loop {
+                match reserve_port(addresses, 0, protocol) {
+                    Err(NetworkError::Bind {
+                        source: BindFailure::InUse,
+                        ..
+                    }) if tries < RANDOM_TRIES => {
+                        tries += 1;
+                    }
+                    other => return other,
+                }
+            }
+        }
+    }
+}
+
+/// Takes the same port on every address; port 0 means the one the kernel picks for the first.
+fn reserve_port(addresses: &[IpAddr], port: u16, protocol: Protocol) -> Result<Reserved> {
+    let mut port = port;
+    let mut sockets = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let (bound, socket) = take(SocketAddr::new(*address, port), protocol)?;
+        port = bound;
+        sockets.push(socket);
+    }
+    Ok((port, sockets))
+}
+
+fn take(address: SocketAddr, protocol: Protocol) -> Result<(u16, Option<OwnedFd>)> {
+    if protocol == Protocol::Sctp {
+        return Ok((address.port(), None));
+    }
+    bound_socket(address, protocol)
+        .map(|(port, fd)| (port, Some(fd)))
+        .map_err(|errno| NetworkError::Bind {
+            address,
+            protocol,
+            source: errno.into(),
+        })
+}
+
+/// Draws a port. The kernel lets go of a port it chose itself when a socket stops listening, so
+/// the port is asked for first and then named; the caller tries again if somebody was quicker.
+fn free_port(like: &OwnedFd, address: SocketAddr) -> std::result::Result<SocketAddr, Errno> {
+    let kind = sockopt::socket_type(like)?;
+    let probe = socket_with(
+        sockopt::socket_domain(like)?,
+        kind,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&probe, true)?;
+    }
+    bind(&probe, &address)?;
+    SocketAddr::try_from(getsockname(&probe)?).map_err(|_| Errno::AFNOSUPPORT)
+}
+
+fn bound_socket(
+    address: SocketAddr,
+    protocol: Protocol,
+) -> std::result::Result<(u16, OwnedFd), Errno> {
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let kind = if protocol == Protocol::Tcp {
+        SocketType::STREAM
+    } else {
+        SocketType::DGRAM
+    };
+    let fd = socket_with(
+        family,
+        kind,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&fd, true)?;
+    }
+    if protocol == Protocol::Tcp {
+        let address = if address.port() == 0 {
+            free_port(&fd, address)?
+        } else {
+            address
+        };
+        // SO_REUSEADDR forgives connections in TIME_WAIT; listening is what makes a conflict
+        // with another socket certain to show.
+        sockopt::set_socket_reuseaddr(&fd, true)?;
+        bind(&fd, &address)?;
+        listen(&fd, BACKLOG)?;
+        if !serves(address.ip(), protocol) {
+            // Back to bound: an address the rules do not cover is refused, not left waiting.
+            shutdown(&fd, Shutdown::Read)?;
+            sockopt::set_socket_reuseaddr(&fd, false)?;
+        }
+    } else {
+        bind(&fd, &address)?;
+    }
+    let bound = SocketAddr::try_from(getsockname(&fd)?).map_err(|_| Errno::AFNOSUPPORT)?;
+    Ok((bound.port(), fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use amphora_spec::error::chain;
+    use amphora_spec::{Classify, ErrorKind};
+
+    fn request(port: Option<u16>) -> PortRequest {
+        PortRequest {
+            host_port: port,
+            container_port: 80,
+            ..PortRequest::default()
+        }
+    }
+
+    const INSIDE: Ipv4Addr = Ipv4Addr::new(172, 17, 0, 2);
+
+    #[test]
+    fn a_reserved_port_conflicts_in_dockers_words() {
+        let (first, held) = reserve(&[request(None)], INSIDE, false).unwrap();
+        let port = first[0].host_port;
+        let error = reserve(&[request(Some(port))], INSIDE, false).unwrap_err();
+        assert_eq!(
+            chain(&error),
+            format!("failed to bind host port 0.0.0.0:{port}/tcp: address already in use")
+        );
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        let server = std::net::TcpListener::bind(("0.0.0.0", port));
+        assert!(
+            server.is_err(),
+            "a server with SO_REUSEADDR must not get a reserved port"
+        );
+        drop(held);
+        reserve(&[request(Some(port))], INSIDE, false).unwrap();
+    }
+
+    #[test]
+    fn a_listening_server_conflicts() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        assert!(reserve(&[request(Some(port))], INSIDE, false).is_err());
+    }
+
+    #[test]
+    fn a_connection_in_time_wait_does_not_conflict() {
+        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = server.local_addr().unwrap().port();
+        let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        drop(server.accept().unwrap());
+        drop(client);
+        drop(server);
+        let (_, held) = reserve(&[request(Some(port))], INSIDE, false).unwrap();
+        assert!(reserve(&[request(Some(port))], INSIDE, false).is_err());
+        drop(held);
+    }
+
+    #[test]
+    fn a_range_gives_its_first_free_port() {
+        let (first, _held) = reserve(&[request(None)], INSIDE, false).unwrap();
+        let port = first[0].host_port.min(65000);
+        let range = PortRequest {
+            host_port_end: Some(port + 20),
+            ..request(Some(port))
+        };
+        let (got, _) = reserve(&[range], INSIDE, false).unwrap();
+        assert!(got[0].host_port > port || first[0].host_port != port);
+    }
+
+    #[test]
+    fn an_address_the_host_lacks_is_told() {
+        let wanted = PortRequest {
+            host_ip: Some("203.0.113.77".parse().unwrap()),
+            ..request(Some(80))
+        };
+        let error = reserve(&[wanted], INSIDE, false).unwrap_err();
+        assert_eq!(
+            chain(&error),
+            "failed to bind host port 203.0.113.77:80/tcp: cannot assign requested address"
+        );
+    }
+}

@@ -1,0 +1,371 @@
+//! Links, addresses and routes: rtnetlink requests as this crate needs them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use amphora_sys::netlink::{NetlinkError, Socket, attributes};
+use rustix::io::Errno;
+
+use crate::address::Subnet;
+use crate::wire::{Attributes, Batch, F_CREATE, F_DUMP, F_EXCL};
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
+const IFLA_TXQLEN: u16 = 13;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
+const VETH_INFO_PEER: u16 = 1;
+
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+const IFA_FLAGS: u16 = 8;
+const IFA_F_NODAD: u32 = 0x02;
+
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RT_TABLE_MAIN: u8 = 254;
+const RTPROT_BOOT: u8 = 3;
+const RTN_UNICAST: u8 = 1;
+
+const IFF_UP: u32 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const LOOPBACK: u32 = 1;
+const QUEUE_PACKETS: u32 = 1000;
+
+fn link_header(index: u32, up: bool) -> [u8; 16] {
+    let mut header = [0; 16];
+    let flags = if up { IFF_UP } else { 0 };
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..16].copy_from_slice(&flags.to_ne_bytes());
+    header
+}
+
+const fn family(address: IpAddr) -> u8 {
+    if address.is_ipv4() { AF_INET } else { AF_INET6 }
+}
+
+/// A veth pair: one end a port of a bridge here, the other born as `eth0` in a namespace.
+#[derive(Debug)]
+pub(crate) struct Veth<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) bridge: u32,
+    pub(crate) netns: BorrowedFd<'a>,
+    pub(crate) peer_index: u32,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: u32,
+}
+
+/// Makes the pair, up and in the bridge, and turns hairpin mode on: one datagram.
+pub(crate) fn add_veth(socket: &Socket, veth: &Veth<'_>) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let end = |a: &mut Attributes<'_>| {
+        a.native(IFLA_MTU, veth.mtu);
+        a.native(IFLA_TXQLEN, QUEUE_PACKETS);
+        a.native(IFLA_NUM_TX_QUEUES, 1);
+        a.native(IFLA_NUM_RX_QUEUES, 1);
+    };
+    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &link_header(0, true), |a| {
+        a.text(IFLA_IFNAME, veth.name);
+        a.native(IFLA_MASTER, veth.bridge);
+        end(a);
+        a.nest(IFLA_LINKINFO, |info| {
+            info.bytes(IFLA_INFO_KIND, b"veth");
+            info.nest(IFLA_INFO_DATA, |data| {
+                data.nest_after(
+                    VETH_INFO_PEER,
+                    &link_header(veth.peer_index, false),
+                    |peer| {
+                        peer.text(IFLA_IFNAME, "eth0");
+                        peer.bytes(IFLA_ADDRESS, &veth.mac);
+                        end(peer);
+                        let netns = u32::try_from(veth.netns.as_raw_fd()).unwrap_or(u32::MAX);
+                        peer.native(IFLA_NET_NS_FD, netns);
+                    },
+                );
+            });
+        });
+    });
+    // The kernel takes port options for existing ports only.
+    batch.message(RTM_NEWLINK, 0, &link_header(0, false), |a| {
+        a.text(IFLA_IFNAME, veth.name);
+        a.nest(IFLA_LINKINFO, |info| {
+            info.bytes(IFLA_INFO_SLAVE_KIND, b"bridge");
+            info.nest(IFLA_INFO_SLAVE_DATA, |data| {
+                data.bytes(IFLA_BRPORT_MODE, &[1]);
+            });
+        });
+    });
+    socket.transact(&batch.finish())
+}
+
+/// Removes a link; a missing one is fine.
+pub(crate) fn delete_link(socket: &Socket, name: &str) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    batch.message(RTM_DELLINK, 0, &link_header(0, false), |a| {
+        a.text(IFLA_IFNAME, name);
+    });
+    match socket.transact(&batch.finish()) {
+        Err(error) if error.is(Errno::NODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Makes a bridge (down); an existing one stays as it is.
+pub(crate) fn add_bridge(
+    socket: &Socket,
+    name: &str,
+    mac: [u8; 6],
+    mtu: u32,
+) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    batch.message(
+        RTM_NEWLINK,
+        F_CREATE | F_EXCL,
+        &link_header(0, false),
+        |a| {
+            a.text(IFLA_IFNAME, name);
+            a.bytes(IFLA_ADDRESS, &mac);
+            a.native(IFLA_MTU, mtu);
+            a.nest(IFLA_LINKINFO, |info| info.bytes(IFLA_INFO_KIND, b"bridge"));
+        },
+    );
+    match socket.transact(&batch.finish()) {
+        Err(error) if error.is(Errno::EXIST) => Ok(()),
+        other => other,
+    }
+}
+
+/// Gives a link its addresses and turns it on; what is there already is fine.
+pub(crate) fn configure_bridge(
+    socket: &Socket,
+    index: u32,
+    addresses: &[(IpAddr, u8)],
+) -> Result<(), NetlinkError> {
+    for (address, prefix) in addresses {
+        let mut batch = Batch::default();
+        address_message(&mut batch, index, *address, *prefix);
+        match socket.transact(&batch.finish()) {
+            Err(error) if error.is(Errno::EXIST) => {}
+            other => other?,
+        }
+    }
+    let mut batch = Batch::default();
+    batch.message(RTM_NEWLINK, 0, &link_header(index, true), |_| ());
+    socket.transact(&batch.finish())
+}
+
+/// Addresses and gateways of a container's only link.
+#[derive(Debug, Clone)]
+pub(crate) struct Inside {
+    pub(crate) index: u32,
+    pub(crate) address: (Ipv4Addr, u8),
+    pub(crate) gateway: Ipv4Addr,
+    pub(crate) v6: Option<(Ipv6Addr, u8, Ipv6Addr)>,
+}
+
+/// Brings a container's loopback and link up, with addresses and default routes: one datagram.
+pub(crate) fn configure_inside(socket: &Socket, inside: &Inside) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    batch.message(RTM_NEWLINK, 0, &link_header(LOOPBACK, true), |_| ());
+    let (address, prefix) = inside.address;
+    address_message(&mut batch, inside.index, address.into(), prefix);
+    if let Some((address, prefix, _)) = inside.v6 {
+        address_message(&mut batch, inside.index, address.into(), prefix);
+    }
+    batch.message(RTM_NEWLINK, 0, &link_header(inside.index, true), |_| ());
+    default_route(&mut batch, inside.index, inside.gateway.into());
+    if let Some((_, _, gateway)) = inside.v6 {
+        default_route(&mut batch, inside.index, gateway.into());
+    }
+    socket.transact(&batch.finish())
+}
+
+/// Brings the loopback link up.
+pub(crate) fn loopback_up(socket: &Socket) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    batch.message(RTM_NEWLINK, 0, &link_header(LOOPBACK, true), |_| ());
+    socket.transact(&batch.finish())
+}
+
+fn address_message(batch: &mut Batch, index: u32, address: IpAddr, prefix: u8) {
+    let mut header = [0; 8];
+    header[0] = family(address);
+    header[1] = prefix;
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    batch.message(RTM_NEWADDR, F_CREATE | F_EXCL, &header, |a| {
+        a.ip(IFA_LOCAL, address);
+        a.ip(IFA_ADDRESS, address);
+        if address.is_ipv4() {
+            a.ip(IFA_BROADCAST, Subnet::new(address, prefix).last());
+        } else {
+            // Nobody else can have it: the lease says so. Usable at once.
+            a.native(IFA_FLAGS, IFA_F_NODAD);
+        }
+    });
+}
+
+fn default_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
+    let mut header = [0; 12];
+    header[0] = family(gateway);
+    header[4] = RT_TABLE_MAIN;
+    header[5] = RTPROT_BOOT;
+    header[7] = RTN_UNICAST;
+    batch.message(RTM_NEWROUTE, F_CREATE | F_EXCL, &header, |a| {
+        a.ip(RTA_GATEWAY, gateway);
+        a.native(RTA_OIF, index);
+    });
+}
+
+/// What [`link`] tells of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) up: bool,
+    pub(crate) mtu: u32,
+}
+
+fn link_of(payload: &[u8]) -> Option<Link> {
+    let word = |at: usize| -> Option<u32> {
+        Some(u32::from_ne_bytes(
+            payload.get(at..at + 4)?.try_into().ok()?,
+        ))
+    };
+    let mtu = attributes(payload.get(16..)?).find(|(kind, _)| *kind == IFLA_MTU);
+    let mtu = mtu
+        .and_then(|(_, data)| data.try_into().ok())
+        .map_or(0, u32::from_ne_bytes);
+    Some(Link {
+        index: word(4)?,
+        up: word(8)? & IFF_UP != 0,
+        mtu,
+    })
+}
+
+/// Looks a link up by name.
+pub(crate) fn link(socket: &Socket, name: &str) -> Result<Option<Link>, NetlinkError> {
+    let mut batch = Batch::default();
+    batch.message(RTM_GETLINK, 0, &link_header(0, false), |a| {
+        a.text(IFLA_IFNAME, name);
+    });
+    let mut found = None;
+    match socket.request(&batch.finish(), &mut |m| {
+        if m.kind == RTM_NEWLINK {
+            found = link_of(m.payload);
+        }
+    }) {
+        Err(error) if error.is(Errno::NODEV) => Ok(None),
+        Err(error) => Err(error),
+        Ok(()) => Ok(found),
+    }
+}
+
+/// What the host's routing says that the choice of a subnet must respect.
+#[derive(Debug, Default)]
+pub(crate) struct Survey {
+    /// Subnets of every route and address, both families.
+    pub(crate) used: Vec<Subnet>,
+    /// The smallest MTU among links that carry an IPv4 default route.
+    pub(crate) uplink_mtu: Option<u32>,
+}
+
+/// Lists routes and addresses, without those of the link `except`.
+pub(crate) fn survey(socket: &Socket, except: u32) -> Result<Survey, NetlinkError> {
+    let mut survey = Survey::default();
+    let mut uplinks = Vec::new();
+    for wanted in [AF_INET, AF_INET6] {
+        let mut batch = Batch::default();
+        batch.message(
+            RTM_GETROUTE,
+            F_DUMP,
+            &[wanted, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            |_| (),
+        );
+        socket.request(&batch.into_bytes(), &mut |m| {
+            if let Some((subnet, link)) = route_of(m.payload)
+                && m.kind == RTM_NEWROUTE
+                && link != Some(except)
+            {
+                if subnet.prefix() == 0 && subnet.base().is_ipv4() {
+                    uplinks.extend(link);
+                }
+                survey.used.push(subnet);
+            }
+        })?;
+        let mut batch = Batch::default();
+        batch.message(RTM_GETADDR, F_DUMP, &[wanted, 0, 0, 0, 0, 0, 0, 0], |_| ());
+        socket.request(&batch.into_bytes(), &mut |m| {
+            if m.kind == RTM_NEWADDR
+                && let Some((subnet, link)) = address_of(m.payload)
+                && link != except
+            {
+                survey.used.push(subnet);
+            }
+        })?;
+    }
+    let mut batch = Batch::default();
+    batch.message(RTM_GETLINK, F_DUMP, &link_header(0, false), |_| ());
+    socket.request(&batch.into_bytes(), &mut |m| {
+        if m.kind == RTM_NEWLINK
+            && let Some(link) = link_of(m.payload)
+            && uplinks.contains(&link.index)
+        {
+            survey.uplink_mtu = Some(survey.uplink_mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)));
+        }
+    })?;
+    Ok(survey)
+}
+
+fn ip_of(data: &[u8]) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(data) {
+        return Some(Ipv4Addr::from(v4).into());
+    }
+    <[u8; 16]>::try_from(data)
+        .ok()
+        .map(|v6| Ipv6Addr::from(v6).into())
+}
+
+fn route_of(payload: &[u8]) -> Option<(Subnet, Option<u32>)> {
+    let (family, prefix) = (*payload.first()?, *payload.get(1)?);
+    let mut destination = if family == AF_INET {
+        IpAddr::from(Ipv4Addr::UNSPECIFIED)
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    };
+    let mut link = None;
+    for (kind, data) in attributes(payload.get(12..)?) {
+        match kind {
+            RTA_DST => destination = ip_of(data)?,
+            RTA_OIF => link = data.try_into().ok().map(u32::from_ne_bytes),
+            _ => {}
+        }
+    }
+    Some((Subnet::new(destination, prefix), link))
+}
+
+fn address_of(payload: &[u8]) -> Option<(Subnet, u32)> {
+    let prefix = *payload.get(1)?;
+    let link = u32::from_ne_bytes(payload.get(4..8)?.try_into().ok()?);
+    let address = attributes(payload.get(8..)?).find(|(kind, _)| *kind == IFA_ADDRESS)?;
+    Some((Subnet::new(ip_of(address.1)?, prefix), link))
+}

@@ -1,0 +1,12 @@
+//! Networks against a real kernel: needs root, each test in network namespaces of its own.
+
+#![expect(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test's way to fail"
+)]
+
+mod attach;
+mod traffic;
+mod world;

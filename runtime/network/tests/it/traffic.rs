@@ -1,0 +1,177 @@
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use crate::world::{World, ask, ip, nft, refused, ruleset, serve, socket, supervise};
+
+#[test]
+fn a_published_port_is_reached_from_everywhere() {
+    let world = World::new();
+    let mut web = world.attach(1, &["8080:80"]);
+    let other = world.attach(2, &[]);
+    serve(&world, Some(&web.netns), "[::]:80", "web");
+    let _held = supervise(std::mem::take(&mut web.listeners));
+    let gateway = web.endpoint.gateway;
+    let v6 = web.endpoint.address6.unwrap();
+    let reached = |netns, address: &str| {
+        let answer = ask(&world, netns, address);
+        assert!(
+            answer.is_some_and(|a| a.starts_with("web ")),
+            "{address}\n{}",
+            ruleset()
+        );
+    };
+    let outside = Some(&world.outside);
+    reached(outside, "192.0.2.2:8080");
+    reached(outside, "[2001:db8::2]:8080");
+    reached(None, "127.0.0.1:8080");
+    reached(None, "127.0.0.9:8080");
+    reached(None, "192.0.2.2:8080");
+    reached(None, "[::1]:8080");
+    reached(None, "[2001:db8::2]:8080");
+    reached(None, &socket(web.endpoint.address, 80));
+    reached(None, &socket(v6, 80));
+    reached(Some(&other.netns), &socket(web.endpoint.address, 80));
+    reached(Some(&other.netns), &socket(v6, 80));
+    reached(Some(&other.netns), &socket(gateway, 8080));
+    reached(Some(&other.netns), "192.0.2.2:8080");
+    reached(Some(&other.netns), "[2001:db8::2]:8080");
+    reached(Some(&web.netns), "192.0.2.2:8080");
+    reached(Some(&web.netns), "[2001:db8::2]:8080");
+    reached(Some(&web.netns), &socket(gateway, 8080));
+}
+
+#[test]
+fn the_client_outside_is_seen_with_its_own_address() {
+    let world = World::new();
+    let web = world.attach(1, &["8080:80"]);
+    serve(&world, Some(&web.netns), "[::]:80", "web");
+    let answer = ask(&world, Some(&world.outside), "192.0.2.2:8080").unwrap();
+    assert_eq!(answer, "web ::ffff:192.0.2.1");
+}
+
+#[test]
+fn containers_reach_the_outside_by_the_hosts_address() {
+    let world = World::new();
+    let one = world.attach(1, &[]);
+    serve(&world, Some(&world.outside), "192.0.2.1:9000", "out");
+    serve(&world, Some(&world.outside), "[2001:db8::1]:9000", "out");
+    assert_eq!(
+        ask(&world, Some(&one.netns), "192.0.2.1:9000").unwrap(),
+        "out 192.0.2.2"
+    );
+    assert_eq!(
+        ask(&world, Some(&one.netns), "[2001:db8::1]:9000").unwrap(),
+        "out 2001:db8::2"
+    );
+}
+
+#[test]
+fn nothing_unpublished_is_reached_from_outside() {
+    let world = World::new();
+    let web = world.attach(1, &["127.0.0.1:8080:80"]);
+    serve(&world, Some(&web.netns), "[::]:80", "web");
+    let subnet = world.networks.stored("bridge").unwrap().unwrap();
+    world.at(&world.outside, || {
+        ip(&format!("route add {} via 192.0.2.2", subnet.subnet));
+        ip(&format!(
+            "route add {} via 2001:db8::2",
+            subnet.subnet6.unwrap()
+        ));
+    });
+    assert!(ask(&world, None, "127.0.0.1:8080").is_some());
+    let outside = Some(&world.outside);
+    assert!(refused(&world, outside, "192.0.2.2:8080"));
+    assert!(refused(&world, outside, &socket(web.endpoint.address, 80)));
+    assert!(refused(
+        &world,
+        outside,
+        &socket(web.endpoint.address6.unwrap(), 80)
+    ));
+    assert!(refused(&world, None, "[::1]:8080"));
+}
+
+#[test]
+fn a_container_cannot_reach_the_hosts_loopback() {
+    let world = World::new();
+    let bad = world.attach(1, &[]);
+    serve(&world, None, "127.0.0.2:7000", "secret");
+    let gateway = bad.endpoint.gateway;
+    world.at(&bad.netns, || {
+        std::fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").unwrap();
+        ip("addr del 127.0.0.1/8 dev lo");
+        ip(&format!("route add 127.0.0.2/32 via {gateway} dev eth0"));
+    });
+    assert!(ask(&world, None, "127.0.0.2:7000").is_some());
+    assert!(refused(&world, Some(&bad.netns), "127.0.0.2:7000"));
+}
+
+#[test]
+fn udp_ports_are_published() {
+    let world = World::new();
+    let dns = world.attach(1, &["5353:53/udp"]);
+    let server = world.at(&dns.netns, || UdpSocket::bind("0.0.0.0:53").unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((length, peer)) = server.recv_from(&mut buffer) {
+            server.send_to(&buffer[..length], peer).unwrap();
+        }
+    });
+    let talk = |address: &str| {
+        let client = UdpSocket::bind("0.0.0.0:0").unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .unwrap();
+        client.connect(address).unwrap();
+        client.send(b"who").unwrap();
+        let mut buffer = [0; 64];
+        let length = client.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"who", "{address}");
+    };
+    talk("127.0.0.1:5353");
+    talk("192.0.2.2:5353");
+    world.at(&world.outside, || talk("192.0.2.2:5353"));
+}
+
+#[test]
+fn beside_docker_our_bridge_is_accepted_in_its_user_chain() {
+    let world = World::new();
+    for family in ["ip", "ip6"] {
+        nft(&format!(
+            "table {family} filter {{ chain DOCKER-USER {{ counter return; }}; chain FORWARD {{ \
+             type filter hook forward priority 0; policy drop; counter jump DOCKER-USER; }}; }}"
+        ));
+    }
+    let web = world.attach(1, &["8080:80"]);
+    let other = world.attach(2, &[]);
+    serve(&world, Some(&web.netns), "[::]:80", "web");
+    assert!(
+        ask(&world, Some(&world.outside), "192.0.2.2:8080").is_some(),
+        "{}",
+        ruleset()
+    );
+    assert!(ask(&world, Some(&world.outside), "[2001:db8::2]:8080").is_some());
+    assert!(ask(&world, Some(&other.netns), "192.0.2.2:8080").is_some());
+    assert_eq!(
+        ruleset().matches("comment \"amphora\"").count(),
+        4,
+        "{}",
+        ruleset()
+    );
+    assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
+    world.exit(&web);
+    world.networks.release(&crate::world::id(1)).unwrap();
+    assert!(ruleset().contains("comment \"amphora\""));
+    world.exit(&other);
+    world.networks.release(&crate::world::id(2)).unwrap();
+    assert!(!ruleset().contains("comment \"amphora\""), "{}", ruleset());
+    assert_eq!(ruleset().matches("jump DOCKER-USER").count(), 2);
+}
+
+#[test]
+fn a_filter_that_drops_without_a_user_chain_is_told() {
+    let world = World::new();
+    nft("table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }");
+    let hints = world.networks.hints().unwrap();
+    assert_eq!(hints.len(), 1, "{hints:?}");
+    assert!(hints[0].starts_with("table \"ip filter\" drops forwarded packets"));
+}
