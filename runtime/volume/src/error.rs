@@ -1,0 +1,92 @@
+//! What can go wrong with a volume.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use amphora_spec::error::io_kind;
+use amphora_spec::{Classify, ErrorKind};
+
+/// A failure of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VolumeError {
+    /// No volume of this name.
+    #[error("get {0}: no such volume")]
+    NotFound(String),
+    /// A volume of this name exists.
+    #[error("volume {0} already exists")]
+    Exists(String),
+    /// Not a name for a volume.
+    #[error("create {name}: {problem}")]
+    Name {
+        /// The text.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Containers use it.
+    #[error("remove {name}: volume is in use - [{}]", .users.join(", "))]
+    InUse {
+        /// The volume.
+        name: String,
+        /// Who uses it.
+        users: Vec<String>,
+    },
+    /// The source of a bind is not there.
+    #[error("bind source path does not exist: {}", .0.display())]
+    SourceMissing(PathBuf),
+    /// A file could not be read, written, mounted or copied.
+    #[error("failed to {verb} {path:?}")]
+    File {
+        /// What was tried.
+        verb: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A volume's record cannot be understood.
+    #[error("failed to understand {path:?}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A directory to be copied is nested beyond the limit.
+    #[error("failed to copy {0:?}: nested too deeply")]
+    TooDeep(PathBuf),
+}
+
+impl Classify for VolumeError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotFound(_) => ErrorKind::NotFound,
+            Self::Exists(_) | Self::InUse { .. } => ErrorKind::Conflict,
+            Self::Name { .. } | Self::SourceMissing(_) => ErrorKind::InvalidArgument,
+            Self::File { source, .. } => match io_kind(source) {
+                ErrorKind::Conflict => ErrorKind::Internal,
+                other => other,
+            },
+            Self::Record { .. } => ErrorKind::DataLoss,
+            Self::TooDeep(_) => ErrorKind::ResourceExhausted,
+        }
+    }
+}
+
+/// Shorthand of this crate.
+pub(crate) type Result<T> = std::result::Result<T, VolumeError>;
+
+pub(crate) fn file<E: Into<io::Error>>(
+    verb: &'static str,
+    path: impl AsRef<Path>,
+) -> impl FnOnce(E) -> VolumeError {
+    let path = path.as_ref().to_owned();
+    move |source| VolumeError::File {
+        verb,
+        path,
+        source: source.into(),
+    }
+}
