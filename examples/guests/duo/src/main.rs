@@ -1,0 +1,124 @@
+//! One small program for both worlds: the same source is built for Linux (static musl) and for
+//! WASI, so that every test case runs the same commands in both kinds of container.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let words: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
+    if let Err(error) = run(&words) {
+        eprintln!("duo: {error}");
+        std::process::exit(1);
+    }
+}
+
+fn run(words: &[&str]) -> std::io::Result<()> {
+    match *words {
+        [] => println!("Hello from {}!", world()),
+        ["args", ref rest @ ..] => rest.iter().for_each(|a| println!("{a}")),
+        ["env"] => {
+            let mut all: Vec<_> = std::env::vars().collect();
+            all.sort();
+            all.iter().for_each(|(k, v)| println!("{k}={v}"));
+        }
+        ["cwd"] => println!("{}", std::env::current_dir()?.display()),
+        ["cat", file] => {
+            std::io::stdout().write_all(&std::fs::read(file)?)?;
+        }
+        ["write", file, text] => std::fs::write(file, format!("{text}\n"))?,
+        ["rm", file] => std::fs::remove_file(file)?,
+        ["ls", dir] => {
+            let mut names: Vec<_> = std::fs::read_dir(dir)?
+                .map(|e| e.map(|e| e.file_name().to_string_lossy().into_owned()))
+                .collect::<Result<_, _>>()?;
+            names.sort();
+            names.iter().for_each(|n| println!("{n}"));
+        }
+        ["exit", code] => std::process::exit(code.parse().unwrap_or(2)),
+        ["stdin"] => {
+            let mut text = Vec::new();
+            std::io::stdin().read_to_end(&mut text)?;
+            std::io::stdout().write_all(&text)?;
+        }
+        ["both", out, err] => {
+            println!("{out}");
+            eprintln!("{err}");
+        }
+        ["lines", count] => {
+            let mut out = std::io::BufWriter::new(std::io::stdout());
+            for n in 0..count.parse().unwrap_or(0u64) {
+                writeln!(out, "line {n}")?;
+            }
+            out.flush()?;
+        }
+        ["sleep", seconds] => {
+            println!("sleeping");
+            std::io::stdout().flush()?;
+            std::thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(1)));
+        }
+        ["serve", port, text] => serve(port, text)?,
+        ["fetch", address] => {
+            let mut stream = TcpStream::connect(address)?;
+            stream.write_all(b"hello\n")?;
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply)?;
+            print!("{reply}");
+        }
+        ["alloc", megabytes] => alloc(megabytes.parse().unwrap_or(1)),
+        ["spin", millis] => spin(millis.parse().unwrap_or(100)),
+        _ => {
+            eprintln!("duo: unknown command {words:?}");
+            std::process::exit(2);
+        }
+    }
+    Ok(())
+}
+
+fn world() -> &'static str {
+    if cfg!(target_os = "wasi") { "Wasm" } else { "Linux" }
+}
+
+/// Answers every connection with one line, then waits for the next.
+fn serve(port: &str, text: &str) -> std::io::Result<()> {
+    let listener = TcpListener::bind(format!("0.0.0.0:{port}"))?;
+    println!("serving");
+    std::io::stdout().flush()?;
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        let mut byte = [0u8; 1];
+        while stream.read(&mut byte)? == 1 && byte[0] != b'\n' {}
+        let _ = stream.write_all(format!("{text}\n").as_bytes());
+    }
+    Ok(())
+}
+
+/// Touches memory a megabyte at a time and says how far it came.
+fn alloc(megabytes: usize) {
+    let mut held: Vec<Vec<u8>> = Vec::new();
+    for n in 0..megabytes {
+        let mut block = Vec::new();
+        if block.try_reserve_exact(1 << 20).is_err() {
+            println!("refused at {n} MB");
+            std::process::exit(3);
+        }
+        block.resize(1 << 20, 1u8);
+        held.push(block);
+    }
+    println!("touched {megabytes} MB of {}", held.len());
+}
+
+/// Burns CPU for a while of wall time and says how many rounds it got.
+fn spin(millis: u64) {
+    let end = Instant::now() + Duration::from_millis(millis);
+    let mut rounds = 0u64;
+    let mut x = 1u64;
+    while Instant::now() < end {
+        for _ in 0..1000 {
+            x = std::hint::black_box(x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1));
+        }
+        rounds += 1;
+    }
+    println!("{rounds}");
+}
