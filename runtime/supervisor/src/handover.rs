@@ -1,0 +1,296 @@
+//! The hand-over: configuration, plan and descriptors, over the socket a supervisor is born with.
+//!
+//! The first message is a header; then come messages of at most 64 KiB, each with at most
+//! [`FDS_PER_MESSAGE`] descriptors, until everything the header announced has arrived.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use crate::SupervisorError;
+
+const MAGIC: &[u8; 8] = b"amphhand";
+const VERSION: u8 = 1;
+const HEADER_LEN: usize = 32;
+/// Most descriptors in one message; the kernel allows 253.
+const FDS_PER_MESSAGE: usize = 128;
+const CHUNK: usize = 64 << 10;
+/// Most bytes of configuration or plan; an argument list may take 2 MiB alone.
+const BYTES_MAX: usize = 16 << 20;
+/// Most descriptors of one kind.
+const FDS_MAX: usize = 4096;
+
+/// Why a supervisor is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// To launch a plan.
+    Launch,
+    /// To take over from a killed supervisor.
+    Adopt,
+}
+
+/// Everything that crosses.
+#[derive(Debug)]
+pub(crate) struct Handover {
+    pub(crate) mode: Mode,
+    /// Streams the starting process is attached to, 0 for none.
+    pub(crate) attach: u8,
+    pub(crate) config: Vec<u8>,
+    pub(crate) plan: Vec<u8>,
+    pub(crate) lock: OwnedFd,
+    pub(crate) listeners: Vec<OwnedFd>,
+    pub(crate) hold: Vec<OwnedFd>,
+    pub(crate) plan_fds: Vec<OwnedFd>,
+}
+
+fn malformed(why: &str) -> SupervisorError {
+    SupervisorError::Malformed {
+        what: "hand-over",
+        why: why.to_owned(),
+    }
+}
+
+/// What the sender still owns.
+#[derive(Debug)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) mode: Mode,
+    /// Not sent; for messages.
+    pub(crate) run_dir: &'a Path,
+    pub(crate) attach: u8,
+    pub(crate) config: &'a [u8],
+    pub(crate) plan: &'a [u8],
+    pub(crate) lock: BorrowedFd<'a>,
+    pub(crate) listeners: &'a [OwnedFd],
+    pub(crate) hold: &'a [OwnedFd],
+    pub(crate) plan_fds: &'a [OwnedFd],
+}
+
+impl Outgoing<'_> {
+    fn header(&self) -> Result<[u8; HEADER_LEN], SupervisorError> {
+        let long = |_| malformed("too much to hand over");
+        let mut out = [0; HEADER_LEN];
+        out[0..8].copy_from_slice(MAGIC);
+        out[8] = VERSION;
+        out[9] = u8::from(self.mode == Mode::Adopt);
+        out[10] = self.attach;
+        let lengths = [self.config.len(), self.plan.len()];
+        for (place, len) in out[12..20].chunks_exact_mut(4).zip(lengths) {
+            place.copy_from_slice(&u32::try_from(len).map_err(long)?.to_le_bytes());
+        }
+        let counts = [self.listeners.len(), self.hold.len(), self.plan_fds.len()];
+        for (place, count) in out[20..26].chunks_exact_mut(2).zip(counts) {
+            place.copy_from_slice(&u16::try_from(count).map_err(long)?.to_le_bytes());
+        }
+        Ok(out)
+    }
+
+    /// Sends everything; blocks while the other side reads.
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>) -> Result<(), SupervisorError> {
+        let kernel = SupervisorError::kernel;
+        send_part(socket, &self.header()?, &[]).map_err(kernel("hand over the header"))?;
+        let lists = [self.listeners, self.hold, self.plan_fds];
+        let fds: Vec<BorrowedFd<'_>> = std::iter::once(self.lock)
+            .chain(lists.into_iter().flatten().map(AsFd::as_fd))
+            .collect();
+        let mut batches = fds.chunks(FDS_PER_MESSAGE);
+        for chunk in self.config.chunks(CHUNK).chain(self.plan.chunks(CHUNK)) {
+            let batch = batches.next().unwrap_or(&[]);
+            send_part(socket, chunk, batch).map_err(kernel("hand over the configuration"))?;
+        }
+        for batch in batches {
+            send_part(socket, &[0], batch).map_err(kernel("hand over descriptors"))?;
+        }
+        Ok(())
+    }
+}
+
+fn send_part(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_MESSAGE))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::NOBUFS);
+    }
+    loop {
+        match sendmsg(
+            socket,
+            &[IoSlice::new(bytes)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        ) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn receive_part(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> Result<usize, SupervisorError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_MESSAGE))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = loop {
+        let mut slices = [IoSliceMut::new(bytes)];
+        match recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other.map_err(SupervisorError::kernel("receive the hand-over"))?,
+        }
+    };
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(arrived) = part {
+            fds.extend(arrived);
+        }
+    }
+    if message.bytes == 0 {
+        return Err(malformed("it ended early"));
+    }
+    Ok(message.bytes)
+}
+
+impl Handover {
+    /// Receives everything.
+    pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Self, SupervisorError> {
+        let mut header = [0; HEADER_LEN];
+        let mut fds = Vec::new();
+        let n = receive_part(socket, &mut header, &mut fds)?;
+        if n != HEADER_LEN || &header[0..8] != MAGIC || header[8] != VERSION {
+            return Err(malformed("unknown header"));
+        }
+        let [config_len, plan_len] = [12, 16].map(|at| {
+            let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
+            usize::try_from(u32::from_le_bytes(bytes)).unwrap_or(usize::MAX)
+        });
+        let counts =
+            [20, 22, 24].map(|at| usize::from(u16::from_le_bytes([header[at], header[at + 1]])));
+        if config_len > BYTES_MAX || plan_len > BYTES_MAX || counts.iter().any(|c| *c > FDS_MAX) {
+            return Err(malformed("it is too large"));
+        }
+        let config = receive_bytes(socket, config_len, &mut fds)?;
+        let plan = receive_bytes(socket, plan_len, &mut fds)?;
+        let total = 1 + counts.iter().sum::<usize>();
+        while fds.len() < total {
+            receive_part(socket, &mut [0], &mut fds)?;
+        }
+        let mut fds = fds.into_iter();
+        let lock = fds.next().ok_or_else(|| malformed("there is no lock"))?;
+        let mut take = |n: usize| fds.by_ref().take(n).collect::<Vec<_>>();
+        Ok(Self {
+            mode: if header[9] == 0 {
+                Mode::Launch
+            } else {
+                Mode::Adopt
+            },
+            attach: header[10],
+            config,
+            plan,
+            lock,
+            listeners: take(counts[0]),
+            hold: take(counts[1]),
+            plan_fds: take(counts[2]),
+        })
+    }
+}
+
+fn receive_bytes(
+    socket: BorrowedFd<'_>,
+    len: usize,
+    fds: &mut Vec<OwnedFd>,
+) -> Result<Vec<u8>, SupervisorError> {
+    let mut bytes = vec![0; len];
+    let mut rest = &mut bytes[..];
+    while !rest.is_empty() {
+        let part = rest.len().min(CHUNK);
+        let n = receive_part(socket, &mut rest[..part], fds)?;
+        rest = &mut rest[n..];
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::fs::File;
+
+    #[test]
+    fn large_plans_and_many_descriptors_arrive_whole_and_in_order() {
+        let (a, b) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let files: Vec<OwnedFd> = (0..300)
+            .map(|_| File::open("/dev/null").unwrap().into())
+            .collect();
+        let (three, rest) = files.split_at(3);
+        let lock: OwnedFd = File::open("/dev/zero").unwrap().into();
+        let config: Vec<u8> = (0..200_000_u32).map(|n| n as u8).collect();
+        let sender = std::thread::spawn({
+            let (three, rest) = (
+                three
+                    .iter()
+                    .map(|f| f.try_clone().unwrap())
+                    .collect::<Vec<_>>(),
+                rest.iter()
+                    .map(|f| f.try_clone().unwrap())
+                    .collect::<Vec<_>>(),
+            );
+            let config = config.clone();
+            let lock = lock.try_clone().unwrap();
+            move || {
+                Outgoing {
+                    mode: Mode::Adopt,
+                    run_dir: Path::new("/"),
+                    attach: 6,
+                    config: &config,
+                    plan: b"plan",
+                    lock: lock.as_fd(),
+                    listeners: &three,
+                    hold: &[],
+                    plan_fds: &rest,
+                }
+                .send(a.as_fd())
+                .unwrap();
+            }
+        });
+        let got = Handover::receive(b.as_fd()).unwrap();
+        sender.join().unwrap();
+        assert_eq!((got.mode, got.attach), (Mode::Adopt, 6));
+        assert_eq!(got.config, config);
+        assert_eq!(got.plan, b"plan");
+        assert_eq!((got.listeners.len(), got.plan_fds.len()), (3, 297));
+        let device = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_rdev;
+        assert_eq!(device(&got.lock), device(&lock));
+        assert_eq!(device(&got.plan_fds[296]), device(&files[0]));
+    }
+
+    #[test]
+    fn a_dead_sender_and_garbage_are_refused() {
+        let pair = || {
+            socketpair(
+                AddressFamily::UNIX,
+                SocketType::SEQPACKET,
+                SocketFlags::CLOEXEC,
+                None,
+            )
+            .unwrap()
+        };
+        let (a, b) = pair();
+        drop(a);
+        assert!(Handover::receive(b.as_fd()).is_err());
+        let (a, b) = pair();
+        send_part(a.as_fd(), &[1; HEADER_LEN], &[]).unwrap();
+        assert!(Handover::receive(b.as_fd()).is_err());
+    }
+}

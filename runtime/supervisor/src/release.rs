@@ -1,0 +1,94 @@
+//! Carries out [`Release`] actions: what the container held is free again.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use amphora_spec::release::Release;
+use amphora_sys::netlink;
+
+/// What a release leaves behind until the answer is out.
+#[derive(Debug, Default)]
+pub(crate) struct Released {
+    /// What failed, a line each.
+    pub(crate) failures: Vec<String>,
+    /// Sockets that rules were removed through: closing one waits for the kernel to let go of the
+    /// rules (some 10 ms), so that is left until everybody has been answered.
+    pub(crate) sockets: Vec<OwnedFd>,
+}
+
+/// Does everything, whatever fails.
+pub(crate) fn run(actions: &[Release]) -> Released {
+    let mut released = Released::default();
+    for action in actions {
+        if let Err(e) = one(action, &mut released.sockets) {
+            released.failures.push(describe(action, &e));
+        }
+    }
+    released
+}
+
+fn describe(action: &Release, error: &io::Error) -> String {
+    match action {
+        Release::Unlink(path) => format!("failed to unlink \"{}\": {error}", path.display()),
+        Release::RemoveTree(path) => format!("failed to remove \"{}\": {error}", path.display()),
+        Release::Netlink { protocol, .. } => {
+            format!("failed to send to netlink protocol {protocol}: {error}")
+        }
+    }
+}
+
+fn one(action: &Release, sockets: &mut Vec<OwnedFd>) -> io::Result<()> {
+    match action {
+        Release::Unlink(path) => absent(std::fs::remove_file(path)),
+        Release::RemoveTree(path) => absent(std::fs::remove_dir_all(path)),
+        Release::Netlink { protocol, bytes } => {
+            let socket = netlink::replay(*protocol, bytes).map_err(|e| e.source)?;
+            sockets.push(socket.into());
+            Ok(())
+        }
+    }
+}
+
+fn absent(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actions_are_idempotent_and_failures_do_not_stop_the_rest() {
+        let dir = std::env::temp_dir().join(format!("amphora-release-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("tree/below")).unwrap();
+        std::fs::write(dir.join("file"), "").unwrap();
+        std::fs::write(dir.join("tree/below/x"), "").unwrap();
+        // RTM_DELLINK of a link that does not exist, with an acknowledgement asked for.
+        let mut message = Vec::new();
+        message.extend(32_u32.to_ne_bytes());
+        message.extend(17_u16.to_ne_bytes());
+        message.extend(5_u16.to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend([0; 4]);
+        message.extend(0x7fff_fff0_i32.to_ne_bytes());
+        message.extend([0; 8]);
+        let actions = [
+            Release::Unlink(dir.join("tree")),
+            Release::Unlink(dir.join("file")),
+            Release::RemoveTree(dir.join("tree")),
+            Release::Netlink {
+                protocol: 0,
+                bytes: message,
+            },
+        ];
+        let failed = run(&actions).failures;
+        assert_eq!(failed.len(), 1, "{failed:?}");
+        assert!(failed[0].contains("tree"), "{failed:?}");
+        assert!(run(&actions).failures.is_empty());
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

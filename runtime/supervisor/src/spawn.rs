@@ -1,0 +1,258 @@
+//! Starting a supervisor, from the engine's process.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use amphora_cgroup::SupervisorCgroup;
+use amphora_sys::process::{Spawn, spawn_self};
+use amphora_sys::{LaunchPlan, Launched, channel};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags, open};
+
+use crate::SupervisorError;
+use crate::client::{AttachMode, Client};
+use crate::config::Config;
+use crate::error::kind_from;
+use crate::files::open_dir;
+use crate::frame::Frame;
+use crate::handover::{Mode as StartMode, Outgoing};
+use crate::start::HANDOVER_FD;
+
+/// What a container is started with.
+#[derive(Debug)]
+pub struct SpawnRequest<'a> {
+    /// The amphora binary (a detached read-only clone of it, or any descriptor that can be
+    /// executed).
+    pub exe: &'a OwnedFd,
+    /// Arguments of the supervisor, `argv[0]` included: `["amphora", "supervise"]`.
+    pub argv: &'a [&'a str],
+    /// What it is told; kept in the run directory.
+    pub config: Config,
+    /// What it launches; [`LaunchPlan::stdio`] is set by the supervisor.
+    pub plan: LaunchPlan,
+    /// The container's lock. It is the supervisor's from then on; a caller that wants to undo
+    /// under the lock when this fails keeps a `try_clone` and drops it on success.
+    pub lock: OwnedFd,
+    /// Sockets for [`Config::listeners`], in their order.
+    pub listeners: Vec<OwnedFd>,
+    /// Descriptors held until the container ends, and then closed.
+    pub hold: Vec<OwnedFd>,
+    /// The supervisors' own cgroup; `None`: the caller's.
+    pub cgroup: Option<SupervisorCgroup>,
+    /// Streams to be attached to from the first byte on.
+    pub attach: Option<AttachMode>,
+}
+
+/// A started container.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Process id of the supervisor, a child of the caller: one that lives on reaps it.
+    pub supervisor_pid: i32,
+    /// Process id of init.
+    pub init_pid: i32,
+    /// The attachment, when one was asked for.
+    pub client: Option<Client>,
+}
+
+/// What a container whose supervisor was killed is taken over with.
+#[derive(Debug)]
+pub struct AdoptRequest<'a> {
+    /// As in [`SpawnRequest`].
+    pub exe: &'a OwnedFd,
+    /// As in [`SpawnRequest`].
+    pub argv: &'a [&'a str],
+    /// `R/containers/<id>`, with the configuration of the killed supervisor.
+    pub run_dir: PathBuf,
+    /// The container's lock, just taken.
+    pub lock: OwnedFd,
+    /// Sockets for [`Config::listeners`], opened again; may be empty.
+    pub listeners: Vec<OwnedFd>,
+    /// Descriptors held until the container ends.
+    pub hold: Vec<OwnedFd>,
+    /// The supervisors' own cgroup; `None`: the caller's.
+    pub cgroup: Option<SupervisorCgroup>,
+    /// Streams to be attached to.
+    pub attach: Option<AttachMode>,
+}
+
+/// An adopted container.
+#[derive(Debug)]
+pub struct Adopted {
+    /// Process id of the new supervisor, a child of the caller.
+    pub supervisor_pid: i32,
+    /// Process id of init; `None` when it had ended: the supervisor then records that, releases
+    /// and becomes `finish` by itself.
+    pub init_pid: Option<i32>,
+    /// The attachment, when one was asked for.
+    pub client: Option<Client>,
+}
+
+/// Starts a supervisor and waits until it has launched the container.
+///
+/// # Errors
+/// [`SupervisorError::Launch`] says why nothing runs; whatever fails, no process is left, and
+/// files only in the run directory.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "descriptors are handed over: ours end here"
+)]
+pub fn spawn(request: SpawnRequest<'_>) -> Result<Spawned, SupervisorError> {
+    let run_dir = open_dir(&request.config.run_dir)?;
+    let config = request.config.encode()?;
+    Config::keep(run_dir.as_fd(), &config)?;
+    let plan = request.plan.encode();
+    let outgoing = Outgoing {
+        mode: StartMode::Launch,
+        run_dir: &request.config.run_dir,
+        attach: request.attach.map_or(0, AttachMode::bits),
+        config: &config,
+        plan: &plan,
+        lock: request.lock.as_fd(),
+        listeners: &request.listeners,
+        hold: &request.hold,
+        plan_fds: &request.plan.fds,
+    };
+    let (supervisor_pid, init_pid, client) = start(
+        request.exe,
+        request.argv,
+        request.cgroup.as_ref(),
+        &outgoing,
+    )?;
+    Ok(Spawned {
+        supervisor_pid,
+        init_pid,
+        client,
+    })
+}
+
+/// Starts a supervisor for a container whose own was killed.
+///
+/// # Errors
+/// When the configuration cannot be read or the supervisor cannot be started.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "descriptors are handed over: ours end here"
+)]
+pub fn adopt(request: AdoptRequest<'_>) -> Result<Adopted, SupervisorError> {
+    let run_dir = open_dir(&request.run_dir)?;
+    let config = Config::read(run_dir.as_fd())?
+        .ok_or_else(|| SupervisorError::NotRunning(request.run_dir.clone()))?
+        .encode()?;
+    let outgoing = Outgoing {
+        mode: StartMode::Adopt,
+        run_dir: &request.run_dir,
+        attach: request.attach.map_or(0, AttachMode::bits),
+        config: &config,
+        plan: &[],
+        lock: request.lock.as_fd(),
+        listeners: &request.listeners,
+        hold: &request.hold,
+        plan_fds: &[],
+    };
+    let (supervisor_pid, init_pid, client) = start(
+        request.exe,
+        request.argv,
+        request.cgroup.as_ref(),
+        &outgoing,
+    )?;
+    Ok(Adopted {
+        supervisor_pid,
+        init_pid: (init_pid != 0).then_some(init_pid),
+        client,
+    })
+}
+
+fn start(
+    exe: &OwnedFd,
+    argv: &[&str],
+    cgroup: Option<&SupervisorCgroup>,
+    outgoing: &Outgoing<'_>,
+) -> Result<(i32, i32, Option<Client>), SupervisorError> {
+    let kernel = |what| move |e| SupervisorError::Kernel(what, e);
+    let (ours, theirs) = channel::pair().map_err(kernel("make a socket pair"))?;
+    let Launched { pid, pidfd } = execute(exe, argv, cgroup, theirs.as_fd())?;
+    drop(theirs);
+    if let Err(error) = outgoing.send(ours.as_fd()) {
+        // It waits for the rest: without the socket it ends.
+        drop(ours);
+        reap(pid);
+        return Err(error);
+    }
+    let mut client = Client::from_socket(ours, outgoing.run_dir.to_owned());
+    let n = if answered(&client, pidfd.as_fd()) {
+        client.receive().unwrap_or(0)
+    } else {
+        0
+    };
+    let outcome = match client.message(n) {
+        Some(Frame::Started(init)) => Ok(init),
+        Some(Frame::Failed { kind, errno, text }) => Err(SupervisorError::Launch {
+            message: text.to_owned(),
+            errno,
+            kind: kind_from(kind),
+        }),
+        _ => Err(SupervisorError::Died { pid }),
+    };
+    match outcome {
+        Ok(init) => Ok((pid, init, (outgoing.attach != 0).then_some(client))),
+        Err(error) => {
+            reap(pid);
+            Err(error)
+        }
+    }
+}
+
+/// Starts the program, with the socket and nothing else of ours.
+fn execute(
+    exe: &OwnedFd,
+    argv: &[&str],
+    cgroup: Option<&SupervisorCgroup>,
+    socket: BorrowedFd<'_>,
+) -> Result<Launched, SupervisorError> {
+    let malformed = |_| SupervisorError::Malformed {
+        what: "supervisor arguments",
+        why: "a NUL byte".to_owned(),
+    };
+    let args: Vec<CString> = argv
+        .iter()
+        .map(|a| CString::new(*a))
+        .collect::<Result<_, _>>()
+        .map_err(malformed)?;
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| SupervisorError::file("open", "/dev/null", e))?;
+    let null = null.as_fd();
+    let tasks: Vec<BorrowedFd<'_>> = cgroup
+        .iter()
+        .flat_map(|c| &c.tasks)
+        .map(AsFd::as_fd)
+        .collect();
+    spawn_self(&Spawn {
+        program: exe.as_fd(),
+        args: &args,
+        env: &[],
+        fds: &[(null, 0), (null, 1), (null, 2), (socket, HANDOVER_FD)],
+        cgroup: cgroup.and_then(|c| c.launch.as_ref()).map(AsFd::as_fd),
+        cgroup_tasks: &tasks,
+    })
+    .map_err(|e| SupervisorError::Kernel("start the supervisor", e))
+}
+
+/// Waits for the supervisor's answer; `false` when it ended without one. Its end is watched by
+/// itself: a child in the middle of its plan still holds the other end of the socket.
+fn answered(client: &Client, supervisor: BorrowedFd<'_>) -> bool {
+    let mut fds = [
+        PollFd::new(client, PollFlags::IN),
+        PollFd::from_borrowed_fd(supervisor, PollFlags::IN),
+    ];
+    while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
+    !fds[0].revents().is_empty()
+}
+
+/// Waits for the end of a supervisor that has nothing more to do.
+fn reap(pid: i32) {
+    use rustix::process::{Pid, WaitOptions, waitpid};
+    if let Some(pid) = Pid::from_raw(pid) {
+        while let Err(rustix::io::Errno::INTR) = waitpid(Some(pid), WaitOptions::empty()) {}
+    }
+}

@@ -1,0 +1,277 @@
+//! Connections accepted on the host and spliced to the container, both ways, with half-close: the
+//! kernel's address translation does not reach `::1`.
+//!
+//! Bytes go socket → pipe → socket inside the kernel; a pipe is the only buffer a direction has.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::{set_tcp_nodelay, socket_error};
+use rustix::net::{
+    AddressFamily, Shutdown, SocketFlags, SocketType, accept_with, connect, shutdown, socket_with,
+};
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+
+use crate::server::{TOKEN_LISTENER, TOKEN_SPLICE};
+
+/// Most spliced connections at a time; further ones wait in the listener's backlog.
+pub(crate) const SPLICES_MAX: usize = 128;
+/// Bytes moved at once; what a pipe holds.
+const STEP: usize = 64 << 10;
+/// Steps of one connection before others have their turn.
+const TURN: usize = 16;
+
+/// One listening socket.
+#[derive(Debug)]
+struct Gate {
+    socket: OwnedFd,
+    target: SocketAddr,
+}
+
+#[derive(Debug)]
+struct Connection {
+    near: OwnedFd,
+    far: OwnedFd,
+    connected: bool,
+    there: Half,
+    back: Half,
+    hot: bool,
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Half {
+    read: OwnedFd,
+    write: OwnedFd,
+    held: usize,
+    eof: bool,
+    closed: bool,
+}
+
+/// Every listener and every connection.
+#[derive(Debug, Default)]
+pub(crate) struct Splices {
+    gates: Vec<Gate>,
+    connections: Vec<Option<Connection>>,
+    full: bool,
+}
+
+enum Outcome {
+    Waiting,
+    MoreToDo,
+    Over,
+}
+
+impl Splices {
+    /// Starts accepting.
+    pub(crate) fn listen(
+        &mut self,
+        epoll: &OwnedFd,
+        socket: OwnedFd,
+        target: SocketAddr,
+    ) -> Result<(), Errno> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        let token = EventData::new_u64(TOKEN_LISTENER + self.gates.len() as u64);
+        epoll::add(epoll, &socket, token, EventFlags::IN)?;
+        self.gates.push(Gate { socket, target });
+        Ok(())
+    }
+
+    /// Whether some connection used up its turn and has more to do.
+    pub(crate) fn hot(&self) -> bool {
+        self.connections.iter().flatten().any(|c| c.hot)
+    }
+
+    /// Accepts one connection of a listener.
+    pub(crate) fn accept(&mut self, epoll: &OwnedFd, gate: usize) {
+        let used = self.connections.iter().flatten().count();
+        if used >= SPLICES_MAX {
+            self.watch_gates(epoll, false);
+            return;
+        }
+        let Some(gate) = self.gates.get(gate) else {
+            return;
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let near = match accept_with(&gate.socket, flags) {
+            Ok(near) => near,
+            // Without descriptors the listener would be ready forever; a closed connection
+            // turns it on again.
+            Err(Errno::MFILE | Errno::NFILE) => return self.watch_gates(epoll, false),
+            Err(_) => return,
+        };
+        let Ok(connection) = Connection::open(near, gate.target) else {
+            return;
+        };
+        let index = match self.connections.iter().position(Option::is_none) {
+            Some(index) => index,
+            None => {
+                self.connections.push(None);
+                self.connections.len() - 1
+            }
+        };
+        let token = EventData::new_u64(TOKEN_SPLICE + index as u64);
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        let watched = epoll::add(epoll, &connection.near, token, flags)
+            .and_then(|()| epoll::add(epoll, &connection.far, token, flags));
+        if watched.is_ok() {
+            self.connections[index] = Some(connection);
+        }
+    }
+
+    fn watch_gates(&mut self, epoll: &OwnedFd, on: bool) {
+        self.full = !on;
+        let flags = if on {
+            EventFlags::IN
+        } else {
+            EventFlags::empty()
+        };
+        for (i, gate) in self.gates.iter().enumerate() {
+            let token = EventData::new_u64(TOKEN_LISTENER + i as u64);
+            let _ = epoll::modify(epoll, &gate.socket, token, flags);
+        }
+    }
+
+    /// Moves what can be moved on one connection.
+    pub(crate) fn pump(&mut self, epoll: &OwnedFd, index: usize) {
+        let Some(slot) = self.connections.get_mut(index) else {
+            return;
+        };
+        let Some(connection) = slot else { return };
+        match connection.pump() {
+            Outcome::Waiting => connection.hot = false,
+            Outcome::MoreToDo => connection.hot = true,
+            Outcome::Over => {
+                *slot = None;
+                if self.full {
+                    self.watch_gates(epoll, true);
+                }
+            }
+        }
+    }
+
+    /// Gives every connection that has more to do another turn.
+    pub(crate) fn pump_hot(&mut self, epoll: &OwnedFd) {
+        for index in 0..self.connections.len() {
+            if self.connections[index].as_ref().is_some_and(|c| c.hot) {
+                self.pump(epoll, index);
+            }
+        }
+    }
+
+    /// Delivers what the container has sent before it ended, as far as there is room.
+    pub(crate) fn drain(&mut self) {
+        for connection in self.connections.iter_mut().flatten() {
+            let _ = connection.pump();
+        }
+    }
+}
+
+impl Connection {
+    fn open(near: OwnedFd, target: SocketAddr) -> Result<Self, Errno> {
+        let family = if target.is_ipv4() {
+            AddressFamily::INET
+        } else {
+            AddressFamily::INET6
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let far = socket_with(family, SocketType::STREAM, flags, None)?;
+        let connected = match connect(&far, &target) {
+            Ok(()) => true,
+            Err(Errno::INPROGRESS) => false,
+            Err(e) => return Err(e),
+        };
+        let _ = set_tcp_nodelay(&near, true);
+        let _ = set_tcp_nodelay(&far, true);
+        Ok(Self {
+            near,
+            far,
+            connected,
+            there: Half::new()?,
+            back: Half::new()?,
+            hot: false,
+        })
+    }
+
+    fn pump(&mut self) -> Outcome {
+        if !self.connected {
+            match socket_error(&self.far) {
+                Ok(Ok(())) if writable(&self.far) => self.connected = true,
+                Ok(Ok(())) => return Outcome::Waiting,
+                _ => return Outcome::Over,
+            }
+        }
+        let there = self.there.pump(&self.near, &self.far);
+        let back = self.back.pump(&self.far, &self.near);
+        match (there, back) {
+            (Ok(there), Ok(back)) => {
+                if self.there.closed && self.back.closed {
+                    Outcome::Over
+                } else if there || back {
+                    Outcome::MoreToDo
+                } else {
+                    Outcome::Waiting
+                }
+            }
+            _ => Outcome::Over,
+        }
+    }
+}
+
+fn writable(socket: &OwnedFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(socket, PollFlags::OUT)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|n| n > 0)
+}
+
+impl Half {
+    fn new() -> Result<Self, Errno> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+        Ok(Self {
+            read,
+            write,
+            held: 0,
+            eof: false,
+            closed: false,
+        })
+    }
+
+    /// Moves bytes until nothing moves; `true` when the turn ended first.
+    fn pump(&mut self, from: &OwnedFd, to: &OwnedFd) -> Result<bool, Errno> {
+        let flags = SpliceFlags::MOVE | SpliceFlags::NONBLOCK;
+        for _ in 0..TURN {
+            let mut moved = false;
+            if !self.eof && self.held < STEP {
+                match splice(from.as_fd(), None, self.write.as_fd(), None, STEP, flags) {
+                    Ok(0) => self.eof = true,
+                    Ok(n) => {
+                        self.held += n;
+                        moved = true;
+                    }
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            if self.held > 0 {
+                match splice(self.read.as_fd(), None, to.as_fd(), None, self.held, flags) {
+                    Ok(n) => {
+                        self.held -= n.min(self.held);
+                        moved |= n > 0;
+                    }
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            if self.eof && self.held == 0 && !self.closed {
+                let _ = shutdown(to, Shutdown::Write);
+                self.closed = true;
+            }
+            if !moved {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
