@@ -1,0 +1,239 @@
+//! A container's configuration: written once at create, never changed by start or stop.
+
+use std::collections::BTreeMap;
+
+use amphora_network::PortRequest;
+use amphora_spec::{ContainerId, Digest, select::Executor};
+use serde::{Deserialize, Serialize};
+
+/// Version of `config.json` under `containers/<id>/`.
+pub const CONFIG_VERSION: u32 = 1;
+
+/// What a caller asks for at create. Empty fields mean "as the image says".
+#[derive(Debug, Clone, Default)]
+pub struct CreateOptions {
+    /// Image reference or id as the user wrote it.
+    pub image: String,
+    /// Container name; generated when `None`.
+    pub name: Option<String>,
+    /// `--platform`.
+    pub platform: Option<String>,
+    /// `--runtime`.
+    pub runtime: Option<String>,
+    /// Command arguments after the image.
+    pub cmd: Vec<String>,
+    /// `--entrypoint`; an empty string resets it.
+    pub entrypoint: Option<String>,
+    /// `KEY=value` lines, over the image's.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub workdir: Option<String>,
+    /// `user[:group]`.
+    pub user: Option<String>,
+    /// Host name.
+    pub hostname: Option<String>,
+    /// Labels, over the image's.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Keep stdin open.
+    pub open_stdin: bool,
+    /// Signal of `stop`.
+    pub stop_signal: Option<String>,
+    /// Seconds `stop` waits.
+    pub stop_timeout: Option<u64>,
+    /// Everything about the host's side.
+    pub host: HostConfig,
+}
+
+/// The host's side of a container.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostConfig {
+    /// Remove the container when it ends.
+    pub auto_remove: bool,
+    /// Volumes, binds and tmpfs mounts.
+    pub mounts: Vec<MountPoint>,
+    /// Published ports.
+    pub ports: Vec<PortRequest>,
+    /// Publish all exposed ports at random host ports.
+    pub publish_all: bool,
+    /// Network.
+    pub network: NetworkMode,
+    /// Memory limit in bytes.
+    pub memory: Option<i64>,
+    /// Memory and swap together in bytes; -1 is unlimited.
+    pub memory_swap: Option<i64>,
+    /// CPUs in billionths.
+    pub nano_cpus: Option<u64>,
+    /// CPU weight, 1024 is normal.
+    pub cpu_shares: Option<u64>,
+    /// CPU list.
+    pub cpuset_cpus: Option<String>,
+    /// Most tasks.
+    pub pids_limit: Option<i64>,
+    /// Capabilities added.
+    pub cap_add: Vec<String>,
+    /// Capabilities dropped.
+    pub cap_drop: Vec<String>,
+    /// `no_new_privs`.
+    pub no_new_privileges: bool,
+    /// No seccomp filter.
+    pub seccomp_unconfined: bool,
+    /// Root file system read-only.
+    pub read_only: bool,
+    /// Size of `/dev/shm` in bytes.
+    pub shm_size: Option<u64>,
+    /// `host:address` lines for `/etc/hosts`.
+    pub extra_hosts: Vec<String>,
+    /// `name=soft[:hard]` resource limits, already parsed.
+    pub ulimits: Vec<amphora_spec::runtime::Rlimit>,
+    /// No log is kept.
+    pub log_none: bool,
+}
+
+/// Which network a container is in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// The default bridge.
+    #[default]
+    Bridge,
+    /// The host's own stack.
+    Host,
+    /// Only a loopback device.
+    None,
+}
+
+impl NetworkMode {
+    /// Returns Docker's name of the network.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Host => "host",
+            Self::None => "none",
+        }
+    }
+}
+
+/// One mount asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum MountPoint {
+    /// A named volume; filled from the image when it is new and empty.
+    Volume {
+        /// Volume name; `None` before create gave an anonymous one its name.
+        name: String,
+        /// Path inside the container.
+        destination: String,
+        /// Mounted read-only.
+        read_only: bool,
+        /// Do not fill it from the image.
+        no_copy: bool,
+        /// Removed with the container.
+        anonymous: bool,
+    },
+    /// A path of the host.
+    Bind {
+        /// Absolute host path.
+        source: String,
+        /// Path inside the container.
+        destination: String,
+        /// Mounted read-only.
+        read_only: bool,
+        /// Make a missing source directory, as `-v` does.
+        create: bool,
+    },
+    /// A fresh tmpfs.
+    Tmpfs {
+        /// Path inside the container.
+        destination: String,
+        /// Mount options.
+        options: Vec<String>,
+    },
+}
+
+impl MountPoint {
+    /// Returns the path inside the container.
+    #[must_use]
+    pub fn destination(&self) -> &str {
+        match self {
+            Self::Volume { destination, .. }
+            | Self::Bind { destination, .. }
+            | Self::Tmpfs { destination, .. } => destination,
+        }
+    }
+}
+
+/// `containers/<id>/config.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    /// [`CONFIG_VERSION`].
+    pub version: u32,
+    /// Id.
+    pub id: ContainerId,
+    /// Name, without a slash.
+    pub name: String,
+    /// Creation time, RFC 3339 with nanoseconds.
+    pub created: String,
+    /// Image as the user wrote it.
+    pub image: String,
+    /// Image id (digest of its config).
+    pub image_id: Digest,
+    /// Manifest of the image.
+    pub manifest: Digest,
+    /// Diff ids of the image's layers, base first.
+    pub layers: Vec<Digest>,
+    /// Executor.
+    pub executor: Executor,
+    /// Why this executor.
+    pub executor_reason: String,
+    /// Wasm module, if the executor is Wasm.
+    pub module: Option<ModuleConfig>,
+    /// Entry point.
+    pub entrypoint: Vec<String>,
+    /// Arguments.
+    pub cmd: Vec<String>,
+    /// Environment.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub workdir: String,
+    /// `user[:group]`.
+    pub user: String,
+    /// Host name.
+    pub hostname: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Exposed ports, `port/proto`.
+    pub exposed: Vec<String>,
+    /// Keep stdin open.
+    pub open_stdin: bool,
+    /// Signal of `stop`.
+    pub stop_signal: String,
+    /// Seconds `stop` waits.
+    pub stop_timeout: u64,
+    /// The host's side.
+    pub host: HostConfig,
+}
+
+impl ContainerConfig {
+    /// Returns the whole command line: entry point, then arguments.
+    #[must_use]
+    pub fn args(&self) -> Vec<String> {
+        self.entrypoint.iter().chain(&self.cmd).cloned().collect()
+    }
+}
+
+/// Where a Wasm container's module comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleConfig {
+    /// SHA-256 of the module.
+    pub digest: Digest,
+    /// Path inside the root file system; `None` when the module is a raw layer.
+    pub path: Option<String>,
+    /// Export to call in place of the default.
+    pub function: Option<String>,
+}

@@ -1,0 +1,167 @@
+//! Containers as they are found: configuration, state, lookup.
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use amphora_spec::ContainerId;
+use amphora_supervisor::{self as supervisor, ExitRecord, State};
+
+use crate::config::ContainerConfig;
+use crate::files::{Lock, open_dir, read_json};
+use crate::{Engine, EngineError, Result};
+
+/// Docker's container states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Made, never started.
+    Created,
+    /// Running.
+    Running,
+    /// Ended.
+    Exited,
+    /// Its records are damaged.
+    Dead,
+}
+
+impl Status {
+    /// Returns Docker's word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Exited => "exited",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// A container with all its records.
+#[derive(Debug, Clone)]
+pub struct ContainerView {
+    /// Configuration.
+    pub config: ContainerConfig,
+    /// Status.
+    pub status: Status,
+    /// State record, while it runs.
+    pub state: Option<State>,
+    /// Exit record, once it ended.
+    pub exit: Option<ExitRecord>,
+    /// Network endpoint, while it runs on a bridge.
+    pub endpoint: Option<amphora_network::Endpoint>,
+    /// Published ports, while it runs on a bridge.
+    pub ports: Vec<amphora_network::PublishedPort>,
+}
+
+impl ContainerView {
+    /// Returns when it was started, RFC 3339, while it runs.
+    #[must_use]
+    pub fn started_at(&self) -> Option<String> {
+        self.state
+            .as_ref()
+            .map(|s| crate::list::time_text(s.started_at))
+    }
+}
+
+impl Engine {
+    /// Finds one container by id, id prefix or name (with or without a leading slash).
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchContainer`], [`EngineError::Ambiguous`].
+    pub fn find(&self, text: &str) -> Result<ContainerId> {
+        let missing = || EngineError::NoSuchContainer(text.to_owned());
+        let name = text.strip_prefix('/').unwrap_or(text);
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            return Err(missing());
+        }
+        if let Ok(id) = name.parse::<ContainerId>()
+            && self.container_dir(&id).is_dir()
+        {
+            return Ok(id);
+        }
+        if let Ok(target) = fs::read_link(self.name_path(name))
+            && let Some(Ok(id)) = target.to_str().map(str::parse::<ContainerId>)
+        {
+            return Ok(id);
+        }
+        let mut found = None;
+        if name.bytes().all(|b| b.is_ascii_hexdigit()) {
+            for id in self.ids()? {
+                if id.hex().starts_with(name) && found.replace(id).is_some() {
+                    return Err(EngineError::Ambiguous(text.to_owned()));
+                }
+            }
+        }
+        found.ok_or_else(missing)
+    }
+
+    /// Lists the ids of all containers, in no order.
+    pub(crate) fn ids(&self) -> Result<Vec<ContainerId>> {
+        let dir = self.options.root.join("containers");
+        let entries = fs::read_dir(&dir).map_err(|e| EngineError::file("read", &dir, e))?;
+        Ok(entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect())
+    }
+
+    /// Reads a container's configuration.
+    pub(crate) fn config(&self, id: &ContainerId) -> Result<ContainerConfig> {
+        let path = self.container_dir(id).join("config.json");
+        read_json(&path)?.ok_or_else(|| EngineError::NoSuchContainer(id.hex()))
+    }
+
+    /// Reads everything that is known of a container.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchContainer`] when it is gone.
+    pub fn view(&self, id: &ContainerId) -> Result<ContainerView> {
+        let config = self.config(id)?;
+        let run = self.run_dir(id);
+        let exit = self.exit_record(id)?;
+        let state = match open_dir(&run) {
+            Ok(dir) => State::read(dir.as_fd()).map_err(EngineError::plain)?,
+            Err(_) => None,
+        };
+        let running = state
+            .as_ref()
+            .is_some_and(|s| s.status == supervisor::Status::Running)
+            && Lock::is_held(&run);
+        let status = match (&exit, running) {
+            (_, true) => Status::Running,
+            (Some(_), false) => Status::Exited,
+            (None, false) => Status::Created,
+        };
+        if status == Status::Exited && config.host.auto_remove {
+            // Its supervisor is removing it; name, ports and address are free already.
+            return Err(EngineError::NoSuchContainer(id.hex()));
+        }
+        let endpoint = if running {
+            self.networks.endpoint(id).ok().flatten()
+        } else {
+            None
+        };
+        Ok(ContainerView {
+            config,
+            status,
+            state: if running { state } else { None },
+            exit,
+            ports: endpoint
+                .as_ref()
+                .map(|e| e.ports.clone())
+                .unwrap_or_default(),
+            endpoint,
+        })
+    }
+
+    /// Reads how a container ended; `None` when it never did.
+    pub(crate) fn exit_record(&self, id: &ContainerId) -> Result<Option<ExitRecord>> {
+        for dir in [self.container_dir(id), self.run_dir(id)] {
+            if let Ok(dir) = open_dir(&dir)
+                && let Some(record) = ExitRecord::read(dir.as_fd()).map_err(EngineError::plain)?
+            {
+                return Ok(Some(record));
+            }
+        }
+        Ok(None)
+    }
+}

@@ -1,0 +1,573 @@
+//! Images: arrival, lookup, listing, removal.
+
+use std::fs;
+use std::io::Read;
+
+use amphora_content::{Partials, Pins, WasmImage, archive};
+use amphora_distribution::{Client, ClientConfig, Progress, Pulled};
+use amphora_snapshot::{BlobLayer, Limits};
+use amphora_spec::image::{Descriptor, ImageConfig, Index, Manifest};
+use amphora_spec::media::{self, LayerKind};
+use amphora_spec::select::{Facts, ModuleKind};
+use amphora_spec::{Digest, Platform, Reference};
+use serde::{Deserialize, Serialize};
+
+use crate::files::read_json;
+use crate::{Engine, EngineError, Result};
+
+/// Version of the image records.
+const RECORD_VERSION: u32 = 1;
+/// Largest manifest, index or config that is read, in bytes.
+const MAX_DOCUMENT: u64 = 8 << 20;
+/// Deepest nesting of indexes.
+const MAX_INDEX_DEPTH: usize = 4;
+
+/// What is recorded of an image when it arrives.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Version of this record.
+    pub version: u32,
+    /// The image's manifest.
+    pub manifest: Descriptor,
+    /// The image id: digest of the config.
+    pub image_id: Digest,
+    /// The config; mostly empty for a bare Wasm artifact.
+    pub config: ImageConfig,
+    /// Layers, base first.
+    pub layers: Vec<LayerRecord>,
+    /// What selection needs.
+    pub facts: Facts,
+    /// Bytes of all blobs.
+    pub size: u64,
+}
+
+/// One layer of an image.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LayerRecord {
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Digest of the plain tar; none for a bare Wasm layer.
+    pub diff_id: Option<Digest>,
+    /// Size of the blob in bytes.
+    pub size: u64,
+}
+
+/// One row of `images`.
+#[derive(Debug, Clone)]
+pub struct ImageSummary {
+    /// Name, if the image has one.
+    pub reference: Option<Reference>,
+    /// What the name points at.
+    pub target: Descriptor,
+    /// The record.
+    pub record: ImageRecord,
+}
+
+/// An image found for a container.
+#[derive(Debug, Clone)]
+pub(crate) struct FoundImage {
+    pub(crate) record: ImageRecord,
+}
+
+impl Engine {
+    /// Loads a docker or OCI archive. Returns the names, or ids, of what was loaded.
+    ///
+    /// # Errors
+    /// A malformed archive; nothing is visible then.
+    pub fn load(&self, input: impl Read + Send) -> Result<Vec<Result<Reference, Digest>>> {
+        let lease = self.store.lease().map_err(EngineError::plain)?;
+        let loaded = archive::load(&self.store, input, &archive::LoadOptions::default())
+            .map_err(EngineError::plain)?;
+        let mut out = Vec::new();
+        for image in &loaded {
+            let records = match self.arrive(&image.manifest) {
+                Ok(records) => records,
+                Err(e) => {
+                    drop(lease);
+                    for image in &loaded {
+                        let _ = self.forget(&image.manifest.digest);
+                    }
+                    return Err(e);
+                }
+            };
+            out.push(match &image.reference {
+                Some(reference) => Ok(reference.clone()),
+                None => Err(records
+                    .first()
+                    .map_or(image.manifest.digest, |r| r.image_id)),
+            });
+        }
+        Ok(out)
+    }
+
+    /// Makes an image of a bare `.wasm` file and names it.
+    ///
+    /// # Errors
+    /// When the bytes are no module that can run, with the reason.
+    pub fn add_wasm(&self, bytes: &[u8], reference: &Reference) -> Result<Digest> {
+        let facts = amphora_artifact::inspect_wasm(bytes).map_err(EngineError::plain)?;
+        let lease = self.store.lease().map_err(EngineError::plain)?;
+        let os = if facts.kind == ModuleKind::Component {
+            "wasip2"
+        } else {
+            "wasip1"
+        };
+        let image = WasmImage {
+            bytes,
+            os,
+            component: None,
+        };
+        let manifest =
+            amphora_content::add_wasm(&self.store, &image, None).map_err(EngineError::plain)?;
+        let records = match self.arrive(&manifest) {
+            Ok(records) => records,
+            Err(e) => {
+                drop(lease);
+                let _ = self.forget(&manifest.digest);
+                return Err(e);
+            }
+        };
+        self.store
+            .tag(reference, &manifest)
+            .map_err(EngineError::plain)?;
+        Ok(records.first().map_or(manifest.digest, |r| r.image_id))
+    }
+
+    /// Pulls an image and records it.
+    ///
+    /// # Errors
+    /// An unreachable registry, an unknown image, data that fails verification.
+    pub fn pull(
+        &self,
+        reference: &Reference,
+        platform: Option<&Platform>,
+        progress: &dyn Progress,
+    ) -> Result<Pulled> {
+        let client = Client::new(ClientConfig {
+            insecure: self.options.insecure_registries.iter().cloned().collect(),
+            ..ClientConfig::default()
+        })
+        .map_err(EngineError::plain)?;
+        let lease = self.store.lease().map_err(EngineError::plain)?;
+        let pulled = client
+            .pull(&self.store, &self.layers, reference, platform, progress)
+            .map_err(EngineError::plain)?;
+        if let Err(e) = self.arrive(&pulled.manifest) {
+            drop(lease);
+            let _ = self.forget(&pulled.target.digest);
+            return Err(e);
+        }
+        Ok(pulled)
+    }
+
+    /// Names an image anew.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchImage`].
+    pub fn tag(&self, source: &str, target: &Reference) -> Result<()> {
+        let found = self.image_targets(source)?;
+        let descriptor = found
+            .first()
+            .ok_or_else(|| EngineError::NoSuchImage(source.to_owned()))?;
+        self.store
+            .tag(target, descriptor)
+            .map_err(EngineError::plain)?;
+        Ok(())
+    }
+
+    /// Records every image below `target` whose blobs are here; unpacks and compiles ahead.
+    pub(crate) fn arrive(&self, target: &Descriptor) -> Result<Vec<ImageRecord>> {
+        let mut records = Vec::new();
+        self.arrive_below(target, 0, &mut records)?;
+        if records.is_empty() {
+            return Err(EngineError::Invalid(format!(
+                "no image of {} is complete",
+                target.digest
+            )));
+        }
+        Ok(records)
+    }
+
+    fn arrive_below(
+        &self,
+        target: &Descriptor,
+        depth: usize,
+        records: &mut Vec<ImageRecord>,
+    ) -> Result<()> {
+        if !media::is_index(&target.media_type) {
+            records.push(self.arrive_manifest(target)?);
+            return Ok(());
+        }
+        if depth >= MAX_INDEX_DEPTH {
+            return Err(EngineError::Invalid(format!(
+                "index {} is nested more than {MAX_INDEX_DEPTH} deep",
+                target.digest
+            )));
+        }
+        let index: Index = self.document(&target.digest)?;
+        for entry in &index.manifests {
+            let unknown = entry.platform.as_ref().is_some_and(Platform::is_unknown);
+            let here = self
+                .store
+                .has(&entry.digest)
+                .map_err(EngineError::plain)?
+                .is_some();
+            if !unknown && here {
+                self.arrive_below(entry, depth + 1, records)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn arrive_manifest(&self, target: &Descriptor) -> Result<ImageRecord> {
+        if let Some(record) = self.record(&target.digest)? {
+            return Ok(record);
+        }
+        let manifest: Manifest = self.document(&target.digest)?;
+        let config = self.image_config(&manifest)?;
+        let layers = self.unpack_layers(&manifest, &config)?;
+        let size = target.size
+            + manifest.config.size
+            + manifest.layers.iter().map(|l| l.size).sum::<u64>();
+        let facts = crate::image_facts::gather(self, target, &manifest, &config, &layers)?;
+        let record = ImageRecord {
+            version: RECORD_VERSION,
+            manifest: target.clone(),
+            image_id: manifest.config.digest,
+            config,
+            layers,
+            facts,
+            size,
+        };
+        self.warm(&record)?;
+        self.store
+            .put_record(&target.digest, &record)
+            .map_err(EngineError::plain)?;
+        Ok(record)
+    }
+
+    fn image_config(&self, manifest: &Manifest) -> Result<ImageConfig> {
+        let kind = manifest.config.media_type.as_str();
+        match kind {
+            media::OCI_CONFIG | media::DOCKER_CONFIG | media::WASM_CONFIG_V0 => {
+                self.document(&manifest.config.digest)
+            }
+            _ => Ok(ImageConfig::default()),
+        }
+    }
+
+    fn unpack_layers(&self, manifest: &Manifest, config: &ImageConfig) -> Result<Vec<LayerRecord>> {
+        let tars = manifest
+            .layers
+            .iter()
+            .filter(|l| matches!(media::layer_kind(&l.media_type), LayerKind::Tar(_)))
+            .count();
+        let ids = &config.rootfs.diff_ids;
+        let pairs_up = ids.len() == manifest.layers.len() || tars == 0 || ids.len() == tars;
+        if tars > 0 && !pairs_up {
+            return Err(EngineError::Invalid(format!(
+                "image {} has {} layers and {} diff ids",
+                manifest.config.digest,
+                manifest.layers.len(),
+                ids.len()
+            )));
+        }
+        let by_position = ids.len() == manifest.layers.len();
+        let mut next_tar = ids.iter();
+        let mut out = Vec::new();
+        for (position, layer) in manifest.layers.iter().enumerate() {
+            let kind = media::layer_kind(&layer.media_type);
+            let diff_id = match kind {
+                LayerKind::Tar(_) if by_position => ids.get(position).copied(),
+                LayerKind::Tar(_) => next_tar.next().copied(),
+                _ => None,
+            };
+            if let (LayerKind::Tar(compression), Some(diff_id)) = (kind, diff_id)
+                && !self.layers.has(&diff_id)
+            {
+                let blob = BlobLayer {
+                    blob: &layer.digest,
+                    label: compression,
+                    diff_id: &diff_id,
+                };
+                self.layers
+                    .unpack_blob(&self.store, blob, &Limits::default())
+                    .map_err(EngineError::plain)?;
+            }
+            out.push(LayerRecord {
+                digest: layer.digest,
+                diff_id,
+                size: layer.size,
+            });
+        }
+        Ok(out)
+    }
+
+    /// Reads a JSON document from the store.
+    pub(crate) fn document<T: serde::de::DeserializeOwned>(&self, digest: &Digest) -> Result<T> {
+        let bytes = self
+            .store
+            .read_blob(digest, MAX_DOCUMENT)
+            .map_err(EngineError::plain)?;
+        serde_json::from_slice(&bytes).map_err(|source| EngineError::Record {
+            path: format!("blobs/sha256/{}", digest.hex()).into(),
+            source,
+        })
+    }
+
+    /// Reads the record of a manifest.
+    pub(crate) fn record(&self, manifest: &Digest) -> Result<Option<ImageRecord>> {
+        let path = self
+            .options
+            .root
+            .join("images")
+            .join(format!("{}.json", manifest.hex()));
+        // A record of another version is made anew.
+        match read_json::<ImageRecord>(&path) {
+            Ok(record) => Ok(record.filter(|r| r.version == RECORD_VERSION)),
+            Err(EngineError::Record { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Lists all records.
+    fn records(&self) -> Result<Vec<ImageRecord>> {
+        let dir = self.options.root.join("images");
+        let entries = fs::read_dir(&dir).map_err(|e| EngineError::file("read", &dir, e))?;
+        let mut out = Vec::new();
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let digest = name
+                .to_str()
+                .and_then(|n| n.strip_suffix(".json"))
+                .and_then(|n| Digest::from_hex(n).ok());
+            if let Some(digest) = digest
+                && let Some(record) = self.record(&digest)?
+            {
+                out.push(record);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Finds what a name, id or id prefix points at.
+    pub(crate) fn image_targets(&self, text: &str) -> Result<Vec<Descriptor>> {
+        if let Ok(reference) = text.parse::<Reference>() {
+            let reference = reference.with_default_tag();
+            if let Some(target) = self.store.resolve(&reference).map_err(EngineError::plain)? {
+                return Ok(vec![target]);
+            }
+        }
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        if hex.len() < 3 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Ok(Vec::new());
+        }
+        let mut ids: Vec<(Digest, Descriptor)> = self
+            .records()?
+            .into_iter()
+            .filter(|r| {
+                r.image_id.hex().starts_with(hex) || r.manifest.digest.hex().starts_with(hex)
+            })
+            .map(|r| (r.image_id, r.manifest))
+            .collect();
+        ids.dedup_by_key(|(id, _)| *id);
+        if ids.len() > 1 {
+            return Err(EngineError::Ambiguous(text.to_owned()));
+        }
+        Ok(ids.into_iter().map(|(_, d)| d).collect())
+    }
+
+    /// Finds the image a container shall run, by Docker's rules and `platform`.
+    pub(crate) fn find_image(&self, text: &str, platform: Option<&Platform>) -> Result<FoundImage> {
+        let missing = || {
+            let shown = text
+                .parse::<Reference>()
+                .map_or_else(|_| text.to_owned(), |r| r.with_default_tag().familiar());
+            EngineError::NoSuchImage(shown)
+        };
+        let target = self
+            .image_targets(text)?
+            .into_iter()
+            .next()
+            .ok_or_else(missing)?;
+        let mut candidates = Vec::new();
+        self.collect_records(&target, 0, &mut candidates)?;
+        let record = choose(candidates, platform).ok_or_else(missing)?;
+        Ok(FoundImage { record })
+    }
+
+    fn collect_records(
+        &self,
+        target: &Descriptor,
+        depth: usize,
+        out: &mut Vec<ImageRecord>,
+    ) -> Result<()> {
+        if !media::is_index(&target.media_type) {
+            out.extend(self.record(&target.digest)?);
+            return Ok(());
+        }
+        if depth >= MAX_INDEX_DEPTH {
+            return Ok(());
+        }
+        let index: Index = self.document(&target.digest)?;
+        for entry in &index.manifests {
+            self.collect_records(entry, depth + 1, out)?;
+        }
+        Ok(())
+    }
+
+    /// Lists images: one row a name, and one for each image without a name.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn images(&self) -> Result<Vec<ImageSummary>> {
+        let mut rows = Vec::new();
+        for named in self.store.list_all().map_err(EngineError::plain)? {
+            let mut records = Vec::new();
+            self.collect_records(&named.target, 0, &mut records)?;
+            if let Some(record) = choose(records, None) {
+                rows.push(ImageSummary {
+                    reference: named.reference,
+                    target: named.target,
+                    record,
+                });
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Finds an image with its names, for `inspect`.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchImage`].
+    pub fn image(&self, text: &str) -> Result<(ImageRecord, Vec<Reference>)> {
+        let found = self.find_image(text, None)?;
+        let mut names = Vec::new();
+        for row in self.images()? {
+            if row.record.manifest.digest == found.record.manifest.digest {
+                names.extend(row.reference);
+            }
+        }
+        Ok((found.record, names))
+    }
+
+    /// Removes a name and, with the last name, the image. Returns Docker's lines.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchImage`]; [`EngineError::Conflict`] when a container uses it.
+    pub fn remove_image(&self, text: &str, force: bool) -> Result<Vec<String>> {
+        let (record, names) = self.image(text)?;
+        let by_name = text
+            .parse::<Reference>()
+            .ok()
+            .map(Reference::with_default_tag)
+            .filter(|r| names.contains(r));
+        let (gone, last) = match by_name {
+            Some(name) => {
+                let last = names.len() == 1;
+                (vec![name], last)
+            }
+            None if names.len() > 1 && !force => {
+                return Err(EngineError::Conflict(format!(
+                    "unable to delete {} (must be forced) - image is referenced in multiple repositories",
+                    record.image_id.short()
+                )));
+            }
+            None => (names, true),
+        };
+        if last {
+            self.check_unused(&record, text, force)?;
+        }
+        let mut lines = Vec::new();
+        for name in &gone {
+            self.store.untag(name).map_err(EngineError::plain)?;
+            lines.push(format!("Untagged: {}", name.familiar()));
+        }
+        if last {
+            self.forget(&record.manifest.digest)?;
+            lines.push(format!("Deleted: {}", record.image_id));
+        }
+        Ok(lines)
+    }
+
+    /// Removes every entry of a manifest or index and what nothing reaches any more.
+    pub(crate) fn forget(&self, digest: &Digest) -> Result<()> {
+        self.store.untag_all(digest).map_err(EngineError::plain)?;
+        self.collect()
+    }
+
+    /// Removes content that no name and no container reaches.
+    fn collect(&self) -> Result<()> {
+        let mut pins = Pins::default();
+        for id in self.ids()? {
+            if let Ok(config) = self.config(&id) {
+                pins.manifests.push(config.manifest);
+                pins.layers.extend(config.layers);
+            }
+        }
+        amphora_snapshot::collect(&self.store, &self.layers, &pins, Partials::Keep)
+            .map_err(EngineError::plain)?;
+        Ok(())
+    }
+
+    fn check_unused(&self, record: &ImageRecord, text: &str, force: bool) -> Result<()> {
+        for id in self.ids()? {
+            let Ok(config) = self.config(&id) else {
+                continue;
+            };
+            if config.manifest != record.manifest.digest {
+                continue;
+            }
+            let running = self.view(&id)?.status == crate::Status::Running;
+            if running || !force {
+                let what = if running { "running " } else { "stopped " };
+                let how = if running {
+                    "cannot be forced"
+                } else {
+                    "must be forced"
+                };
+                return Err(EngineError::Conflict(format!(
+                    "unable to remove repository reference \"{text}\" ({how}) - container {} is using its referenced image {} ({what}container)",
+                    id.short(),
+                    record.image_id.short()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Chooses among the images of one index: the platform asked for, else the host's Linux, else
+/// Wasm, else the only one there is.
+fn choose(candidates: Vec<ImageRecord>, platform: Option<&Platform>) -> Option<ImageRecord> {
+    let of = |r: &ImageRecord| {
+        r.manifest
+            .platform
+            .clone()
+            .unwrap_or_else(|| r.config.platform())
+    };
+    let is_wasm = |r: &ImageRecord| of(r).is_wasm() || crate::image_facts::is_artifact(&r.facts);
+    match platform {
+        Some(want) if want.is_wasm() => {
+            let exact = candidates
+                .iter()
+                .position(|r| of(r).os.eq_ignore_ascii_case(&want.os));
+            let family = candidates.iter().position(is_wasm);
+            let at = exact
+                .filter(|i| candidates.get(*i).is_some_and(is_wasm))
+                .or(family)?;
+            candidates.into_iter().nth(at)
+        }
+        Some(want) => candidates.into_iter().find(|r| {
+            let have = of(r);
+            have.os.eq_ignore_ascii_case(&want.os)
+                && have.architecture.eq_ignore_ascii_case(&want.architecture)
+        }),
+        None => {
+            let linux = candidates.iter().position(|r| of(r).is_host_linux());
+            let wasm = candidates.iter().position(is_wasm);
+            let at = linux.or(wasm).unwrap_or(0);
+            candidates.into_iter().nth(at)
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! `inspect`: Docker's JSON of containers, images and volumes.
+
+use amphora_spec::select::{Options, select};
+use serde_json::{Value, json};
+
+use crate::config::MountPoint;
+use crate::container::{ContainerView, Status};
+use crate::image::ImageRecord;
+use crate::{Engine, EngineError, Result};
+
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+impl Engine {
+    /// Describes a container, an image or a volume in Docker's JSON.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchObject`].
+    pub fn inspect(&self, text: &str) -> Result<Value> {
+        match self.inspect_container(text) {
+            Err(EngineError::NoSuchContainer(_)) => {}
+            other => return other,
+        }
+        match self.inspect_image(text) {
+            Err(EngineError::NoSuchImage(_)) => {}
+            other => return other,
+        }
+        self.inspect_volume(text)
+            .map_err(|_| EngineError::NoSuchObject(text.to_owned()))
+    }
+
+    /// Describes a container.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchContainer`].
+    pub fn inspect_container(&self, text: &str) -> Result<Value> {
+        let id = self.find(text)?;
+        self.reconcile_one(&id)?;
+        Ok(self.container_json(&self.view(&id)?))
+    }
+
+    /// Describes a volume.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn inspect_volume(&self, name: &str) -> Result<Value> {
+        let volume = self.volume(name)?;
+        Ok(json!({
+            "CreatedAt": crate::list::time_text(volume.created_s.saturating_mul(1_000_000_000)),
+            "Driver": "local",
+            "Labels": volume.labels,
+            "Mountpoint": self.volume_path(name),
+            "Name": volume.name,
+            "Options": null,
+            "Scope": "local",
+        }))
+    }
+
+    /// Describes an image.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchImage`].
+    pub fn inspect_image(&self, text: &str) -> Result<Value> {
+        let (record, names) = self.image(text)?;
+        let tags: Vec<String> = names
+            .iter()
+            .filter(|n| n.tag().is_some())
+            .map(|n| n.familiar())
+            .collect();
+        let digests: Vec<String> = names
+            .iter()
+            .map(|n| format!("{}@{}", n.familiar_repository(), record.manifest.digest))
+            .collect();
+        Ok(image_json(&record, &tags, &digests))
+    }
+
+    fn container_json(&self, view: &ContainerView) -> Value {
+        let config = &view.config;
+        let args = config.args();
+        let dir = self.container_dir(&config.id);
+        let hosts = self.run_dir(&config.id).join("etc");
+        let log = crate::logs::log_files(&dir).pop();
+        json!({
+            "Id": config.id.hex(),
+            "Created": config.created,
+            "Path": args.first().cloned().unwrap_or_default(),
+            "Args": args.get(1..).unwrap_or_default(),
+            "State": state_json(view),
+            "Image": config.image_id,
+            "ResolvConfPath": hosts.join("resolv.conf"),
+            "HostnamePath": hosts.join("hostname"),
+            "HostsPath": hosts.join("hosts"),
+            "LogPath": log,
+            "Name": format!("/{}", config.name),
+            "RestartCount": 0,
+            "Driver": "overlay2",
+            "Platform": match config.executor {
+                amphora_spec::select::Executor::Linux => "linux",
+                amphora_spec::select::Executor::Wasm => "wasi",
+            },
+            "Executor": { "Kind": config.executor, "Reason": config.executor_reason },
+            "HostConfig": host_json(view),
+            "Mounts": self.mounts_json(view),
+            "Config": config_json(view),
+            "NetworkSettings": network_json(view),
+        })
+    }
+
+    fn mounts_json(&self, view: &ContainerView) -> Value {
+        view.config
+            .host
+            .mounts
+            .iter()
+            .map(|m| match m {
+                MountPoint::Volume { name, destination, read_only, .. } => json!({
+                    "Type": "volume", "Name": name, "Source": self.volume_path(name),
+                    "Destination": destination, "Driver": "local",
+                    "Mode": if *read_only { "ro" } else { "z" }, "RW": !read_only, "Propagation": "",
+                }),
+                MountPoint::Bind { source, destination, read_only, .. } => json!({
+                    "Type": "bind", "Source": source, "Destination": destination,
+                    "Mode": if *read_only { "ro" } else { "" }, "RW": !read_only,
+                    "Propagation": "rprivate",
+                }),
+                MountPoint::Tmpfs { destination, .. } => json!({
+                    "Type": "tmpfs", "Source": "", "Destination": destination,
+                    "Mode": "", "RW": true, "Propagation": "",
+                }),
+            })
+            .collect()
+    }
+}
+
+fn state_json(view: &ContainerView) -> Value {
+    let running = view.status == Status::Running;
+    let exit = view.exit.as_ref();
+    json!({
+        "Status": view.status.as_str(),
+        "Running": running,
+        "Paused": false,
+        "Restarting": false,
+        "OOMKilled": exit.is_some_and(|e| e.oom_killed),
+        "Dead": view.status == Status::Dead,
+        "Pid": view.state.as_ref().map_or(0, |s| s.init_pid),
+        "ExitCode": if running { 0 } else { exit.map_or(0, |e| e.code) },
+        "Error": exit.map(|e| e.error.clone()).unwrap_or_default(),
+        "StartedAt": view.state.as_ref().map(|s| crate::list::time_text(s.started_at))
+            .or_else(|| exit.map(|e| e.started_at.clone())).unwrap_or_else(|| NEVER.to_owned()),
+        "FinishedAt": exit.filter(|_| !running).map_or_else(|| NEVER.to_owned(), |e| e.finished_at.clone()),
+    })
+}
+
+fn config_json(view: &ContainerView) -> Value {
+    let config = &view.config;
+    let exposed: serde_json::Map<String, Value> = config
+        .exposed
+        .iter()
+        .map(|p| (p.clone(), json!({})))
+        .collect();
+    json!({
+        "Hostname": config.hostname,
+        "Domainname": "",
+        "User": config.user,
+        "AttachStdin": config.open_stdin,
+        "AttachStdout": true,
+        "AttachStderr": true,
+        "ExposedPorts": exposed,
+        "Tty": false,
+        "OpenStdin": config.open_stdin,
+        "StdinOnce": config.open_stdin,
+        "Env": config.env,
+        "Cmd": config.cmd,
+        "Image": config.image,
+        "Volumes": null,
+        "WorkingDir": config.workdir,
+        "Entrypoint": if config.entrypoint.is_empty() { Value::Null } else { json!(config.entrypoint) },
+        "Labels": config.labels,
+        "StopSignal": config.stop_signal,
+        "StopTimeout": config.stop_timeout,
+    })
+}
+
+fn host_json(view: &ContainerView) -> Value {
+    let host = &view.config.host;
+    let binds: Vec<String> = host
+        .mounts
+        .iter()
+        .filter_map(|m| match m {
+            MountPoint::Volume {
+                name,
+                destination,
+                read_only,
+                ..
+            } => Some(format!(
+                "{name}:{destination}{}",
+                if *read_only { ":ro" } else { "" }
+            )),
+            MountPoint::Bind {
+                source,
+                destination,
+                read_only,
+                ..
+            } => Some(format!(
+                "{source}:{destination}{}",
+                if *read_only { ":ro" } else { "" }
+            )),
+            MountPoint::Tmpfs { .. } => None,
+        })
+        .collect();
+    let mut bindings = serde_json::Map::new();
+    for port in &host.ports {
+        let key = format!("{}/{}", port.container_port, port.protocol);
+        let entry = json!({
+            "HostIp": port.host_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            "HostPort": port.host_port.map(|p| p.to_string()).unwrap_or_default(),
+        });
+        let list = bindings.entry(key).or_insert_with(|| json!([]));
+        if let Some(list) = list.as_array_mut() {
+            list.push(entry);
+        }
+    }
+    json!({
+        "Binds": binds,
+        "NetworkMode": host.network.name(),
+        "PortBindings": bindings,
+        "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        "AutoRemove": host.auto_remove,
+        "LogConfig": { "Type": if host.log_none { "none" } else { "json-file" }, "Config": {} },
+        "CapAdd": host.cap_add,
+        "CapDrop": host.cap_drop,
+        "ExtraHosts": host.extra_hosts,
+        "Privileged": false,
+        "PublishAllPorts": host.publish_all,
+        "ReadonlyRootfs": host.read_only,
+        "Memory": host.memory.unwrap_or(0),
+        "MemorySwap": host.memory_swap.or(host.memory.map(|m| m.saturating_mul(2))).unwrap_or(0),
+        "NanoCpus": host.nano_cpus.unwrap_or(0),
+        "CpuShares": host.cpu_shares.unwrap_or(0),
+        "CpusetCpus": host.cpuset_cpus.clone().unwrap_or_default(),
+        "PidsLimit": host.pids_limit,
+        "ShmSize": host.shm_size.unwrap_or(64 << 20),
+        "Runtime": "amphora",
+        "Ulimits": host.ulimits.iter().map(|u| json!({
+            "Name": u.kind.trim_start_matches("RLIMIT_").to_ascii_lowercase(),
+            "Hard": u.hard, "Soft": u.soft,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn network_json(view: &ContainerView) -> Value {
+    let mut ports = serde_json::Map::new();
+    for exposed in &view.config.exposed {
+        ports.insert(exposed.clone(), Value::Null);
+    }
+    for port in &view.ports {
+        let key = format!("{}/{}", port.container_port, port.protocol);
+        let list = ports.entry(key).or_insert(Value::Null);
+        if list.is_null() {
+            *list = json!([]);
+        }
+        if let Some(list) = list.as_array_mut() {
+            list.push(json!({
+                "HostIp": port.host_ip.to_string(), "HostPort": port.host_port.to_string(),
+            }));
+        }
+    }
+    let name = view.config.host.network.name();
+    let endpoint = endpoint_json(view.endpoint.as_ref());
+    let ip = |key: &str| endpoint.get(key).cloned().unwrap_or_default();
+    json!({
+        "Bridge": "",
+        "Ports": if view.status == Status::Running { Value::Object(ports) } else { json!({}) },
+        "IPAddress": ip("IPAddress"),
+        "Gateway": ip("Gateway"),
+        "IPPrefixLen": ip("IPPrefixLen"),
+        "MacAddress": ip("MacAddress"),
+        "Networks": { name: endpoint.clone() },
+    })
+}
+
+fn endpoint_json(endpoint: Option<&amphora_network::Endpoint>) -> Value {
+    let Some(e) = endpoint else {
+        return json!({ "IPAddress": "", "Gateway": "", "MacAddress": "", "IPPrefixLen": 0 });
+    };
+    json!({
+        "NetworkID": e.network_id,
+        "EndpointID": e.link,
+        "Gateway": e.gateway.to_string(),
+        "IPAddress": e.address.to_string(),
+        "IPPrefixLen": e.prefix,
+        "IPv6Gateway": e.gateway6.map(|a| a.to_string()).unwrap_or_default(),
+        "GlobalIPv6Address": e.address6.map(|a| a.to_string()).unwrap_or_default(),
+        "GlobalIPv6PrefixLen": e.prefix6,
+        "MacAddress": e.mac,
+    })
+}
+
+fn image_json(record: &ImageRecord, tags: &[String], digests: &[String]) -> Value {
+    let config = &record.config;
+    let layers: Vec<String> = record
+        .layers
+        .iter()
+        .map(|l| l.diff_id.unwrap_or(l.digest).to_string())
+        .collect();
+    let (executor, reason) = match select(&record.facts, &Options::default()) {
+        Ok(selection) => (json!(selection.executor), selection.reason),
+        Err(refused) => (Value::Null, refused.to_string()),
+    };
+    json!({
+        "Id": record.image_id,
+        "RepoTags": tags,
+        "RepoDigests": digests,
+        "Created": config.created,
+        "Author": config.author.clone().unwrap_or_default(),
+        "Architecture": config.architecture,
+        "Variant": config.variant.clone().unwrap_or_default(),
+        "Os": config.os,
+        "Size": record.size,
+        "Config": config.config,
+        "RootFS": { "Type": "layers", "Layers": layers },
+        "Descriptor": record.manifest,
+        "Executor": { "Kind": executor, "Reason": reason },
+        "Wasm": record.facts.module.as_ref().map(|m| &m.wasm),
+    })
+}

@@ -1,0 +1,203 @@
+//! Stop, kill, wait, remove.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use amphora_spec::{ContainerId, signal};
+use amphora_supervisor::SupervisorError;
+use amphora_sys::pidfd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::container::{ContainerView, Status};
+use crate::files::Lock;
+use crate::{Engine, EngineError, Result};
+
+/// SIGKILL.
+const KILL: i32 = 9;
+/// Longest a command waits for a supervisor that is on its way out.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Options of stop.
+#[derive(Debug, Clone, Default)]
+pub struct StopOptions {
+    /// Signal in place of the container's own.
+    pub signal: Option<String>,
+    /// Seconds in place of the container's own; negative waits for ever.
+    pub timeout: Option<i64>,
+}
+
+/// Options of remove.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RemoveOptions {
+    /// Kill it first.
+    pub force: bool,
+    /// Remove its anonymous volumes too.
+    pub volumes: bool,
+}
+
+impl Engine {
+    /// Stops a container: its signal, then a kill. A stopped one is left alone.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchContainer`]; an unknown signal.
+    pub fn stop(&self, id: &ContainerId, options: &StopOptions) -> Result<()> {
+        self.reconcile_one(id)?;
+        let view = self.view(id)?;
+        if view.status != Status::Running {
+            return Ok(());
+        }
+        let name = options
+            .signal
+            .as_deref()
+            .unwrap_or(&view.config.stop_signal);
+        let number = parse_signal(name)?;
+        let seconds = options
+            .timeout
+            .unwrap_or_else(|| i64::try_from(view.config.stop_timeout).unwrap_or(i64::MAX));
+        let timeout = u64::try_from(seconds).ok().map(Duration::from_secs);
+        let Some(supervisor) = self.supervisor(&view)? else {
+            return Ok(());
+        };
+        self.signal(&view, number)?;
+        if !ended(&supervisor, timeout)? {
+            self.signal(&view, KILL)?;
+            self.wait_gone(id, &supervisor)?;
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to a running container's init.
+    ///
+    /// # Errors
+    /// [`EngineError::State`] when it is not running; an unknown signal.
+    pub fn kill(&self, id: &ContainerId, signal: &str) -> Result<()> {
+        let number = parse_signal(signal)?;
+        self.reconcile_one(id)?;
+        let view = self.view(id)?;
+        if view.status != Status::Running {
+            return Err(EngineError::State(format!(
+                "cannot kill container: {}: container {} is not running",
+                view.config.name, view.config.id
+            )));
+        }
+        self.signal(&view, number)
+    }
+
+    /// Waits until a container is not running and returns its exit code.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchContainer`].
+    pub fn wait(&self, id: &ContainerId) -> Result<i32> {
+        loop {
+            self.reconcile_one(id)?;
+            let view = self.view(id)?;
+            if view.status != Status::Running {
+                return Ok(view.exit.map_or(0, |e| e.code));
+            }
+            match amphora_supervisor::wait(&self.run_dir(id), &self.container_dir(id)) {
+                Ok(status) => return Ok(status.code),
+                // Its supervisor was killed: the next round puts that right.
+                Err(SupervisorError::Lost(_) | SupervisorError::NotRunning(_)) => {}
+                Err(e) => return Err(EngineError::plain(e)),
+            }
+        }
+    }
+
+    /// Removes a container.
+    ///
+    /// # Errors
+    /// [`EngineError::State`] when it runs and `force` is not given.
+    pub fn remove(&self, id: &ContainerId, options: RemoveOptions) -> Result<()> {
+        self.reconcile_one(id)?;
+        let view = self.view(id)?;
+        if view.status == Status::Running {
+            if !options.force {
+                return Err(EngineError::State(format!(
+                    "cannot remove container \"/{}\": container is running: stop the container before removing or force remove",
+                    view.config.name
+                )));
+            }
+            if let Some(supervisor) = self.supervisor(&view)? {
+                self.signal(&view, KILL)?;
+                self.wait_gone(id, &supervisor)?;
+            }
+        }
+        let lock = self.lock_idle(id)?;
+        let config = match self.config(id) {
+            Ok(config) => config,
+            // `--rm`: its supervisor removed it on the way out.
+            Err(EngineError::NoSuchContainer(_)) => return lock.remove_dir(),
+            Err(e) => return Err(e),
+        };
+        self.erase(&config, options.volumes || config.host.auto_remove)?;
+        lock.remove_dir()
+    }
+
+    /// Takes the lock of a container that is not running, waiting for one that is on its way out.
+    pub(crate) fn lock_idle(&self, id: &ContainerId) -> Result<Lock> {
+        let deadline = Instant::now() + FINISH_TIMEOUT;
+        loop {
+            if let Some(lock) = Lock::try_acquire(&self.run_dir(id))? {
+                return Ok(lock);
+            }
+            if Instant::now() > deadline {
+                return Err(EngineError::State(format!("container {id} is busy")));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Opens the supervisor's process; `None` when it has just gone.
+    fn supervisor(&self, view: &ContainerView) -> Result<Option<OwnedFd>> {
+        let state = view.state.as_ref().ok_or_else(|| not_running(view))?;
+        pidfd::open(state.supervisor_pid, state.supervisor_start).map_err(EngineError::io(format!(
+            "failed to open the supervisor of {}",
+            view.config.id
+        )))
+    }
+
+    /// Signals init. One that is gone already is what the caller wanted, or `wait` will show it.
+    fn signal(&self, view: &ContainerView, number: i32) -> Result<()> {
+        let state = view.state.as_ref().ok_or_else(|| not_running(view))?;
+        let sent = pidfd::open(state.init_pid, state.init_start)
+            .and_then(|init| init.map_or(Ok(false), |init| pidfd::signal(init.as_fd(), number)));
+        sent.map(|_| ()).map_err(EngineError::io(format!(
+            "failed to signal container {}",
+            view.config.id
+        )))
+    }
+
+    fn wait_gone(&self, id: &ContainerId, supervisor: &OwnedFd) -> Result<()> {
+        if ended(supervisor, Some(FINISH_TIMEOUT))? {
+            Ok(())
+        } else {
+            Err(EngineError::State(format!(
+                "container {id} did not end in time"
+            )))
+        }
+    }
+}
+
+/// Waits until a process has ended; says whether it did in time.
+fn ended(process: &OwnedFd, timeout: Option<Duration>) -> Result<bool> {
+    let deadline = timeout.map(|t| Instant::now() + t);
+    loop {
+        let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let spec = left.and_then(|l| Timespec::try_from(l).ok());
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        match poll(&mut fds, spec.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(EngineError::io("failed to wait for the supervisor")(e)),
+        }
+    }
+}
+
+fn not_running(view: &ContainerView) -> EngineError {
+    EngineError::State(format!("container {} is not running", view.config.id))
+}
+
+fn parse_signal(text: &str) -> Result<i32> {
+    signal::parse(text).ok_or_else(|| EngineError::Invalid(format!("invalid signal: {text}")))
+}

@@ -1,0 +1,36 @@
+//! Listing containers, and the engine's clock.
+
+use crate::container::{ContainerView, Status};
+use crate::{Engine, EngineError, Result};
+
+/// Returns the time of now, RFC 3339 with nanoseconds.
+pub(crate) fn now() -> String {
+    let now = jiff::Timestamp::now();
+    format!("{now:.9}")
+}
+
+/// Returns a time as RFC 3339 with nanoseconds.
+pub(crate) fn time_text(nanoseconds: u64) -> String {
+    let time = i128::from(nanoseconds);
+    jiff::Timestamp::from_nanosecond(time).map_or_else(|_| now(), |t| format!("{t:.9}"))
+}
+
+impl Engine {
+    /// Lists containers, newest first; only running ones unless `all`.
+    ///
+    /// # Errors
+    /// When the roots cannot be read.
+    pub fn list(&self, all: bool) -> Result<Vec<ContainerView>> {
+        self.reconcile_all()?;
+        let mut views = Vec::new();
+        for id in self.ids()? {
+            match self.view(&id) {
+                Ok(view) if all || view.status == Status::Running => views.push(view),
+                Ok(_) | Err(EngineError::NoSuchContainer(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        views.sort_by(|a, b| b.config.created.cmp(&a.config.created));
+        Ok(views)
+    }
+}

@@ -1,0 +1,134 @@
+//! Reconcile: compares records with reality and finishes or undoes what a crash left.
+//!
+//! An object whose lock is held belongs to somebody alive and is not touched.
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use amphora_spec::ContainerId;
+use amphora_supervisor::{AdoptRequest, ExitRecord, State, Status, adopt};
+
+use crate::config::ContainerConfig;
+use crate::files::{Lock, open_dir, unlink};
+use crate::start::SUPERVISE;
+use crate::{Engine, EngineError, Result};
+
+impl Engine {
+    /// Puts one container right. Says whether there was anything to do.
+    pub(crate) fn reconcile_one(&self, id: &ContainerId) -> Result<bool> {
+        let run = self.run_dir(id);
+        if !run.is_dir() || Lock::is_held(&run) {
+            return Ok(false);
+        }
+        let Some(lock) = Lock::try_acquire(&run)? else {
+            return Ok(false);
+        };
+        let state = State::read(open_dir(&run)?.as_fd()).map_err(EngineError::plain)?;
+        let started = state.as_ref().is_some_and(|s| s.status == Status::Running);
+        if let (true, Some(state), Ok(config)) = (started, state, self.config(id)) {
+            if state.init_alive().map_err(EngineError::plain)? {
+                return self.adopt(id, &lock).map(|()| true);
+            }
+            self.record_lost(&config, &state)?;
+        }
+        self.finish(id)?;
+        drop(lock);
+        // Killed between lease and record, a start leaves an address that only its holder's
+        // missing run directory tells to be free.
+        let stale = self
+            .networks
+            .reconcile(&|other| self.run_dir(other).exists());
+        stale
+            .into_iter()
+            .next()
+            .map_or(Ok(true), |e| Err(EngineError::plain(e)))
+    }
+
+    /// Puts everything right. Returns how many containers needed it.
+    ///
+    /// # Errors
+    /// When the run root cannot be read; failures of single containers are kept for the next time.
+    pub fn reconcile_all(&self) -> Result<usize> {
+        let dir = self.options.run_root.join("containers");
+        let entries = fs::read_dir(&dir).map_err(|e| EngineError::file("read", &dir, e))?;
+        let mut count = 0;
+        for entry in entries.flatten() {
+            let id = entry
+                .file_name()
+                .to_str()
+                .and_then(|n| n.parse::<ContainerId>().ok());
+            if let Some(id) = id
+                && matches!(self.reconcile_one(&id), Ok(true))
+            {
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Frees a name whose container never came to be. Says whether the name is free now.
+    pub(crate) fn sweep_name(&self, name: &str) -> Result<bool> {
+        let path = self.name_path(name);
+        let Ok(target) = fs::read_link(&path) else {
+            return Ok(true);
+        };
+        let Some(id) = target.to_str().and_then(|t| t.parse::<ContainerId>().ok()) else {
+            return Ok(false);
+        };
+        if Lock::is_held(&self.run_dir(&id)) {
+            return Ok(false);
+        }
+        self.reconcile_one(&id)?;
+        if self.container_dir(&id).join("config.json").exists() {
+            return Ok(false);
+        }
+        let gone = fs::read_link(&path).is_err();
+        if !gone && !Lock::is_held(&self.run_dir(&id)) && !self.container_dir(&id).is_dir() {
+            unlink(&path)?;
+            return Ok(true);
+        }
+        Ok(gone)
+    }
+
+    /// Starts a supervisor for a container whose own was killed.
+    fn adopt(&self, id: &ContainerId, lock: &Lock) -> Result<()> {
+        let exe = Self::own_program()?;
+        let mut listeners = Vec::new();
+        if let Ok(Some(endpoint)) = self.networks.endpoint(id) {
+            // A port that somebody took meanwhile stays with the rules alone.
+            listeners = self.networks.listeners(&endpoint).unwrap_or_default();
+        }
+        adopt(AdoptRequest {
+            exe: &exe,
+            argv: &SUPERVISE,
+            run_dir: self.run_dir(id),
+            lock: lock.share()?,
+            listeners: listeners.into_iter().map(|l| l.fd).collect(),
+            hold: Vec::new(),
+            cgroup: amphora_cgroup::supervisor_cgroup().ok(),
+            attach: None,
+        })
+        .map_err(EngineError::plain)?;
+        Ok(())
+    }
+
+    /// Writes down that nobody saw how a container ended.
+    fn record_lost(&self, config: &ContainerConfig, state: &State) -> Result<()> {
+        if config.host.auto_remove || self.exit_record(&config.id)?.is_some() {
+            return Ok(());
+        }
+        let dir = open_dir(&self.container_dir(&config.id))?;
+        let now = crate::list::now();
+        let record = ExitRecord {
+            version: 1,
+            code: ExitRecord::UNKNOWN,
+            signal: 0,
+            oom_killed: false,
+            started_at: crate::list::time_text(state.started_at),
+            finished_at: now,
+            error: "the supervisor was killed and nobody saw the container end".to_owned(),
+            log_bytes_dropped: 0,
+        };
+        record.write(dir.as_fd()).map_err(EngineError::plain)
+    }
+}
