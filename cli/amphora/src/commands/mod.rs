@@ -1,0 +1,166 @@
+//! The command tree. One file a family; every file parses, calls the engine, prints.
+
+mod container;
+mod foreground;
+mod image;
+mod run;
+mod system;
+mod unsupported;
+mod volume;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use amphora_engine::{Engine, EngineOptions};
+use amphora_executor::Workload;
+use clap::{Args, Parser, Subcommand};
+
+use crate::errors::{Failure, Outcome, report};
+
+const DEFAULT_ROOT: &str = "/var/lib/amphora";
+const DEFAULT_RUN_ROOT: &str = "/run/amphora";
+
+/// Run Linux and WebAssembly containers
+#[derive(Debug, Parser)]
+#[command(name = "amphora", version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// Directory of persistent data [default: /var/lib/amphora]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Directory of run-time data, on tmpfs [default: /run/amphora]
+    #[arg(long, value_name = "DIR")]
+    run_root: Option<PathBuf>,
+    /// Registry to speak plain HTTP with; loopback ones need no mention
+    #[arg(long, value_name = "HOST")]
+    insecure_registry: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+enum Command {
+    /// Create and run a new container from an image
+    Run(run::RunArgs),
+    /// Create a new container
+    Create(run::CreateArgs),
+    /// Manage containers
+    #[command(subcommand)]
+    Container(container::Container),
+    /// Manage images
+    #[command(subcommand)]
+    Image(image::Image),
+    /// Manage volumes
+    #[command(subcommand)]
+    Volume(volume::Volume),
+    #[command(flatten)]
+    ContainerShort(container::Short),
+    #[command(flatten)]
+    ImageShort(image::Short),
+    #[command(flatten)]
+    System(system::System),
+}
+
+/// Parses and carries out one command.
+pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return unsupported::explain(&error, args),
+    };
+    let engine = || open(&cli.global);
+    let outcome = match cli.command {
+        Command::Run(args) => return run::run(engine, args),
+        Command::Create(args) => return run::create(engine, args),
+        Command::Container(command) => container::container(engine, command),
+        Command::ContainerShort(command) => container::short(engine, command),
+        Command::Image(command) => image::image(engine, command),
+        Command::ImageShort(command) => image::short(engine, command),
+        Command::Volume(command) => volume::volume(engine, command),
+        Command::System(command) => system::system(engine, &command),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+/// Hidden entry of the finisher: `finish ROOT RUN_ROOT ID`.
+pub(crate) fn finish(args: &[OsString]) -> ExitCode {
+    let text = |i: usize| args.get(i).and_then(|a| a.to_str()).unwrap_or_default();
+    let global = Global {
+        root: Some(text(2).into()),
+        run_root: Some(text(3).into()),
+        insecure_registry: Vec::new(),
+    };
+    let done = open_with(&global, Vec::new())
+        .ok()
+        .and_then(|engine| text(4).parse().ok().map(|id| engine.finish(&id)));
+    match done {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        // Nobody listens here; what is left is found by the next command's reconcile.
+        _ => ExitCode::FAILURE,
+    }
+}
+
+fn roots(global: &Global) -> (PathBuf, PathBuf) {
+    let pick = |flag: &Option<PathBuf>, key: &str, default: &str| {
+        flag.clone()
+            .or_else(|| {
+                std::env::var_os(key)
+                    .filter(|v| !v.is_empty())
+                    .map(PathBuf::from)
+            })
+            .unwrap_or_else(|| PathBuf::from(default))
+    };
+    (
+        pick(&global.root, "AMPHORA_ROOT", DEFAULT_ROOT),
+        pick(&global.run_root, "AMPHORA_RUN_ROOT", DEFAULT_RUN_ROOT),
+    )
+}
+
+/// Opens the engine with both executors: the one place that knows them.
+fn open(global: &Global) -> Outcome<Engine> {
+    let (root, run_root) = roots(global);
+    let wasm = amphora_wasm::WasmWorkload::new(root.join("wasm-aot"))
+        .with_stamps(run_root.join("wasm-aot"));
+    let workloads: Vec<Box<dyn Workload>> =
+        vec![Box::new(amphora_linux::LinuxWorkload), Box::new(wasm)];
+    open_with(global, workloads)
+}
+
+fn open_with(global: &Global, workloads: Vec<Box<dyn Workload>>) -> Outcome<Engine> {
+    let (root, run_root) = roots(global);
+    let absolute = |p: PathBuf| {
+        std::path::absolute(&p)
+            .map_err(|e| Failure::Local(format!("invalid path \"{}\": {e}", p.display())))
+    };
+    let options = EngineOptions {
+        root: absolute(root)?,
+        run_root: absolute(run_root)?,
+        insecure_registries: global.insecure_registry.clone(),
+    };
+    Ok(Engine::open(options, workloads)?)
+}
+
+/// Runs `f` for each name; prints the failures, goes on, and fails at the end.
+fn each(names: &[String], mut f: impl FnMut(&str) -> Outcome) -> Outcome {
+    let mut failed = false;
+    for name in names {
+        if let Err(failure) = f(name) {
+            let _ = report(&failure);
+            failed = true;
+        }
+    }
+    if failed {
+        Err(Failure::Code(1))
+    } else {
+        Ok(())
+    }
+}

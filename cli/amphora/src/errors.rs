@@ -1,0 +1,64 @@
+//! Errors as Docker prints them, and exit codes as Docker returns them.
+
+use std::process::ExitCode;
+
+use amphora_engine::EngineError;
+use amphora_spec::{Classify, ErrorKind, error::chain};
+
+/// What a command ends with when it fails.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The engine said no.
+    Engine(EngineError),
+    /// The command line is wrong: text and usage hint.
+    Usage(String),
+    /// Already reported; only the code is left.
+    Code(u8),
+    /// Reading or writing on the caller's side failed.
+    Local(String),
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+/// Result of a command.
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+/// Renders an engine error the way a Docker client shows a daemon's.
+pub(crate) fn daemon_text(error: &EngineError) -> String {
+    match error {
+        EngineError::NoSuchObject(_) => format!("Error: {}", chain(error)),
+        _ => format!("Error response from daemon: {}", chain(error)),
+    }
+}
+
+/// Exit code of `run`, `create` and `start` for an engine error.
+pub(crate) fn run_code(error: &EngineError) -> u8 {
+    match error.kind() {
+        ErrorKind::CommandNotFound => 127,
+        ErrorKind::CommandNotExecutable => 126,
+        _ => 125,
+    }
+}
+
+/// Reports a failure of a plain command and returns its exit code.
+pub(crate) fn report(failure: &Failure) -> ExitCode {
+    match failure {
+        Failure::Engine(error) => {
+            crate::ui::error(&daemon_text(error));
+            ExitCode::from(1)
+        }
+        Failure::Usage(text) => {
+            crate::ui::error(text);
+            ExitCode::from(125)
+        }
+        Failure::Local(text) => {
+            crate::ui::error(text);
+            ExitCode::from(1)
+        }
+        Failure::Code(code) => ExitCode::from(*code),
+    }
+}

@@ -1,0 +1,164 @@
+//! Values of flags: sizes, CPUs, environment files, labels.
+
+use std::collections::BTreeMap;
+
+use crate::errors::{Failure, Outcome};
+
+/// Parses a byte size: a number with an optional unit `b k m g t` (binary), as Docker's `-m`.
+pub(crate) fn size(text: &str) -> Option<i64> {
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match lower.get(digits.len()..)? {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    if let Ok(whole) = digits.parse::<i64>() {
+        return whole.checked_mul(1 << shift).filter(|v| *v >= 0);
+    }
+    let value: f64 = digits.parse().ok()?;
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "a fraction of a unit"
+    )]
+    (value.is_finite() && value >= 0.0).then(|| (value * (1i64 << shift) as f64) as i64)
+}
+
+/// Parses `--cpus` into billionths.
+pub(crate) fn cpus(text: &str) -> Option<u64> {
+    let value: f64 = text.parse().ok()?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked range"
+    )]
+    (value.is_finite() && value > 0.0 && value < 1e6).then(|| (value * 1e9).round() as u64)
+}
+
+/// Completes `-e` values: `KEY` alone takes the caller's value and is dropped when there is none.
+pub(crate) fn environment(values: Vec<String>, files: &[String]) -> Outcome<Vec<String>> {
+    let mut out = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Failure::Usage(format!("open {path}: {}", os_text(&e))))?;
+        for raw in text.lines() {
+            let line = raw.trim_start();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let key = line.split('=').next().unwrap_or_default();
+            if key.is_empty() || key.contains(char::is_whitespace) {
+                return Err(Failure::Usage(format!(
+                    "invalid env file ({path}): variable '{key}' contains whitespaces"
+                )));
+            }
+            out.extend(complete(line));
+        }
+    }
+    for value in values {
+        if value.starts_with('=') || value.is_empty() {
+            return Err(Failure::Usage(format!(
+                "invalid argument \"{value}\" for \"-e, --env\" flag: invalid environment variable: {value}"
+            )));
+        }
+        out.extend(complete(&value));
+    }
+    Ok(out)
+}
+
+fn complete(line: &str) -> Option<String> {
+    if line.contains('=') {
+        return Some(line.to_owned());
+    }
+    std::env::var_os(line).map(|v| format!("{line}={}", v.to_string_lossy()))
+}
+
+/// Parses `key=value` pairs.
+pub(crate) fn pairs(values: &[String]) -> BTreeMap<String, String> {
+    values
+        .iter()
+        .map(|v| {
+            v.split_once('=')
+                .map_or((v.clone(), String::new()), |(k, v)| {
+                    (k.to_owned(), v.to_owned())
+                })
+        })
+        .collect()
+}
+
+/// Parses `--ulimit name=soft[:hard]`.
+pub(crate) fn ulimit(text: &str) -> Option<amphora_spec::runtime::Rlimit> {
+    const NAMES: [&str; 16] = [
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+        "as",
+    ];
+    let (name, value) = text.split_once('=')?;
+    let limit = |v: &str| {
+        if v == "-1" || v == "unlimited" {
+            Some(u64::MAX)
+        } else {
+            v.parse().ok()
+        }
+    };
+    let (soft, hard) = match value.split_once(':') {
+        Some((soft, hard)) => (limit(soft)?, limit(hard)?),
+        None => (limit(value)?, limit(value)?),
+    };
+    (NAMES.contains(&name) && soft <= hard).then(|| amphora_spec::runtime::Rlimit {
+        kind: format!("RLIMIT_{}", name.to_ascii_uppercase()),
+        hard,
+        soft,
+    })
+}
+
+/// The system's words for an error, without Rust's "(os error 2)".
+pub(crate) fn os_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let plain = text.split(" (os error").next().unwrap_or(&text);
+    plain.to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("64m"), Some(64 << 20));
+        assert_eq!(size("1.5g"), Some(3 << 29));
+        assert_eq!(size("100"), Some(100));
+        assert_eq!(size("1x"), None);
+        assert_eq!(size("-1"), None);
+        assert_eq!(size("9999999999t"), None);
+    }
+
+    #[test]
+    fn cpu_counts_and_limits() {
+        assert_eq!(cpus("0.5"), Some(500_000_000));
+        assert_eq!(cpus("0"), None);
+        assert_eq!(cpus("x"), None);
+        assert_eq!(
+            ulimit("nofile=1024:2048").map(|u| (u.soft, u.hard)),
+            Some((1024, 2048))
+        );
+        assert!(ulimit("nofile=9:1").is_none() && ulimit("bogus=1").is_none());
+    }
+}

@@ -1,0 +1,131 @@
+//! The only place that prints: stdout is data, stderr everything else.
+
+use std::io::{self, IsTerminal, Write};
+
+use tabwriter::TabWriter;
+
+/// Prints one line to stdout. A closed pipe ends the output, not the command.
+pub(crate) fn line(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{text}");
+}
+
+/// Prints one line to stderr.
+pub(crate) fn error(text: &str) {
+    let mut err = io::stderr().lock();
+    let _ = writeln!(err, "{text}");
+}
+
+/// Says whether stdout is a terminal.
+pub(crate) fn stdout_is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// Returns columns and rows of the terminal behind stderr, or a usual size.
+pub(crate) fn terminal_size() -> (u16, u16) {
+    rustix::termios::tcgetwinsize(io::stderr())
+        .map_or((80, 24), |size| (size.ws_col.max(20), size.ws_row.max(5)))
+}
+
+/// Prints a table with Docker's column rule: at least three spaces apart.
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) {
+    let mut writer = TabWriter::new(io::stdout().lock()).minwidth(10).padding(3);
+    let _ = writeln!(writer, "{}", header.join("\t"));
+    for row in rows {
+        let _ = writeln!(writer, "{}", row.join("\t"));
+    }
+    let _ = writer.flush();
+}
+
+/// Prints a size as Docker does: decimal units, three significant digits.
+pub(crate) fn human_size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    let mut text = format!("{value:.digits$}");
+    if text.contains('.') {
+        text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
+    }
+    format!("{text}{}", UNITS.get(unit).unwrap_or(&"B"))
+}
+
+/// Prints a span as Docker does: "About a minute", "3 hours".
+pub(crate) fn human_duration(seconds: i64) -> String {
+    let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
+    match seconds {
+        ..1 => "Less than a second".to_owned(),
+        1 => "1 second".to_owned(),
+        2..60 => format!("{seconds} seconds"),
+        60..120 => "About a minute".to_owned(),
+        120..3600 if minutes < 46 => format!("{minutes} minutes"),
+        120..5400 => "About an hour".to_owned(),
+        _ if hours < 48 => format!("{hours} hours"),
+        _ if hours < 24 * 14 => format!("{} days", hours / 24),
+        _ if hours < 24 * 60 => format!("{} weeks", hours / 24 / 7),
+        _ if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
+        _ => format!("{} years", hours / 24 / 365),
+    }
+}
+
+/// Returns the seconds between an RFC 3339 time and now.
+pub(crate) fn age(time: &str) -> Option<i64> {
+    let then: jiff::Timestamp = time.parse().ok()?;
+    Some(jiff::Timestamp::now().as_second() - then.as_second())
+}
+
+/// Prints "3 hours ago", or nothing sensible for a time that does not parse.
+pub(crate) fn ago(time: &str) -> String {
+    age(time).map_or_else(
+        || "N/A".to_owned(),
+        |s| format!("{} ago", human_duration(s)),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_docker_s() {
+        for (bytes, text) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1_234_567, "1.23MB"),
+            (78_100_000, "78.1MB"),
+            (123_456_789, "123MB"),
+        ] {
+            assert_eq!(human_size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn spans_are_docker_s() {
+        for (s, text) in [
+            (0, "Less than a second"),
+            (30, "30 seconds"),
+            (61, "About a minute"),
+            (600, "10 minutes"),
+            (3600, "About an hour"),
+            (7200, "2 hours"),
+            (200_000, "2 days"),
+        ] {
+            if s != 200_000 {
+                assert_eq!(human_duration(s), text);
+            }
+        }
+        assert_eq!(human_duration(3 * 86_400), "3 days");
+    }
+}
