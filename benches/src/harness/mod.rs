@@ -5,6 +5,7 @@ mod args;
 mod engine;
 mod host;
 mod idle;
+mod list;
 mod pull;
 mod registry;
 mod report;
