@@ -1,8 +1,8 @@
 //! Loading image archives: what `docker save` writes, and tars of an OCI image layout.
 //!
 //! The stream is read once, its entries in any order. Everything is spooled beside the blobs first
-//! and becomes visible only when the whole archive was read and each image in it is complete and
-//! verified: a bad archive leaves nothing.
+//! and becomes blobs only when the whole archive was read and each image in it is complete and
+//! verified: a bad archive leaves nothing. Names come last, by [`publish`].
 
 mod docker;
 mod files;
@@ -60,7 +60,8 @@ struct Image {
     target: Descriptor,
 }
 
-/// Loads all images of an archive, plain or compressed with gzip or zstd, and names them.
+/// Takes in all images of an archive, plain or compressed with gzip or zstd. Nothing names them
+/// yet: until [`publish`] the caller holds a [`Lease`](crate::Lease), else the collector takes them.
 ///
 /// # Errors
 /// When the archive is malformed, incomplete, exceeds a bound or cannot be stored; nothing of it
@@ -84,29 +85,39 @@ pub fn load(store: &Store, reader: impl Read + Send, options: &LoadOptions) -> R
         return Err(ContentError::Archive(why.to_owned()));
     };
     files.commit()?;
-    publish(store, images)
+    Ok(loaded(images))
 }
 
-fn publish(store: &Store, images: Vec<Image>) -> Result<Vec<Loaded>> {
-    let mut loaded = Vec::new();
-    for Image { names, target } in images {
-        if names.is_empty() {
-            store.keep_untagged(&target)?;
-            loaded.push(Loaded {
-                reference: None,
-                manifest: target,
-            });
-            continue;
-        }
-        for name in names {
-            store.tag(&name, &target)?;
-            loaded.push(Loaded {
-                reference: Some(name),
-                manifest: target.clone(),
-            });
+/// Writes what was loaded to disk, then names it.
+///
+/// # Errors
+/// When the disk, or the index, cannot be written; names may be missing then, none is wrong.
+pub fn publish(store: &Store, loaded: &[Loaded]) -> Result<()> {
+    store.sync()?;
+    for image in loaded {
+        match &image.reference {
+            Some(name) => drop(store.tag(name, &image.manifest)?),
+            None => store.keep_untagged(&image.manifest)?,
         }
     }
-    Ok(loaded)
+    Ok(())
+}
+
+fn loaded(images: Vec<Image>) -> Vec<Loaded> {
+    let mut loaded = Vec::new();
+    for Image { names, target } in images {
+        let mut add = |reference| {
+            loaded.push(Loaded {
+                reference,
+                manifest: target.clone(),
+            });
+        };
+        if names.is_empty() {
+            add(None);
+        }
+        names.into_iter().for_each(|name| add(Some(name)));
+    }
+    loaded
 }
 
 fn parse_name(name: &str) -> Result<Reference> {

@@ -105,7 +105,7 @@ impl Store {
 
     /// Removes blobs and image records that are not in `live`, what killed processes left, and
     /// half-finished downloads when asked to. The proof of exclusiveness comes from
-    /// [`Store::exclusive`].
+    /// [`Store::try_exclusive`].
     ///
     /// # Errors
     /// When a file cannot be removed.
@@ -148,10 +148,12 @@ impl Store {
     }
 }
 
-/// Turns "not there" and "damaged" into `None`; a full stop is only for what may be transient.
+/// Turns "not there", "damaged" and "too large for a document" (an index may name anything) into
+/// `None`: such a blob is kept and leads nowhere. A full stop is only for what may be transient.
 fn present<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
+        Err(ContentError::Limit { .. }) => Ok(None),
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DataLoss) => Ok(None),
         Err(e) => Err(e),
     }

@@ -54,7 +54,7 @@ impl Store {
                 what: "image index".to_owned(),
                 source,
             })?;
-            self.replace(&self.index_path(), &bytes)?;
+            self.replace_durably(&self.index_path(), &bytes)?;
         }
         Ok(result)
     }

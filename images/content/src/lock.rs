@@ -35,8 +35,7 @@ impl Store {
         self.root().join("store.lock")
     }
 
-    /// Takes a lease; waits only while a collection runs. A thread that holds one must not ask
-    /// for [`Store::exclusive`].
+    /// Takes a lease; waits only while a collection runs.
     ///
     /// # Errors
     /// When the lock file cannot be opened or locked.
@@ -48,18 +47,7 @@ impl Store {
         Ok(Lease { _file: file })
     }
 
-    /// Waits until nobody holds a lease, and keeps it so.
-    ///
-    /// # Errors
-    /// When the lock file cannot be opened or locked.
-    pub fn exclusive(&self) -> Result<Exclusive> {
-        let path = self.lease_path();
-        let file = open(&path)?;
-        file.lock().map_err(ContentError::io("lock", &path))?;
-        Ok(Exclusive { _file: file })
-    }
-
-    /// Like [`Store::exclusive`], but returns `None` when a lease is held.
+    /// Keeps everybody from taking a lease; `None` when one is held.
     ///
     /// # Errors
     /// When the lock file cannot be opened or locked.

@@ -145,6 +145,26 @@ impl Store {
         Ok(digest)
     }
 
+    /// Stores a small blob even where one of the same digest is: that one is damaged.
+    ///
+    /// # Errors
+    /// When it cannot be written; what was there stays then.
+    pub fn rewrite_blob(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = sha256(bytes);
+        self.replace(&self.blob_path(&digest), bytes)?;
+        Ok(digest)
+    }
+
+    /// Waits until all that was written to the store's file system, layers too, is on disk. Called
+    /// once before names are given: after a power failure a name leads to whole content.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn sync(&self) -> Result<()> {
+        let sync = || rustix::fs::syncfs(File::open(&self.root)?).map_err(io::Error::from);
+        sync().map_err(ContentError::io("sync", &self.root))
+    }
+
     /// Removes a blob; says whether there was one. Callers hold [`crate::Exclusive`].
     pub(crate) fn remove_blob(&self, digest: &Digest) -> Result<bool> {
         remove_file(&self.blob_path(digest))
@@ -152,9 +172,27 @@ impl Store {
 
     /// Writes a file whole: a temporary name, then a rename.
     pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.replace_with(path, bytes, |_| Ok(()))
+    }
+
+    /// The same, on disk before it has its name.
+    pub(crate) fn replace_durably(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.replace_with(path, bytes, File::sync_data)
+    }
+
+    fn replace_with(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        sync: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<()> {
         let mut temp = self.ingest_dir();
         temp.push(unique("doc"));
-        let write = || File::create_new(&temp)?.write_all(bytes);
+        let write = || {
+            let mut file = File::create_new(&temp)?;
+            file.write_all(bytes)?;
+            sync(&file)
+        };
         write()
             .and_then(|()| fs::rename(&temp, path))
             .inspect_err(|_| drop(fs::remove_file(&temp)))

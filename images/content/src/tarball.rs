@@ -6,6 +6,7 @@
 //! Go's `archive/tar` does, because Docker's layers are made and read with it.
 
 mod pax;
+mod write;
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
@@ -15,6 +16,8 @@ use amphora_spec::{Classify, ErrorKind};
 use tar::{EntryType, Header};
 
 use crate::compress::read_full;
+
+pub use write::TarWriter;
 
 const BLOCK: u64 = 512;
 /// Places of the numbers in a header.
@@ -156,7 +159,8 @@ pub struct Entry {
     pub size: u64,
     /// Device numbers.
     pub device: (u32, u32),
-    /// Extended attributes (`SCHILY.xattr.*`).
+    /// Extended attributes (`SCHILY.xattr.*`) that an image may bring: `user.*` without those of
+    /// overlayfs, and file capabilities.
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 

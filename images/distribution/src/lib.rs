@@ -26,5 +26,5 @@ pub use config::{ClientConfig, Credentials, RetryPolicy};
 pub use error::{DistributionError, RegistryProblem, TransportError};
 pub use plain::PlainProgress;
 pub use progress::{Progress, PullEvent, Silent};
-pub use pull::{Client, PullStatus, Pulled};
+pub use pull::{Client, Fetched, PullStatus, Pulled};
 pub use tty::TtyProgress;

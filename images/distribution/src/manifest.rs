@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use amphora_content::Store;
+use amphora_content::{ContentError, Store};
 use amphora_spec::choose::choose;
 use amphora_spec::image::{Descriptor, ImageConfig, Index, Manifest};
 use amphora_spec::{Digest, Platform, Reference, media};
@@ -312,7 +312,14 @@ impl<'a> Documents<'a> {
         }
         match self.store.has(digest)? {
             Some(size) if size <= MAX_DOCUMENT_BYTES => {
-                Ok(Some(self.store.read_blob(digest, MAX_DOCUMENT_BYTES)?))
+                match self.store.read_blob(digest, MAX_DOCUMENT_BYTES) {
+                    Ok(bytes) => Ok(Some(bytes)),
+                    // Torn by a power failure: fetched again and written anew.
+                    Err(ContentError::DigestMismatch { .. } | ContentError::BlobNotFound(_)) => {
+                        Ok(None)
+                    }
+                    Err(e) => Err(e.into()),
+                }
             }
             _ => Ok(None),
         }
@@ -327,10 +334,10 @@ impl<'a> Documents<'a> {
         self.fetched.borrow().is_empty()
     }
 
-    /// Writes what was fetched to the store.
+    /// Writes what was fetched to the store: each was absent there, or damaged.
     pub(crate) fn keep(&self) -> Result<()> {
         for (_, bytes) in self.fetched.borrow().iter() {
-            self.store.write_blob(bytes)?;
+            self.store.rewrite_blob(bytes)?;
         }
         Ok(())
     }

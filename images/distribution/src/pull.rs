@@ -1,7 +1,7 @@
 //! A pull from beginning to end: documents, layers in parallel, the tag last.
 
-use amphora_content::Store;
-use amphora_snapshot::Layers;
+use amphora_content::{Lease, Store};
+use amphora_snapshot::{Layers, MAX_IMAGE_LAYERS};
 use amphora_spec::image::{Descriptor, ImageConfig, Manifest};
 use amphora_spec::media::{self, LayerKind};
 use amphora_spec::{Digest, Platform, Reference};
@@ -11,9 +11,6 @@ use crate::http::{self, Http, Repo};
 use crate::layers::{self, Job};
 use crate::manifest::{Chosen, Documents, descend};
 use crate::{ClientConfig, DistributionError, Progress, PullEvent};
-
-/// Most layers of one image.
-pub(crate) const MAX_IMAGE_LAYERS: usize = 512;
 
 /// A registry client. One client serves any number of pulls, from several threads.
 #[derive(Debug)]
@@ -41,6 +38,47 @@ pub struct Pulled {
     pub status: PullStatus,
 }
 
+/// An image that is here whole and verified, but not yet named. The collector stays away until
+/// this is published or dropped.
+#[must_use = "it has no name yet"]
+pub struct Fetched<'a> {
+    store: &'a Store,
+    progress: &'a dyn Progress,
+    reference: Reference,
+    pulled: Pulled,
+    _lease: Lease,
+}
+
+impl std::fmt::Debug for Fetched<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fetched")
+            .field("reference", &self.reference)
+            .field("pulled", &self.pulled)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Fetched<'_> {
+    /// Returns the image manifest that was chosen.
+    #[must_use]
+    pub const fn manifest(&self) -> &Descriptor {
+        &self.pulled.manifest
+    }
+
+    /// Writes the image to disk, then names it, and tells the progress how the pull ended.
+    ///
+    /// # Errors
+    /// When the disk, or the index of the store, cannot be written; the name stays what it was.
+    pub fn publish(self) -> Result<Pulled> {
+        if self.pulled.status == PullStatus::Downloaded {
+            self.store.sync()?;
+            self.store.tag(&self.reference, &self.pulled.target)?;
+        }
+        self.progress.finished(&self.reference, &self.pulled);
+        Ok(self.pulled)
+    }
+}
+
 impl Client {
     /// Makes a client. No connection is opened.
     ///
@@ -52,28 +90,27 @@ impl Client {
         })
     }
 
-    /// Pulls an image or artifact and names it. `platform` chooses the entry of an index; without
-    /// it the host's Linux is taken, else a Wasm entry. The tag is written when all is there and
-    /// verified; what a failed pull has verified until then stays in the store without a name, so
-    /// that the next one resumes.
+    /// Pulls an image or artifact. `platform` chooses the entry of an index; without it the host's
+    /// Linux is taken, else a Wasm entry. [`Fetched::publish`] names it. What a failed pull has
+    /// verified until then stays in the store without a name, so that the next one resumes.
     ///
     /// # Errors
     /// Those of [`DistributionError`]; Docker's words for unknown images and denied access.
-    pub fn pull(
+    pub fn pull<'a>(
         &self,
-        store: &Store,
+        store: &'a Store,
         layers: &Layers,
         reference: &Reference,
         platform: Option<&Platform>,
-        progress: &dyn Progress,
-    ) -> Result<Pulled> {
+        progress: &'a dyn Progress,
+    ) -> Result<Fetched<'a>> {
         // A digest says all; Docker drops the tag beside it.
         let reference = match reference.digest() {
             Some(digest) => reference.at_digest(*digest),
             None => reference.clone().with_default_tag(),
         };
         let repo = Repo::new(&self.http.config, &reference);
-        let _lease = store.lease()?;
+        let lease = store.lease()?;
         let before = store.resolve(&reference)?;
         let documents = Documents::new(&self.http, &repo, store);
         let top = documents.top(&reference, before.as_ref())?;
@@ -104,20 +141,23 @@ impl Client {
             }
             site.fetch(&missing)?;
             documents.keep()?;
-            store.tag(&reference, &target)?;
         }
         let status = if unchanged {
             PullStatus::UpToDate
         } else {
             PullStatus::Downloaded
         };
-        let pulled = Pulled {
-            manifest: chosen.descriptor,
-            target,
-            status,
-        };
-        progress.finished(&reference, &pulled);
-        Ok(pulled)
+        Ok(Fetched {
+            store,
+            progress,
+            reference,
+            pulled: Pulled {
+                manifest: chosen.descriptor,
+                target,
+                status,
+            },
+            _lease: lease,
+        })
     }
 }
 
@@ -365,10 +405,17 @@ mod tests {
         assert!(diffs(media::OCI_CONFIG, &many, Some(&vec![id(1); 200])).is_ok());
         let mut more = manifest(media::OCI_CONFIG, &many);
         let one = more.layers[0].clone();
-        more.layers.resize(MAX_IMAGE_LAYERS + 1, one);
+        // The skeleton of every root file system is one of the 500 that overlayfs stacks.
+        more.layers.resize(499, one.clone());
+        assert!(jobs(&more, id(1), None).is_ok());
+        more.layers.push(one);
         assert!(matches!(
             jobs(&more, id(1), None),
-            Err(DistributionError::TooManyLayers { .. })
+            Err(DistributionError::TooManyLayers {
+                layers: 500,
+                limit: 499,
+                ..
+            })
         ));
     }
 }

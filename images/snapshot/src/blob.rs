@@ -4,10 +4,9 @@ use amphora_content::Store;
 use amphora_content::compress::{self, decompress};
 use amphora_content::tarball::TarError;
 use amphora_spec::Digest;
-use amphora_spec::image::{ImageConfig, Manifest};
-use amphora_spec::media::{Compression, LayerKind, layer_kind};
+use amphora_spec::media::Compression;
 
-use crate::{Layers, Limits, Result, SnapshotError, Unpacked};
+use crate::{Layers, Limits, Result, Unpacked};
 
 /// A layer as an image names it.
 #[derive(Debug, Clone, Copy)]
@@ -40,56 +39,5 @@ impl Layers {
         let file = store.open_blob(layer.blob)?;
         let plain = decompress(layer.label, file).map_err(TarError::Read)?;
         self.unpack(layer.diff_id, compress::read_ahead(plain), limits)
-    }
-
-    /// Unpacks the layers of an image that are not unpacked yet, base first, and returns their
-    /// diff-ids. Layers that are no tar (a Wasm module) belong to no root file system.
-    ///
-    /// # Errors
-    /// [`SnapshotError::LayerCount`] when config and manifest disagree, and those of
-    /// [`Layers::unpack_blob`].
-    pub fn unpack_image(
-        &self,
-        store: &Store,
-        manifest: &Manifest,
-        config: &ImageConfig,
-        limits: &Limits,
-    ) -> Result<Vec<Digest>> {
-        let diff_ids = &config.rootfs.diff_ids;
-        let mut named = diff_ids.iter();
-        // A config may name the raw layers of a mixed image or leave them out.
-        let names_all = diff_ids.len() == manifest.layers.len();
-        let mut unpacked = Vec::new();
-        let mut tars = 0;
-        for layer in &manifest.layers {
-            let kind = layer_kind(&layer.media_type);
-            let LayerKind::Tar(label) = kind else {
-                if names_all {
-                    named.next();
-                }
-                continue;
-            };
-            tars += 1;
-            let Some(diff_id) = named.next() else {
-                continue;
-            };
-            self.unpack_blob(
-                store,
-                BlobLayer {
-                    blob: &layer.digest,
-                    label,
-                    diff_id,
-                },
-                limits,
-            )?;
-            unpacked.push(*diff_id);
-        }
-        if tars != unpacked.len() || (tars > 0 && named.next().is_some()) {
-            return Err(SnapshotError::LayerCount {
-                tars,
-                diff_ids: diff_ids.len(),
-            });
-        }
-        Ok(unpacked)
     }
 }

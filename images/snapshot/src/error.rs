@@ -64,14 +64,6 @@ pub enum SnapshotError {
         /// The kernel's bound.
         limit: usize,
     },
-    /// Config and manifest of an image disagree.
-    #[error("image manifest has {tars} layers, its config names {diff_ids}")]
-    LayerCount {
-        /// Layers of the manifest.
-        tars: usize,
-        /// Layers that the config names.
-        diff_ids: usize,
-    },
     /// The kernel refused the overlay.
     #[error("failed to mount overlay of {layers} layers under \"{}\"", root.display())]
     Overlay {
@@ -107,9 +99,7 @@ impl Classify for SnapshotError {
             Self::Io { source, .. } | Self::Place { source, .. } | Self::Overlay { source, .. } => {
                 io_kind(source)
             }
-            Self::Refused { .. } | Self::TooManyLayers { .. } | Self::LayerCount { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            Self::Refused { .. } | Self::TooManyLayers { .. } => ErrorKind::InvalidArgument,
             Self::DiffId { .. } => ErrorKind::DataLoss,
             Self::NotFound(_) => ErrorKind::NotFound,
             Self::Tar(error) => error.kind(),

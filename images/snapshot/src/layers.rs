@@ -21,7 +21,6 @@ const EMPTY: [&str; 2] = [".empty-0", ".empty-1"];
 #[derive(Debug, Clone)]
 pub struct Layers {
     root: Arc<Path>,
-    sync: bool,
 }
 
 /// An unpack in progress. Dropped unfinished, it removes what it made.
@@ -54,16 +53,7 @@ impl Layers {
         }
         Ok(Self {
             root: Arc::from(root),
-            sync: false,
         })
-    }
-
-    /// Says whether each layer is written to disk before it becomes visible. Off by default: after
-    /// a power failure a layer may have to be removed and pulled again.
-    #[must_use]
-    pub fn with_sync(mut self, sync: bool) -> Self {
-        self.sync = sync;
-        self
     }
 
     /// Returns the directory of the layers.
@@ -143,13 +133,6 @@ impl Layers {
     /// Makes an unpacked layer visible.
     pub(crate) fn finish(&self, attempt: Attempt, diff_id: &Digest) -> Result<()> {
         let target = self.path(diff_id);
-        if self.sync {
-            let dir =
-                File::open(&attempt.tree).map_err(SnapshotError::io("open", &attempt.tree))?;
-            rustix::fs::syncfs(&dir)
-                .map_err(io::Error::from)
-                .map_err(SnapshotError::io("sync", &attempt.tree))?;
-        }
         fs::rename(&attempt.tree, &target).map_err(SnapshotError::io("create", &target))?;
         drop(attempt);
         Ok(())

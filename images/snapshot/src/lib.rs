@@ -21,8 +21,10 @@ pub use blob::BlobLayer;
 pub use collect::collect;
 pub use error::SnapshotError;
 pub use layers::Layers;
-pub use rootfs::MAX_LAYERS;
-pub use unpack::{Limits, MAX_LAYER_BYTES, MAX_LAYER_ENTRIES, MAX_PATH_DEPTH, Unpacked};
+pub use rootfs::{MAX_IMAGE_LAYERS, MAX_LAYERS};
+pub use unpack::{
+    Limits, MAX_DIR_BYTES, MAX_LAYER_BYTES, MAX_LAYER_ENTRIES, MAX_PATH_DEPTH, Unpacked,
+};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, SnapshotError>;

@@ -14,6 +14,8 @@ use crate::{Layers, Result, SnapshotError};
 
 /// Most directories that overlayfs stacks (`OVL_MAX_STACK`).
 pub const MAX_LAYERS: usize = 500;
+/// Most layers of an image: the base of [`Layers::rootfs_over`] takes one place.
+pub const MAX_IMAGE_LAYERS: usize = MAX_LAYERS - 1;
 /// Longest value that `fsconfig(2)` takes as a string, without its final zero.
 const MAX_OPTION_BYTES: usize = 255;
 
@@ -63,6 +65,33 @@ impl Layers {
             volatile: upper.volatile,
         };
         overlay(&short, Some(upper)).map_err(refused)
+    }
+
+    /// Mounts the layers read-only as one detached overlay on top of `base`, with the directory
+    /// `top`, which may be the writable layer of another mount, above all of them.
+    ///
+    /// # Errors
+    /// Those of [`Layers::rootfs`].
+    pub fn view(
+        &self,
+        base: Option<&Path>,
+        diff_ids: &[Digest],
+        top: Option<&Path>,
+    ) -> Result<OwnedFd> {
+        let mut lowers = self.lowers(base, diff_ids, false)?;
+        lowers.splice(0..0, top.map(Path::to_owned));
+        let refused = |source| SnapshotError::Overlay {
+            layers: lowers.len(),
+            root: self.root().to_owned(),
+            source,
+        };
+        let mut names = Short::default();
+        let short: Vec<PathBuf> = lowers
+            .iter()
+            .map(|lower| names.shorten(lower))
+            .collect::<io::Result<_>>()
+            .map_err(refused)?;
+        overlay(&short, None).map_err(refused)
     }
 
     /// Chooses the lower directories, topmost first.

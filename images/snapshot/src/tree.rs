@@ -1,5 +1,7 @@
 //! The directory of a layer while it is filled. Every step names one component beneath an open
-//! directory; directories are opened beneath the root without following any link.
+//! directory, following no link; parents that are links of the layer are walked by [`Tree::walk`].
+
+mod walk;
 
 use std::collections::HashMap;
 use std::io::{self, BufRead};
@@ -9,16 +11,19 @@ use std::rc::Rc;
 use amphora_content::tarball::{Entry, EntryKind};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
-    XattrFlags, chownat, fchmod, fchown, fsetxattr, futimens, linkat, makedev, mkdirat, mknodat,
-    openat, openat2, statat, symlinkat, unlinkat, utimensat,
+    XattrFlags, chownat, fchmod, fchown, fsetxattr, fstat, futimens, linkat, makedev, mkdirat,
+    mknodat, openat, openat2, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
 use crate::path::RelPath;
+use crate::unpack::Limits;
 
 /// Directories kept open.
 const CACHED_DIRS: usize = 64;
 const IMPLICIT_DIR_MODE: u32 = 0o755;
+/// Bytes of a remembered directory beside its path, about.
+const DIR_BYTES: usize = 96;
 const DIR: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::CLOEXEC);
@@ -45,23 +50,34 @@ fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Fault {
     move |e| Fault::Step(what, e.into())
 }
 
+/// An open directory of the layer.
+#[derive(Debug)]
+struct Dir {
+    fd: OwnedFd,
+    /// Components between it and the root.
+    depth: usize,
+}
+
 /// The layer's directory.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    root: Rc<OwnedFd>,
-    open: HashMap<Vec<u8>, Rc<OwnedFd>>,
-    /// Modification times of directories, set last: their entries change them.
-    dir_times: Vec<(RelPath, Timestamps)>,
-    umask: u32,
+    root: Rc<Dir>,
+    open: HashMap<Vec<u8>, Rc<Dir>>,
+    /// Modification times of directories by inode, set last: their entries change them.
+    dir_times: HashMap<u64, (RelPath, Timestamps)>,
+    /// Bytes of the paths in `dir_times`.
+    held: usize,
+    limits: Limits,
 }
 
 impl Tree {
-    pub(crate) fn new(root: OwnedFd) -> Self {
+    pub(crate) fn new(root: OwnedFd, limits: &Limits) -> Self {
         Self {
-            root: Rc::new(root),
+            root: Rc::new(Dir { fd: root, depth: 0 }),
             open: HashMap::new(),
-            dir_times: Vec::new(),
-            umask: umask(),
+            dir_times: HashMap::new(),
+            held: 0,
+            limits: *limits,
         }
     }
 
@@ -79,28 +95,33 @@ impl Tree {
                 return Err(Fault::Refused("the root of a layer is a directory"));
             }
             let root = Rc::clone(&self.root);
-            return self.dress_dir(path, &root, entry, owner, IMPLICIT_DIR_MODE);
+            return self.dress_dir(path, &root.fd, entry, owner);
         };
-        let dir = self.dir(parent)?;
+        let parent_dir = self.dir(parent)?;
+        if parent_dir.depth >= self.limits.depth {
+            return Err(Fault::Refused("the path has too many components"));
+        }
+        let dir = &parent_dir.fd;
         match entry.kind {
-            EntryKind::Directory => self.make_dir(path, &dir, name, entry, owner),
-            EntryKind::File => self.make_file(&dir, name, entry, owner, data),
-            EntryKind::HardLink => self.make_link(&dir, path, name, target),
+            EntryKind::Directory => self.make_dir(path, &parent_dir, name, entry, owner),
+            EntryKind::File => self.make_file(dir, name, entry, owner, data),
+            EntryKind::HardLink => self.make_link(dir, path, name, target),
             EntryKind::Char if entry.device == (0, 0) => self.hide(parent, name),
             EntryKind::Symlink | EntryKind::Fifo | EntryKind::Char | EntryKind::Block => {
-                self.make_special(&dir, name, entry, owner)
+                self.make_special(dir, name, entry, owner)
             }
         }
     }
 
     /// Hides `name` of the layers below.
     pub(crate) fn hide(&mut self, parent: &[u8], name: &[u8]) -> Placed<()> {
-        let dir = self.dir(parent)?;
-        match look(&dir, name)? {
-            None => whiteout(&dir, name),
+        let parent = self.dir(parent)?;
+        let dir = &parent.fd;
+        match look(dir, name)? {
+            None => whiteout(dir, name),
             // An entry of this layer hides what is below by itself, a directory has to say so.
             Some(found) if is_dir(&found) => {
-                let made = openat(&dir, name, DIR | OFlags::NOFOLLOW, Mode::empty())
+                let made = openat(dir, name, DIR | OFlags::NOFOLLOW, Mode::empty())
                     .map_err(step("open"))?;
                 opaque(&made)
             }
@@ -110,37 +131,59 @@ impl Tree {
 
     /// Hides all that the layers below have in a directory.
     pub(crate) fn hide_all(&mut self, dir: &[u8]) -> Placed<()> {
-        let dir = self.dir(dir)?;
-        opaque(&dir)
+        opaque(&self.dir(dir)?.fd)
     }
 
     /// Sets the times of directories. The tree is complete then.
     pub(crate) fn finish(mut self) -> Placed<()> {
-        let times = std::mem::take(&mut self.dir_times);
-        for (path, times) in times.iter().rev() {
-            match self.open_dir(path.bytes()) {
-                Ok(dir) => futimens(&dir, times).map_err(step("set times of"))?,
-                // A later entry replaced the directory.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(e) => return Err(step("open")(e)),
+        self.flush_times()
+    }
+
+    fn flush_times(&mut self) -> Placed<()> {
+        self.held = 0;
+        for (inode, (path, times)) in std::mem::take(&mut self.dir_times) {
+            let dir = match self.find(path.bytes()) {
+                Ok(Some(dir)) => dir,
+                // A later entry replaced the directory, perhaps by a link.
+                Ok(None) | Err(Fault::Refused(_)) => continue,
+                Err(e) => return Err(e),
+            };
+            if fstat(&dir.fd).map_err(step("stat"))?.st_ino == inode {
+                futimens(&dir.fd, &times).map_err(step("set times of"))?;
             }
         }
         Ok(())
     }
 
-    fn open_dir(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, Errno> {
+    /// Notes when a directory changed last. With very many directories the times are set early:
+    /// those that get further entries show when that was.
+    fn remember_times(&mut self, inode: u64, path: &RelPath, times: Timestamps) -> Placed<()> {
+        let before = self.dir_times.insert(inode, (path.clone(), times));
+        let before = before.map_or(0, |(path, _)| cost(&path));
+        self.held = self.held.saturating_add(cost(path)).saturating_sub(before);
+        if self.held > self.limits.dir_bytes {
+            self.flush_times()?;
+        }
+        Ok(())
+    }
+
+    /// Opens a directory whose path leads through no link.
+    fn open_dir(&mut self, path: &[u8]) -> Result<Rc<Dir>, Errno> {
         if path.is_empty() {
             return Ok(Rc::clone(&self.root));
         }
         if let Some(dir) = self.open.get(path) {
             return Ok(Rc::clone(dir));
         }
-        let dir = Rc::new(openat2(&self.root, path, DIR, Mode::empty(), BENEATH)?);
+        let dir = Rc::new(Dir {
+            fd: openat2(&self.root.fd, path, DIR, Mode::empty(), BENEATH)?,
+            depth: path.split(|b| *b == b'/').count(),
+        });
         self.remember(path, &dir);
         Ok(dir)
     }
 
-    fn remember(&mut self, path: &[u8], dir: &Rc<OwnedFd>) {
+    fn remember(&mut self, path: &[u8], dir: &Rc<Dir>) {
         if self.open.len() >= CACHED_DIRS {
             self.open.clear();
         }
@@ -148,84 +191,45 @@ impl Tree {
     }
 
     /// Opens a directory, making it and its parents where they are missing.
-    fn dir(&mut self, path: &[u8]) -> Placed<Rc<OwnedFd>> {
+    fn dir(&mut self, path: &[u8]) -> Placed<Rc<Dir>> {
         match self.open_dir(path) {
             Ok(dir) => return Ok(dir),
-            Err(Errno::NOENT | Errno::NOTDIR) => {}
-            Err(Errno::LOOP) => {
-                return Err(Fault::Refused(
-                    "its path leads through a symbolic link of the layer",
-                ));
-            }
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
             Err(e) => return Err(step("open parent of")(e)),
         }
-        let mut dir = Rc::clone(&self.root);
-        let mut end = 0;
-        for part in path.split(|b| *b == b'/') {
-            end += part.len();
-            match mkdirat(&dir, part, Mode::from_raw_mode(IMPLICIT_DIR_MODE)) {
-                Ok(()) => dir = Rc::new(self.fresh_dir(&dir, part)?),
-                Err(Errno::EXIST) => dir = self.step_into(&dir, part)?,
-                Err(e) => return Err(step("make parent of")(e)),
-            }
-            end += 1;
-        }
-        debug_assert!(end > path.len());
+        let Some(dir) = self.walk(path, walk::Missing::Make)? else {
+            return Err(Fault::Refused("its path leads nowhere"));
+        };
         self.remember(path, &dir);
         Ok(dir)
     }
 
-    /// Opens a directory that was just made implicitly, and gives it its mode whatever the umask.
-    fn fresh_dir(&self, dir: &OwnedFd, name: &[u8]) -> Placed<OwnedFd> {
-        let made =
-            openat(dir, name, DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(step("open"))?;
-        if IMPLICIT_DIR_MODE & self.umask != 0 {
-            fchmod(&made, Mode::from_raw_mode(IMPLICIT_DIR_MODE)).map_err(step("set mode of"))?;
-        }
-        Ok(made)
-    }
-
-    /// Opens an existing component of a parent path; a whiteout there becomes an opaque directory.
-    fn step_into(&mut self, dir: &OwnedFd, name: &[u8]) -> Placed<Rc<OwnedFd>> {
-        match openat(dir, name, DIR | OFlags::NOFOLLOW, Mode::empty()) {
-            Ok(next) => return Ok(Rc::new(next)),
-            Err(Errno::NOTDIR | Errno::LOOP) => {}
-            Err(e) => return Err(step("open parent of")(e)),
-        }
-        match look(dir, name)? {
-            Some(found) if is_whiteout(&found) => {
-                unlinkat(dir, name, AtFlags::empty()).map_err(step("replace"))?;
-                mkdirat(dir, name, Mode::from_raw_mode(IMPLICIT_DIR_MODE)).map_err(step("make"))?;
-                let made = self.fresh_dir(dir, name)?;
-                opaque(&made)?;
-                Ok(Rc::new(made))
-            }
-            Some(found) if FileType::from_raw_mode(found.st_mode) == FileType::Symlink => Err(
-                Fault::Refused("its path leads through a symbolic link of the layer"),
-            ),
-            _ => Err(Fault::Refused("its path leads through a file of the layer")),
+    /// Opens a directory if it is there.
+    fn find(&mut self, path: &[u8]) -> Placed<Option<Rc<Dir>>> {
+        match self.open_dir(path) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => self.walk(path, walk::Missing::Stop),
+            Err(e) => Err(step("open parent of")(e)),
         }
     }
 
     fn make_dir(
         &mut self,
         path: &RelPath,
-        dir: &OwnedFd,
+        parent: &Dir,
         name: &[u8],
         entry: &Entry,
         owner: Owner,
     ) -> Placed<()> {
-        // Nobody but us may look in before the owner is set.
-        let start = entry.mode & 0o777;
-        let mode = Mode::from_raw_mode(start);
+        let dir = &parent.fd;
+        let mode = Mode::from_raw_mode(entry.mode & 0o777);
         let mut hides = false;
-        let mut made = start & !self.umask;
         if let Err(e) = mkdirat(dir, name, mode) {
             if e != Errno::EXIST {
                 return Err(step("make")(e));
             }
             match look(dir, name)? {
-                Some(found) if is_dir(&found) => made = found.st_mode & 0o7777,
+                Some(found) if is_dir(&found) => {}
                 _ => {
                     self.remove(dir, name)?;
                     mkdirat(dir, name, mode).map_err(step("make"))?;
@@ -234,12 +238,12 @@ impl Tree {
             }
         }
         let fd = openat(dir, name, DIR | OFlags::NOFOLLOW, Mode::empty()).map_err(step("open"))?;
-        let fd = Rc::new(fd);
         if hides {
             opaque(&fd)?;
         }
-        self.dress_dir(path, &fd, entry, owner, made)?;
-        self.remember(path.bytes(), &fd);
+        self.dress_dir(path, &fd, entry, owner)?;
+        let depth = parent.depth + 1;
+        self.remember(path.bytes(), &Rc::new(Dir { fd, depth }));
         Ok(())
     }
 
@@ -249,25 +253,11 @@ impl Tree {
         dir: &OwnedFd,
         entry: &Entry,
         owner: Owner,
-        mode: u32,
     ) -> Placed<()> {
-        let now = if mode == entry.mode {
-            None
-        } else {
-            Some(entry.mode)
-        };
-        let replaced = rustix::fs::fstat(dir).map_err(step("stat"))?;
-        let same = (replaced.st_uid, replaced.st_gid) == (owner.uid, owner.gid);
-        if !same {
-            fchown(dir, Some(owner.uid()), Some(owner.gid())).map_err(step("set owner of"))?;
-        }
-        // The set-id bits of a directory go with its owner too.
-        if let Some(mode) = now.or((!same && entry.mode & 0o6000 != 0).then_some(entry.mode)) {
-            fchmod(dir, Mode::from_raw_mode(mode)).map_err(step("set mode of"))?;
-        }
+        let made = fstat(dir).map_err(step("stat"))?;
+        dress(dir, &made, owner, entry.mode)?;
         set_xattrs(dir, entry)?;
-        self.dir_times.push((path.clone(), times(entry)));
-        Ok(())
+        self.remember_times(made.st_ino, path, times(entry))
     }
 
     fn make_file(
@@ -285,13 +275,8 @@ impl Tree {
             .replacing(dir, name, || openat(dir, name, flags, mode))
             .map_err(|f| relabel(f, "create"))?;
         copy(data, &file)?;
-        if !owner.is_root() {
-            fchown(&file, Some(owner.uid()), Some(owner.gid())).map_err(step("set owner of"))?;
-        }
-        let special = entry.mode & 0o7000 != 0;
-        if special || entry.mode & self.umask != 0 {
-            fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(step("set mode of"))?;
-        }
+        let made = fstat(&file).map_err(step("stat"))?;
+        dress(&file, &made, owner, entry.mode)?;
         set_xattrs(&file, entry)?;
         futimens(&file, &times(entry)).map_err(step("set times of"))
     }
@@ -313,12 +298,11 @@ impl Tree {
         if target == path {
             return Ok(());
         }
-        let from = match self.open_dir(target_parent) {
-            Ok(from) => from,
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Err(missing),
-            Err(e) => return Err(step("open hard link target of")(e)),
+        let Some(from) = self.find(target_parent)? else {
+            return Err(missing);
         };
-        match look(&from, target_name)? {
+        let from = &from.fd;
+        match look(from, target_name)? {
             None => return Err(missing),
             Some(found) if is_whiteout(&found) => return Err(missing),
             Some(found) if is_dir(&found) => {
@@ -327,7 +311,7 @@ impl Tree {
             Some(_) => {}
         }
         self.replacing(dir, name, || {
-            linkat(&from, target_name, dir, name, AtFlags::empty())
+            linkat(from, target_name, dir, name, AtFlags::empty())
         })
         .map_err(|f| relabel(f, "link"))
     }
@@ -349,14 +333,13 @@ impl Tree {
             _ => node(FileType::Fifo, 0),
         })
         .map_err(|f| relabel(f, "create"))?;
-        if !owner.is_root() {
+        let made = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map_err(step("stat"))?;
+        if !owner.has(&made) {
             let (uid, gid) = (Some(owner.uid()), Some(owner.gid()));
             chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(step("set owner of"))?;
         }
-        if entry.kind != EntryKind::Symlink
-            && (entry.mode & 0o7000 != 0 || entry.mode & self.umask != 0)
-        {
+        if entry.kind != EntryKind::Symlink && made.st_mode & 0o7777 != entry.mode {
             // Just made, in a directory that nobody else writes to: no link to follow.
             rustix::fs::chmodat(dir, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
                 .map_err(step("set mode of"))?;
@@ -448,8 +431,9 @@ impl Owner {
         Gid::from_raw(self.gid)
     }
 
-    const fn is_root(self) -> bool {
-        self.uid == 0 && self.gid == 0
+    /// Below a directory with the set-group-id bit the kernel gives away what we make.
+    const fn has(self, stat: &Stat) -> bool {
+        self.uid == stat.st_uid && self.gid == stat.st_gid
     }
 }
 
@@ -467,6 +451,24 @@ fn owner(entry: &Entry) -> Placed<Owner> {
     })
 }
 
+/// Gives a file or directory, as it was `made`, its owner and mode, whatever umask and parent did.
+fn dress(file: &OwnedFd, made: &Stat, owner: Owner, mode: u32) -> Placed<()> {
+    let given = !owner.has(made);
+    if given {
+        fchown(file, Some(owner.uid()), Some(owner.gid())).map_err(step("set owner of"))?;
+    }
+    // The set-id bits go with a change of the owner.
+    if made.st_mode & 0o7777 != mode || (given && mode & 0o6000 != 0) {
+        fchmod(file, Mode::from_raw_mode(mode)).map_err(step("set mode of"))?;
+    }
+    Ok(())
+}
+
+/// What it costs to remember a directory, about.
+fn cost(path: &RelPath) -> usize {
+    path.bytes().len() + DIR_BYTES
+}
+
 fn times(entry: &Entry) -> Timestamps {
     let (tv_sec, nanos) = entry.mtime;
     let time = Timespec {
@@ -479,15 +481,10 @@ fn times(entry: &Entry) -> Timestamps {
     }
 }
 
-/// Sets the extended attributes that an image may bring: `user.*` and file capabilities. Those of
-/// overlayfs are ours to set, ACLs and security labels are the host's business.
+/// Sets the extended attributes that an image may bring; the reader hands out no others.
 fn set_xattrs(file: &OwnedFd, entry: &Entry) -> Placed<()> {
     for (name, value) in &entry.xattrs {
-        let user = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
-        let capability = name == b"security.capability";
-        if !user && !capability {
-            continue;
-        }
+        let user = name.starts_with(b"user.");
         match fsetxattr(file.as_fd(), &**name, value, XattrFlags::empty()) {
             // A file system without user attributes loses decoration, not function.
             Err(Errno::OPNOTSUPP) if user => {}
@@ -512,12 +509,4 @@ fn copy(data: &mut impl BufRead, file: &OwnedFd) -> Placed<()> {
         };
         data.consume(n);
     }
-}
-
-/// Reads the umask of the process; everything, when it cannot be read, so that modes are set.
-fn umask() -> u32 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("Umask:"));
-    line.and_then(|l| u32::from_str_radix(l.trim(), 8).ok())
-        .unwrap_or(0o777)
 }

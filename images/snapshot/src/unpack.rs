@@ -20,6 +20,8 @@ pub const MAX_LAYER_BYTES: u64 = 128 << 30;
 pub const MAX_LAYER_ENTRIES: u64 = 4_000_000;
 /// Most components of a path; keeps the removal of a tree within the default limit on descriptors.
 pub const MAX_PATH_DEPTH: usize = 256;
+/// Bytes that the directories of a layer, with their times, may take in memory: about 400,000.
+pub const MAX_DIR_BYTES: usize = 64 << 20;
 
 /// Bounds of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Limits {
     pub header_bytes: u64,
     /// Components of a path.
     pub depth: usize,
+    /// Bytes of directories whose times are remembered until the layer is complete.
+    pub dir_bytes: usize,
 }
 
 impl Default for Limits {
@@ -44,6 +48,7 @@ impl Default for Limits {
             path_bytes: MAX_PATH_BYTES,
             header_bytes: MAX_HEADER_BYTES,
             depth: MAX_PATH_DEPTH,
+            dir_bytes: MAX_DIR_BYTES,
         }
     }
 }
@@ -82,7 +87,7 @@ impl Layers {
 }
 
 fn fill(attempt: &Attempt, diff_id: &Digest, tar: impl Read, limits: &Limits) -> Result<Unpacked> {
-    let mut tree = Tree::new(open_root(&attempt.tree)?.into());
+    let mut tree = Tree::new(open_root(&attempt.tree)?.into(), limits);
     let hashing = Hashing {
         inner: tar,
         hash: Sha256::new(),

@@ -20,6 +20,10 @@ struct Needs {
     config: Option<Digest>,
 }
 
+/// What was found of each document: the config of a single manifest, or what is missing. Each is
+/// looked into once, however often indexes name it.
+type Seen = HashMap<Digest, std::result::Result<Option<Digest>, Digest>>;
+
 pub(super) fn plan(files: &mut Files<'_>) -> Result<Vec<Image>> {
     let index: Index = parse(
         files.document("index.json").unwrap_or_default(),
@@ -43,9 +47,10 @@ pub(super) fn plan(files: &mut Files<'_>) -> Result<Vec<Image>> {
         }
     }
     let mut images = Vec::new();
+    let mut seen = Seen::new();
     for entry in index.manifests {
         let mut needs = Needs::default();
-        check(files, &entry, 0, &mut needs)?;
+        check(files, &entry, 0, &mut needs, &mut seen)?;
         let mut names: Vec<Reference> = name(&entry)?.into_iter().collect();
         if names.is_empty()
             && let Some(known) = needs.config.and_then(|c| docker_names.get(&c))
@@ -64,8 +69,15 @@ pub(super) fn plan(files: &mut Files<'_>) -> Result<Vec<Image>> {
 }
 
 /// Verifies that an entry is complete and gathers its blobs. Of an index, one complete image is
-/// enough: archives of one platform carry the whole index.
-fn check(files: &Files<'_>, entry: &Descriptor, depth: usize, needs: &mut Needs) -> Result<()> {
+/// enough: archives of one platform carry the whole index. What was seen before adds nothing:
+/// whatever needs a complete image needs its blobs.
+fn check(
+    files: &Files<'_>,
+    entry: &Descriptor,
+    depth: usize,
+    needs: &mut Needs,
+    seen: &mut Seen,
+) -> Result<()> {
     if depth > MAX_INDEX_DEPTH {
         let limit = MAX_INDEX_DEPTH as u64;
         return Err(ContentError::Limit {
@@ -74,11 +86,39 @@ fn check(files: &Files<'_>, entry: &Descriptor, depth: usize, needs: &mut Needs)
         });
     }
     need(files, entry, needs)?;
+    match seen.get(&entry.digest) {
+        Some(Ok(config)) => {
+            needs.config = *config;
+            return Ok(());
+        }
+        Some(Err(missing)) => return Err(ContentError::BlobNotFound(*missing)),
+        None => {}
+    }
+    let found = look_into(files, entry, depth, needs, seen);
+    match &found {
+        Ok(()) => drop(seen.insert(entry.digest, Ok(needs.config))),
+        Err(ContentError::BlobNotFound(missing)) => {
+            seen.insert(entry.digest, Err(*missing));
+        }
+        // Ends the whole archive.
+        Err(_) => {}
+    }
+    found
+}
+
+fn look_into(
+    files: &Files<'_>,
+    entry: &Descriptor,
+    depth: usize,
+    needs: &mut Needs,
+    seen: &mut Seen,
+) -> Result<()> {
     let what = format!("blob {}", entry.digest);
     let bytes = files.read_blob(&entry.digest)?;
     let document: serde_json::Value = parse(&bytes, &what)?;
     if document.get("manifests").is_some() {
-        return check_index(files, &parse(&bytes, &what)?, depth, needs);
+        let index = parse(&bytes, &what)?;
+        return check_index(files, &index, depth, needs, seen);
     }
     if document.get("config").is_none() {
         let why = format!("{} is neither a manifest nor an index", entry.digest);
@@ -96,12 +136,18 @@ fn check(files: &Files<'_>, entry: &Descriptor, depth: usize, needs: &mut Needs)
     Ok(())
 }
 
-fn check_index(files: &Files<'_>, index: &Index, depth: usize, needs: &mut Needs) -> Result<()> {
+fn check_index(
+    files: &Files<'_>,
+    index: &Index,
+    depth: usize,
+    needs: &mut Needs,
+    seen: &mut Seen,
+) -> Result<()> {
     let mut missing = None;
     let mut complete = 0;
     for child in &index.manifests {
         let mut child_needs = Needs::default();
-        match check(files, child, depth + 1, &mut child_needs) {
+        match check(files, child, depth + 1, &mut child_needs, seen) {
             Ok(()) => {
                 complete += 1;
                 needs.blobs.extend(child_needs.blobs);

@@ -15,6 +15,15 @@ pub(super) struct Records {
 }
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// Most extended attributes of one entry.
+pub(super) const MAX_XATTRS: usize = 256;
+
+/// Says whether an image may bring an extended attribute: `user.*` and file capabilities. Those of
+/// overlayfs are the layer store's to set, ACLs and security labels are the host's business.
+fn is_allowed(name: &[u8]) -> bool {
+    (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+        || name == b"security.capability"
+}
 
 /// Parses a record set; later records win.
 pub(super) fn parse(mut rest: &[u8]) -> Result<Records, &'static str> {
@@ -62,8 +71,12 @@ fn apply(records: &mut Records, key: &[u8], value: &[u8]) -> Result<(), &'static
         }
         _ if key.starts_with(b"GNU.sparse.") => records.sparse = true,
         _ => {
-            if let Some(name) = key.strip_prefix(XATTR) {
+            let name = key.strip_prefix(XATTR).filter(|name| is_allowed(name));
+            if let Some(name) = name {
                 records.xattrs.retain(|(n, _)| n != name);
+                if records.xattrs.len() >= MAX_XATTRS {
+                    return Err("number of extended attributes");
+                }
                 records.xattrs.push((name.to_vec(), value.to_vec()));
             }
         }
@@ -136,6 +149,28 @@ mod tests {
         ] {
             assert!(parse(set).is_err(), "{:?}", String::from_utf8_lossy(set));
         }
+    }
+
+    #[test]
+    fn extended_attributes_are_filtered_and_counted() {
+        let record = |key: &str, n: usize| {
+            let body = format!(" SCHILY.xattr.{key}{n}=v\n");
+            let digits = (body.len() + 2).to_string();
+            assert_eq!(digits.len(), 2);
+            format!("{digits}{body}").into_bytes()
+        };
+        let set =
+            |key: &str, count: usize| (0..count).flat_map(|n| record(key, n)).collect::<Vec<u8>>();
+        for foreign in ["trusted.overlay.", "user.overlay.", "system.posix_acl_"] {
+            assert_eq!(parse(&set(foreign, 20_000)).unwrap().xattrs, []);
+        }
+        assert_eq!(parse(&set("user.", MAX_XATTRS)).unwrap().xattrs.len(), 256);
+        assert!(parse(&set("user.", MAX_XATTRS + 1)).is_err());
+        let again = [record("user.", 0), set("user.", MAX_XATTRS)].concat();
+        assert!(
+            parse(&again).is_ok(),
+            "a later record replaces an earlier one"
+        );
     }
 
     #[test]

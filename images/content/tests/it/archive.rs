@@ -1,6 +1,6 @@
 use std::io::Read;
 
-use amphora_content::archive::{LoadOptions, load};
+use amphora_content::archive::{LoadOptions, load, publish};
 use amphora_content::compress::Ratio;
 use amphora_content::tarball::TarLimits;
 use amphora_content::{ContentError, Store};
@@ -62,6 +62,7 @@ pub(crate) fn oci_archive(image: &Image, name: Option<&str>) -> Vec<u8> {
 
 fn load_all(store: &Store, bytes: &[u8]) -> Result<Vec<String>, ContentError> {
     let loaded = load(store, bytes, &LoadOptions::default())?;
+    publish(store, &loaded)?;
     Ok(loaded
         .iter()
         .map(|l| {
@@ -438,4 +439,28 @@ fn a_reader_that_fails_is_reported_as_such() {
     let reader = (&archive[..700]).chain(Broken);
     let error = load(&store, reader, &LoadOptions::default()).unwrap_err();
     assert!(error.to_string().contains("failed to read"), "{error}");
+}
+
+/// Eight levels of indexes that each name the next one a hundred times: 40 KB, 10^16 paths.
+#[test]
+fn documents_that_are_named_often_are_read_once() {
+    let (dir, store) = store();
+    let image = Image::new("deep");
+    let layer = gzip(&image.layer);
+    let mut blobs = vec![image.manifest(&layer, media::OCI_LAYER_GZIP)];
+    let mut top = entry(&blobs[0], media::OCI_MANIFEST, None);
+    for level in 0..8 {
+        let name = (level == 7).then_some((NAME, "docker.io/library/deep:1"));
+        let index = json!({"schemaVersion": 2, "manifests": vec![top; 100]});
+        blobs.push(index.to_string().into_bytes());
+        top = entry(blobs.last().unwrap(), media::OCI_INDEX, name);
+    }
+    blobs.extend([layer, image.config]);
+    let named: Vec<_> = blobs.iter().map(|b| blob(b)).collect();
+    let index = json!({"schemaVersion": 2, "manifests": [top.clone(), top]});
+    assert_eq!(
+        load_all(&store, &oci_tar(&index, &named)).unwrap(),
+        ["deep:1", "deep:1"]
+    );
+    assert_eq!(content(dir.path()).len(), blobs.len());
 }

@@ -10,13 +10,17 @@ fn what_nothing_names_goes_and_the_rest_stays() {
     let options = archive::LoadOptions::default();
     let kept = archive::load(&store, &*docker_archive(&a, &["kept:1"]), &options).unwrap();
     let gone = archive::load(&store, &*oci_archive(&b, Some("gone:1")), &options).unwrap();
+    assert!(store.list_all().unwrap().is_empty(), "names come last");
+    for loaded in [&kept, &gone] {
+        archive::publish(&store, loaded).unwrap();
+    }
     store.put_record(&kept[0].manifest.digest, &1).unwrap();
     store.put_record(&gone[0].manifest.digest, &2).unwrap();
     store.write_blob(b"orphan").unwrap();
     drop(store.spool().unwrap());
     store.untag(gone[0].reference.as_ref().unwrap()).unwrap();
 
-    let proof = store.exclusive().unwrap();
+    let proof = store.try_exclusive().unwrap().unwrap();
     let pins = Pins {
         manifests: vec![gone[0].manifest.digest],
         layers: vec![],
@@ -63,7 +67,7 @@ fn leftovers_of_killed_processes_go_and_partials_as_asked() {
     // No process has this pid: the kernel's limit is 4 million.
     std::fs::write(dir.path().join("ingest/spool-99999999-0-0.tmp"), b"x").unwrap();
     let spool = store.spool().unwrap();
-    let proof = store.exclusive().unwrap();
+    let proof = store.try_exclusive().unwrap().unwrap();
     let live = store.live(&Pins::default()).unwrap();
     store.sweep(&proof, &live, Partials::Keep).unwrap();
     assert_eq!(
@@ -75,4 +79,30 @@ fn leftovers_of_killed_processes_go_and_partials_as_asked() {
     assert_eq!(content(dir.path()).len(), 1);
     drop(spool);
     assert!(content(dir.path()).is_empty());
+}
+
+/// An index may name the blob of a layer: too large to be a document, and no reason to stop.
+#[test]
+fn a_large_blob_that_an_index_names_leads_nowhere() {
+    let (_dir, store) = store();
+    let large = vec![b' '; usize::try_from(amphora_content::MAX_DOCUMENT_BYTES).unwrap() + 1];
+    let layer = store.write_blob(&large).unwrap();
+    let below = store.write_blob(b"{}").unwrap();
+    let entry = |digest, size| {
+        serde_json::json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": digest, "size": size,
+        })
+    };
+    let index = serde_json::json!({
+        "schemaVersion": 2, "manifests": [entry(layer, large.len()), entry(below, 2)],
+    })
+    .to_string();
+    let top = store.write_blob(index.as_bytes()).unwrap();
+    let pins = Pins {
+        manifests: vec![top],
+        layers: vec![],
+    };
+    let live = store.live(&pins).unwrap();
+    assert_eq!(live.blobs, [top, layer, below].into());
 }

@@ -575,3 +575,46 @@ impl Drop for Small {
         let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
     }
 }
+
+#[test]
+fn documents_torn_by_a_power_failure_are_fetched_again() {
+    let (registry, _, pushed) = one_layer();
+    let site = Site::new();
+    let name = registry.name("app");
+    let pulled = site.pull(&name).unwrap();
+    for torn in [pushed.manifest, pushed.config] {
+        let path = site.store.blob_path(&torn);
+        let whole = fs::read(&path).unwrap();
+        for damage in [Vec::new(), vec![0; whole.len()]] {
+            fs::write(&path, damage).unwrap();
+            let again = site.pull(&name).unwrap();
+            assert_eq!(again.status, PullStatus::Downloaded);
+            assert_eq!(again.target, pulled.target);
+            assert_eq!(fs::read(&path).unwrap(), whole);
+        }
+    }
+    assert_eq!(site.pull(&name).unwrap().status, PullStatus::UpToDate);
+}
+
+#[test]
+fn a_fetched_image_is_named_when_it_is_published() {
+    let (registry, _, pushed) = one_layer();
+    let site = Site::new();
+    let client = amphora_distribution::Client::new(quick()).unwrap();
+    let reference = registry.name("app").parse().unwrap();
+    let fetch = || {
+        client
+            .pull(&site.store, &site.layers, &reference, None, &Silent)
+            .unwrap()
+    };
+    drop(fetch());
+    assert!(site.store.list_all().unwrap().is_empty());
+    let fetched = fetch();
+    assert!(
+        site.store.try_exclusive().unwrap().is_none(),
+        "the collector stays away"
+    );
+    assert_eq!(fetched.manifest().digest, pushed.manifest);
+    fetched.publish().unwrap();
+    assert_eq!(site.store.list().unwrap().len(), 1);
+}

@@ -109,13 +109,10 @@ impl Site {
         let reference: Reference = name.parse().unwrap();
         let platform = platform.map(|p| p.parse::<Platform>().unwrap());
         let client = Client::new(config)?;
-        client.pull(
-            &self.store,
-            &self.layers,
-            &reference,
-            platform.as_ref(),
-            progress,
-        )
+        let (store, layers) = (&self.store, &self.layers);
+        client
+            .pull(store, layers, &reference, platform.as_ref(), progress)?
+            .publish()
     }
 
     pub(crate) fn pull(&self, name: &str) -> Result<Pulled, DistributionError> {

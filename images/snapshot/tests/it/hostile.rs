@@ -50,7 +50,8 @@ fn zero_device(h: &mut tar::Header) {
     h.set_device_minor(0).unwrap();
 }
 
-/// Name, tar, and what is expected: the text of the refusal, or the paths of the layer.
+/// Name, tar, and what is expected: the text of the refusal, or the paths of the layer, `OUT` for
+/// the directory outside as a path inside.
 type Case = (
     &'static str,
     Tar,
@@ -61,7 +62,6 @@ type Case = (
 fn cases(out: &str) -> Vec<Case> {
     let abs = format!("{out}/canary");
     let up = format!("../../../../../../../..{out}/canary");
-    let through = Err("symbolic link of the layer");
     let outside = Err("hard link target");
     vec![
         (
@@ -109,17 +109,17 @@ fn cases(out: &str) -> Vec<Case> {
         (
             "through link",
             Tar::new().symlink("l", out).file("l/evil", "x"),
-            through,
+            Ok(&["OUT/", "OUT/evil", "dev/", "dev/shm/", "l"]),
         ),
         (
             "through own link",
             Tar::new().dir("d").symlink("l", "d").file("l/x", ""),
-            through,
+            Ok(&["d/", "d/x", "l"]),
         ),
         (
             "through dotdot link",
             Tar::new().symlink("l", "..").file("l/x", ""),
-            through,
+            Ok(&["l", "x"]),
         ),
         (
             "through two links",
@@ -127,32 +127,104 @@ fn cases(out: &str) -> Vec<Case> {
                 .symlink("a", "b")
                 .symlink("b", out)
                 .file("a/evil", ""),
-            through,
+            Ok(&["OUT/", "OUT/evil", "a", "b", "dev/", "dev/shm/"]),
         ),
         (
             "deep through link",
             Tar::new().symlink("d/l", out).file("d/l/e/f", ""),
-            through,
+            Ok(&["OUT/", "OUT/e/", "OUT/e/f", "d/", "d/l", "dev/", "dev/shm/"]),
         ),
         (
             "dir through link",
             Tar::new().symlink("l", out).dir("l/evil"),
-            through,
+            Ok(&["OUT/", "OUT/evil/", "dev/", "dev/shm/", "l"]),
         ),
         (
             "whiteout through link",
             Tar::new().symlink("l", out).file("l/.wh.canary", ""),
-            through,
+            Ok(&["OUT/", "OUT/canary", "dev/", "dev/shm/", "l"]),
         ),
         (
             "opaque through link",
             Tar::new().symlink("l", out).file("l/.wh..wh..opq", ""),
-            through,
+            Ok(&["OUT/", "dev/", "dev/shm/", "l"]),
         ),
         (
             "through proc",
             Tar::new().symlink("l", "/proc/self/root").file("l/x", ""),
-            through,
+            Ok(&[
+                "l",
+                "proc/",
+                "proc/self/",
+                "proc/self/root/",
+                "proc/self/root/x",
+            ]),
+        ),
+        (
+            "usr merge",
+            Tar::new()
+                .dir("usr/lib")
+                .symlink("lib", "usr/lib")
+                .file("lib/f", "")
+                .file("lib/sub/g", ""),
+            Ok(&[
+                "lib",
+                "usr/",
+                "usr/lib/",
+                "usr/lib/f",
+                "usr/lib/sub/",
+                "usr/lib/sub/g",
+            ]),
+        ),
+        (
+            "far above the root",
+            Tar::new()
+                .symlink("a/l", "../../../../../../etc")
+                .file("a/l/x", ""),
+            Ok(&["a/", "a/l", "etc/", "etc/x"]),
+        ),
+        (
+            "absolute and above the root",
+            Tar::new()
+                .symlink("a/l", "/../..//./etc/../var")
+                .file("a/l/x", ""),
+            Ok(&["a/", "a/l", "etc/", "var/", "var/x"]),
+        ),
+        (
+            "link loop",
+            Tar::new()
+                .symlink("a", "b")
+                .symlink("b", "a")
+                .file("a/x", ""),
+            Err("too many links"),
+        ),
+        (
+            "link to itself",
+            Tar::new().symlink("l", "l/l").file("l/x", ""),
+            Err("too many links"),
+        ),
+        (
+            "link to a file",
+            Tar::new().file("f", "").symlink("l", "f").file("l/x", ""),
+            Err("through a file"),
+        ),
+        (
+            "hard link through own link",
+            Tar::new()
+                .file("d/f", "")
+                .symlink("l", "/d")
+                .hardlink("h", "l/f"),
+            Ok(&["d/", "d/f", "h", "l"]),
+        ),
+        (
+            "directory becomes a loop",
+            Tar::new().dir("d/e").symlink("d", "d"),
+            Ok(&["d"]),
+        ),
+        (
+            "hard link through a loop",
+            Tar::new().symlink("l", "l").hardlink("h", "l/f"),
+            Err("too many links"),
         ),
         (
             "through file",
@@ -165,7 +237,7 @@ fn cases(out: &str) -> Vec<Case> {
                 .file("d/x", "")
                 .symlink("d", out)
                 .file("d/evil", ""),
-            through,
+            Ok(&["OUT/", "OUT/evil", "d", "dev/", "dev/shm/"]),
         ),
         ("hard link outside", Tar::new().hardlink("h", &abs), outside),
         (
@@ -304,7 +376,12 @@ fn hostile_tars_touch_nothing_outside() {
         match expected {
             Ok(paths) => {
                 result.unwrap_or_else(|e| panic!("{name}: {e:?}"));
-                assert_eq!(list(&layers.path(&digest(&tar))), paths, "{name}");
+                let mut made = list(&layers.path(&digest(&tar)));
+                for path in &mut made {
+                    *path = path.replace(out.trim_start_matches('/'), "OUT");
+                }
+                made.sort();
+                assert_eq!(made, paths, "{name}");
             }
             Err(text) => {
                 let error = result.expect_err(name);
@@ -402,4 +479,26 @@ fn oversize_headers_are_refused_unread() {
     let value = vec![b'v'; usize::try_from(limit).unwrap()];
     let over = Tar::new().pax(&[("comment", &value)]).file("a", "").done();
     assert!(unpack(&layers, &over).is_err());
+}
+
+#[test]
+fn links_do_not_make_a_tree_deeper() {
+    let (_dir, layers) = layers();
+    let limits = Limits {
+        depth: 4,
+        ..Limits::default()
+    };
+    let deep = Tar::new().dir("a/b/c").symlink("l", "a/b/c");
+    let fits = deep.file("l/x", "").done();
+    layers.unpack(&digest(&fits), &*fits, &limits).unwrap();
+    for (path, link) in [("l/x/y", "a/b/c"), ("l/x", "a/b/c/d"), ("m", "a/b/c/d/e/f")] {
+        let tar = Tar::new()
+            .dir("a/b/c/d")
+            .symlink("l", link)
+            .symlink("m", "l")
+            .file(&format!("{path}/z"), "")
+            .done();
+        let error = layers.unpack(&digest(&tar), &*tar, &limits).unwrap_err();
+        assert!(error.to_string().contains("too many components"), "{error}");
+    }
 }
