@@ -64,6 +64,10 @@ pub struct Handle {
     pub dirs: Vec<HandleDir>,
 }
 
+/// Limits as they were before an update.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Previous(pub(crate) Vec<settings::Setting>);
+
 /// One directory of a [`Handle`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandleDir {
@@ -302,6 +306,19 @@ impl Cgroup {
             .map_err(|source| dir.error("write", file, source))
     }
 
+    /// Says whether its processes are stopped, or on the way there.
+    ///
+    /// # Errors
+    /// When the state cannot be read; `MissingController` on v1 without `freezer`.
+    pub fn is_frozen(&self) -> Result<bool, CgroupError> {
+        let (dir, file, running) = match self.version {
+            Version::V2 => (self.first()?, "cgroup.freeze", "0"),
+            Version::V1 => (self.freezer()?, "freezer.state", "THAWED"),
+        };
+        let state = dir.read_optional(file)?;
+        Ok(state.is_some_and(|state| state.trim() != running))
+    }
+
     fn freezer(&self) -> Result<&Dir, CgroupError> {
         self.dir_of("freezer")
             .ok_or_else(|| CgroupError::MissingController {
@@ -386,12 +403,13 @@ impl Cgroup {
         first
     }
 
-    /// Changes limits. What `resources` leaves out stays as it is.
+    /// Changes limits. What `resources` leaves out stays as it is. Returns what was changed, for
+    /// [`Cgroup::restore`].
     ///
     /// # Errors
     /// Whatever is refused, by field, before anything is changed; otherwise what the kernel
-    /// answers.
-    pub fn update(&mut self, resources: &Resources) -> Result<(), CgroupError> {
+    /// answers: what had been changed is then as it was before.
+    pub fn update(&mut self, resources: &Resources) -> Result<Previous, CgroupError> {
         if !resources.devices.is_empty() {
             return Err(CgroupError::Unsupported {
                 field: "changing linux.resources.devices".to_owned(),
@@ -409,7 +427,18 @@ impl Cgroup {
         let present = Some(Present { cpu_quota: quota });
         let settings = settings::from_resources(self.version, resources, present)?;
         self.extend(&settings)?;
-        settings::apply(&settings, |controller| self.dir_of(controller))
+        let previous = settings::present(&settings, |controller| self.dir_of(controller));
+        let applied = settings::apply(&settings, |controller| self.dir_of(controller));
+        if applied.is_err() {
+            self.restore(&previous);
+        }
+        applied.map(|()| previous)
+    }
+
+    /// Takes an update back as far as the kernel lets it.
+    pub fn restore(&self, previous: &Previous) {
+        // Whoever calls this reports the failure that led here.
+        let _ = settings::apply(&previous.0, |controller| self.dir_of(controller));
     }
 
     /// Brings in controllers that no limit has needed so far.

@@ -7,6 +7,7 @@
 //!
 //! Must not know: images, networks, what a container runs.
 
+mod block_io;
 mod cgroup;
 mod devices;
 mod dir;
@@ -19,7 +20,7 @@ mod supervisors;
 mod v1;
 mod v2;
 
-pub use cgroup::{Cgroup, CgroupMounts, Handle, HandleDir};
+pub use cgroup::{Cgroup, CgroupMounts, Handle, HandleDir, Previous};
 pub use error::CgroupError;
 pub use hierarchy::{DEFAULT_PARENT, Hierarchies, Version};
 pub use stats::Stats;

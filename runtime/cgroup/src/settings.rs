@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use amphora_spec::runtime::{Cpu, Memory, Resources};
 use serde_json::Value;
 
+use crate::cgroup::Previous;
 use crate::dir::Dir;
 use crate::{CgroupError, Version};
 
@@ -60,6 +61,10 @@ pub(crate) fn from_resources(
             resources.memory.as_ref().map(|part| &part.unknown),
         ),
         ("cpu.", resources.cpu.as_ref().map(|part| &part.unknown)),
+        (
+            "blockIO.",
+            resources.block_io.as_ref().map(|part| &part.unknown),
+        ),
     ];
     for (prefix, unknown) in parts {
         if let Some((key, _)) = unknown.into_iter().flatten().find(|(_, value)| asks(value)) {
@@ -81,6 +86,9 @@ pub(crate) fn from_resources(
             Version::V1 => cpu_v1(&mut out, cpu),
             Version::V2 => cpu_v2(&mut out, cpu, present),
         }
+    }
+    if let Some(block_io) = &resources.block_io {
+        crate::block_io::settings(&mut out, version, block_io);
     }
     if let Some(pids) = &resources.pids
         && (pids.limit > 0 || present.is_some())
@@ -114,7 +122,7 @@ fn asks(value: &Value) -> bool {
     }
 }
 
-fn add(
+pub(crate) fn add(
     out: &mut Vec<Setting>,
     controller: &'static str,
     file: &'static str,
@@ -413,6 +421,24 @@ pub(crate) fn apply<'a>(
         write(setting, &dir_of)?.map_err(|error| refused(setting, &dir_of, error))?;
     }
     Ok(())
+}
+
+/// Returns settings that bring back what the files hold now. A file that holds more than one
+/// value of its own form is left out: what is written there is no limit of an update.
+pub(crate) fn present<'a>(
+    settings: &'a [Setting],
+    dir_of: impl Fn(&str) -> Option<&'a Dir>,
+) -> Previous {
+    let before = |setting: &Setting| {
+        let text = dir_of(&setting.controller)?.read(&setting.file).ok()?;
+        let value = text.trim().to_owned();
+        (!value.contains('\n')).then(|| Setting {
+            value,
+            ..setting.clone()
+        })
+    };
+    // Backwards, so that what had to come last is taken back first.
+    Previous(settings.iter().rev().filter_map(before).collect())
 }
 
 fn write<'a>(

@@ -38,6 +38,10 @@ pub struct Stats {
     pub pids: Option<u64>,
     /// Limit of tasks; `None` without one.
     pub pids_limit: Option<u64>,
+    /// Bytes read from block devices.
+    pub io_read_bytes: Option<u64>,
+    /// Bytes written to block devices.
+    pub io_written_bytes: Option<u64>,
     /// Processes killed because memory ran out.
     pub oom_kills: u64,
 }
@@ -53,6 +57,29 @@ pub(crate) fn read(cgroup: &Cgroup) -> Result<Stats, CgroupError> {
     }
     stats.oom_kills = oom_kills(cgroup)?;
     Ok(stats)
+}
+
+/// Sums what v2 writes as `8:0 rbytes=1 wbytes=2 …` and v1 as `8:0 Read 1`, a line a device.
+fn io_bytes(text: &str) -> (u64, u64) {
+    let (mut read, mut written) = (0, 0);
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        for word in &words {
+            match word.split_once('=') {
+                Some(("rbytes", n)) => read += n.parse().unwrap_or(0),
+                Some(("wbytes", n)) => written += n.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+        if let [_, what, n] = words.as_slice() {
+            match *what {
+                "Read" => read += n.parse().unwrap_or(0),
+                "Write" => written += n.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+    (read, written)
 }
 
 pub(crate) fn oom_kills(cgroup: &Cgroup) -> Result<u64, CgroupError> {
@@ -71,6 +98,7 @@ fn read_v2(cgroup: &Cgroup) -> Result<Stats, CgroupError> {
     let dir = cgroup.first()?;
     let memory = dir.read_optional("memory.stat")?.unwrap_or_default();
     let cpu = dir.read_optional("cpu.stat")?.unwrap_or_default();
+    let io = dir.read_optional("io.stat")?.as_deref().map(io_bytes);
     let microseconds = |key| keyed(&cpu, key).map(|us| us.saturating_mul(1000));
     Ok(Stats {
         memory_bytes: dir.read_number("memory.current")?,
@@ -83,6 +111,8 @@ fn read_v2(cgroup: &Cgroup) -> Result<Stats, CgroupError> {
         cpu_periods: keyed(&cpu, "nr_periods"),
         cpu_throttled_periods: keyed(&cpu, "nr_throttled"),
         cpu_throttled_ns: microseconds("throttled_usec"),
+        io_read_bytes: io.map(|io| io.0),
+        io_written_bytes: io.map(|io| io.1),
         ..Stats::default()
     })
 }
@@ -104,6 +134,12 @@ fn read_v1(cgroup: &Cgroup) -> Result<Stats, CgroupError> {
         stats.cpu_user_ns = ticks("user");
         stats.cpu_system_ns = ticks("system");
     }
+    if let Some(dir) = cgroup.dir_of("blkio") {
+        let io = dir.read_optional("blkio.throttle.io_service_bytes")?;
+        let io = io.as_deref().map(io_bytes);
+        stats.io_read_bytes = io.map(|io| io.0);
+        stats.io_written_bytes = io.map(|io| io.1);
+    }
     if let Some(dir) = cgroup.dir_of("cpu") {
         let cpu = dir.read_optional("cpu.stat")?.unwrap_or_default();
         stats.cpu_periods = keyed(&cpu, "nr_periods");
@@ -111,4 +147,15 @@ fn read_v1(cgroup: &Cgroup) -> Result<Stats, CgroupError> {
         stats.cpu_throttled_ns = keyed(&cpu, "throttled_time");
     }
     Ok(stats)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn block_bytes_of_both_versions() {
+        let v2 = "8:0 rbytes=10 wbytes=20 rios=1 wios=2\n8:16 rbytes=1 wbytes=2 rios=1 wios=2\n";
+        assert_eq!(super::io_bytes(v2), (11, 22));
+        let v1 = "8:0 Read 10\n8:0 Write 20\n8:0 Sync 30\n8:0 Total 30\nTotal 30\n";
+        assert_eq!(super::io_bytes(v1), (10, 20));
+    }
 }

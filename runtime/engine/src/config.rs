@@ -1,4 +1,5 @@
-//! A container's configuration: written once at create, never changed by start or stop.
+//! A container's configuration: written at create, changed by rename and update, never by start
+//! or stop.
 
 use std::collections::BTreeMap;
 
@@ -32,12 +33,20 @@ pub struct CreateOptions {
     pub user: Option<String>,
     /// Host name.
     pub hostname: Option<String>,
+    /// NIS domain name.
+    pub domainname: String,
+    /// Ports exposed beside the image's: `port[-port][/proto]`.
+    pub expose: Vec<String>,
     /// Labels, over the image's.
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
     /// Keep stdin open.
     pub open_stdin: bool,
+    /// End stdin when the first client that feeds it goes.
+    pub stdin_once: bool,
+    /// Give it a terminal.
+    pub tty: bool,
     /// Signal of `stop`.
     pub stop_signal: Option<String>,
     /// Seconds `stop` waits.
@@ -88,8 +97,58 @@ pub struct HostConfig {
     pub extra_hosts: Vec<String>,
     /// `name=soft[:hard]` resource limits, already parsed.
     pub ulimits: Vec<amphora_spec::runtime::Rlimit>,
-    /// No log is kept.
-    pub log_none: bool,
+    /// Soft memory limit in bytes.
+    pub memory_reservation: Option<i64>,
+    /// Swappiness, 0 to 100.
+    pub memory_swappiness: Option<i64>,
+    /// Processes wait when memory runs out, instead of being killed (v1).
+    pub oom_kill_disable: bool,
+    /// Added to the score by which the kernel chooses whom to kill.
+    pub oom_score_adj: i32,
+    /// CPU period in microseconds.
+    pub cpu_period: Option<i64>,
+    /// CPU quota in microseconds a period; -1 is unlimited.
+    pub cpu_quota: Option<i64>,
+    /// Memory node list.
+    pub cpuset_mems: Option<String>,
+    /// Limits on block devices.
+    pub block_io: crate::limits::BlockLimits,
+    /// Whether and when it runs again after its end.
+    pub restart: amphora_supervisor::RestartPolicy,
+    /// Where output goes.
+    pub log: crate::logging::LogSettings,
+    /// All capabilities and devices, no filter, nothing hidden or read-only of the kernel.
+    pub privileged: bool,
+    /// Devices of the host.
+    pub devices: Vec<crate::devices::DeviceMapping>,
+    /// Rules for the devices cgroup, as given.
+    pub device_cgroup_rules: Vec<String>,
+    /// Supplementary groups, names or numbers.
+    pub group_add: Vec<String>,
+    /// Kernel parameters of the container's namespaces.
+    pub sysctls: BTreeMap<String, String>,
+    /// `private`, `shareable`, `none`, `host`, `container:<id>`, or empty for the default.
+    pub ipc_mode: String,
+    /// `host`, `container:<id>`, or empty for one of its own.
+    pub pid_mode: String,
+    /// `host`, or empty for one of its own.
+    pub uts_mode: String,
+    /// `host`, `private`, or empty for the default.
+    pub cgroupns_mode: String,
+    /// `host`, or empty: user namespaces are not used.
+    pub userns_mode: String,
+    /// Security options as given.
+    pub security_opt: Vec<String>,
+    /// A seccomp profile in Docker's form, JSON.
+    pub seccomp_profile: Option<String>,
+    /// Nothing of the kernel's files is hidden or read-only.
+    pub unmasked: bool,
+    /// Containers whose volumes are taken along, as given.
+    pub volumes_from: Vec<String>,
+    /// `-v` values as given, absolute.
+    pub binds: Vec<String>,
+    /// `--mount` values as Docker describes them.
+    pub mounts_given: Vec<serde_json::Value>,
 }
 
 /// Which network a container is in.
@@ -133,6 +192,12 @@ pub enum MountPoint {
         no_copy: bool,
         /// Removed with the container.
         anonymous: bool,
+        /// Folder of the volume that is mounted in place of the whole.
+        #[serde(default)]
+        subpath: Option<String>,
+        /// Labels for a volume that is made now.
+        #[serde(default)]
+        labels: BTreeMap<String, String>,
     },
     /// A path of the host.
     Bind {
@@ -144,6 +209,12 @@ pub enum MountPoint {
         read_only: bool,
         /// Make a missing source directory, as `-v` does.
         create: bool,
+        /// `shared`, `slave` and their like; private when empty.
+        #[serde(default)]
+        propagation: String,
+        /// The mount alone, without those below it.
+        #[serde(default)]
+        alone: bool,
     },
     /// A fresh tmpfs.
     Tmpfs {
@@ -203,6 +274,9 @@ pub struct ContainerConfig {
     pub user: String,
     /// Host name.
     pub hostname: String,
+    /// NIS domain name.
+    #[serde(default)]
+    pub domainname: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Annotations.
@@ -211,6 +285,12 @@ pub struct ContainerConfig {
     pub exposed: Vec<String>,
     /// Keep stdin open.
     pub open_stdin: bool,
+    /// End stdin when the first client that feeds it goes.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Give it a terminal.
+    #[serde(default)]
+    pub tty: bool,
     /// Signal of `stop`.
     pub stop_signal: String,
     /// Seconds `stop` waits.

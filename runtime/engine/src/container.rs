@@ -17,6 +17,8 @@ pub enum Status {
     Created,
     /// Running.
     Running,
+    /// Ended, and about to run again by itself.
+    Restarting,
     /// Ended.
     Exited,
     /// Its records are damaged.
@@ -24,12 +26,19 @@ pub enum Status {
 }
 
 impl Status {
+    /// Says whether its supervisor is there: it runs, or will run again by itself.
+    #[must_use]
+    pub const fn is_active(self) -> bool {
+        matches!(self, Self::Running | Self::Restarting)
+    }
+
     /// Returns Docker's word.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Created => "created",
             Self::Running => "running",
+            Self::Restarting => "restarting",
             Self::Exited => "exited",
             Self::Dead => "dead",
         }
@@ -43,6 +52,8 @@ pub struct ContainerView {
     pub config: ContainerConfig,
     /// Status.
     pub status: Status,
+    /// Its processes are stopped; its status is running all the same.
+    pub paused: bool,
     /// State record, while it runs.
     pub state: Option<State>,
     /// Exit record, once it ended.
@@ -54,6 +65,16 @@ pub struct ContainerView {
 }
 
 impl ContainerView {
+    /// Returns Docker's word for its state.
+    #[must_use]
+    pub const fn state_word(&self) -> &'static str {
+        if self.paused {
+            "paused"
+        } else {
+            self.status.as_str()
+        }
+    }
+
     /// Returns when it was started, RFC 3339, while it runs.
     #[must_use]
     pub fn started_at(&self) -> Option<String> {
@@ -126,11 +147,17 @@ impl Engine {
             .as_ref()
             .is_some_and(|s| s.status == supervisor::Status::Running)
             && Lock::is_held(&run);
+        let again = state.as_ref().is_some_and(|s| s.restarts_soon()) && Lock::is_held(&run);
         let status = match (&exit, running) {
             (_, true) => Status::Running,
+            _ if again => Status::Restarting,
             (Some(_), false) => Status::Exited,
             (None, false) => Status::Created,
         };
+        if status == Status::Created && !self.container_dir(id).join("config.json").exists() {
+            // Removed while its records were read.
+            return Err(EngineError::NoSuchContainer(id.hex()));
+        }
         if status == Status::Exited && config.host.auto_remove {
             // Its supervisor is removing it; name, ports and address are free already.
             return Err(EngineError::NoSuchContainer(id.hex()));
@@ -140,10 +167,12 @@ impl Engine {
         } else {
             None
         };
+        let paused = running && crate::pause::is_paused(&run, id);
         Ok(ContainerView {
             config,
             status,
-            state: if running { state } else { None },
+            paused,
+            state: if status.is_active() { state } else { None },
             exit,
             ports: endpoint
                 .as_ref()

@@ -8,8 +8,9 @@ use amphora_volume::Found;
 
 use crate::config::{
     CONFIG_VERSION, ContainerConfig, CreateOptions, HostConfig, ModuleConfig, MountPoint,
+    NetworkMode,
 };
-use crate::files::{Lock, make_dir, random, remove_tree, unlink, write_json};
+use crate::files::{Lock, free_name, make_dir, random, remove_tree, write_json};
 use crate::image::{FoundImage, ImageRecord};
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result, names};
@@ -23,8 +24,9 @@ const NAME_ATTEMPTS: u32 = 32;
 #[derive(Debug)]
 pub(crate) struct Created {
     pub(crate) config: ContainerConfig,
-    pub(crate) lock: Lock,
+    // Dropped in this order: what is undone is undone under the lock.
     pub(crate) undo: Undo,
+    pub(crate) lock: Lock,
 }
 
 impl std::fmt::Debug for Undo {
@@ -43,6 +45,7 @@ impl Engine {
         let created = self.create_locked(options)?;
         let id = created.config.id;
         created.undo.commit();
+        self.flush_events();
         // Nothing runs: the run directory is made again by start.
         created.lock.remove_dir()?;
         Ok(id)
@@ -66,11 +69,12 @@ impl Engine {
         let mut config = self.configure(id, options, &image)?;
 
         let run = self.run_dir(&id);
-        let mut undo = Undo::default();
-        let undo_run = run.clone();
-        undo.push(move || remove_tree(&undo_run));
-        let lock = Lock::try_acquire(&run)?
+        let lock = Lock::try_acquire(&run)
+            .inspect_err(|_| drop(remove_tree(&run)))?
             .ok_or_else(|| EngineError::State(format!("container {id} is locked")))?;
+        // Made after the lock, and so dropped before it.
+        let mut undo = Undo::default();
+        undo.push(move || remove_tree(&run));
         let dir = self.container_dir(&id);
         let undo_dir = dir.clone();
         undo.push(move || remove_tree(&undo_dir));
@@ -85,7 +89,8 @@ impl Engine {
                     .map_err(EngineError::plain)
             });
         }
-        Ok(Created { config, lock, undo })
+        self.defer_container(&config, "create", &[]);
+        Ok(Created { config, undo, lock })
     }
 
     fn configure(
@@ -104,9 +109,22 @@ impl Engine {
         let mut labels = defaults.labels.clone();
         labels.extend(options.labels);
         let mut host = options.host;
+        crate::modes::check(&host, options.hostname.is_some())?;
+        crate::devices::check(&host)?;
+        if chosen.executor == Executor::Wasm {
+            crate::modes::check_wasm(&host)?;
+        }
+        self.resolve_modes(&mut host)?;
+        self.volumes_from(&mut host)?;
         image_volumes(&mut host, defaults.volumes.keys())?;
         validate_host(&host)?;
-        let hostname = options.hostname.unwrap_or_else(|| id.short());
+        let hostname = options.hostname.unwrap_or_else(|| match host.network {
+            // Docker's rule: what shares the host's network has the host's name.
+            _ if host.uts_mode == "host" => host_name(),
+            NetworkMode::Host => host_name(),
+            _ => id.short(),
+        });
+        let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {
             version: CONFIG_VERSION,
             id,
@@ -127,10 +145,13 @@ impl Engine {
                 .unwrap_or_else(|| defaults.working_dir.clone()),
             user: options.user.unwrap_or_else(|| defaults.user.clone()),
             hostname,
+            domainname: options.domainname,
             labels,
             annotations: options.annotations,
-            exposed: defaults.exposed_ports.keys().cloned().collect(),
+            exposed,
             open_stdin: options.open_stdin,
+            stdin_once: options.stdin_once,
+            tty: options.tty,
             stop_signal: options
                 .stop_signal
                 .or_else(|| defaults.stop_signal.clone())
@@ -183,12 +204,25 @@ impl Engine {
         })
     }
 
+    /// Makes the volumes that are missing. Returns the anonymous ones among them: a named one may
+    /// have found another user by the time somebody wants it undone.
     fn create_volumes(&self, config: &ContainerConfig) -> Result<Vec<String>> {
         let mut made = Vec::new();
         for point in &config.host.mounts {
-            if let MountPoint::Volume { name, .. } = point {
-                match self.volumes.ensure(name, std::collections::BTreeMap::new()) {
-                    Ok((_, Found::New)) => made.push(name.clone()),
+            if let MountPoint::Volume {
+                name,
+                anonymous,
+                labels,
+                ..
+            } = point
+            {
+                match self.volumes.ensure(name, labels.clone()) {
+                    Ok((_, Found::New)) => {
+                        self.defer("volume", "create", name, &[("driver", "local")]);
+                        if *anonymous {
+                            made.push(name.clone());
+                        }
+                    }
                     Ok((_, Found::Existing)) => {}
                     Err(e) => {
                         for name in &made {
@@ -212,7 +246,8 @@ impl Engine {
             let path = self.name_path(&name);
             match symlink(config.id.hex(), &path) {
                 Ok(()) => {
-                    undo.push(move || unlink(&path));
+                    let id = config.id;
+                    undo.push(move || free_name(&path, &id));
                     config.name = name;
                     return Ok(());
                 }
@@ -235,6 +270,14 @@ impl Engine {
             "failed to find a free container name".to_owned(),
         ))
     }
+}
+
+/// The machine's own name.
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 struct Chosen {
@@ -265,7 +308,7 @@ fn command(options: &CreateOptions, record: &ImageRecord) -> (Vec<String>, Vec<S
 }
 
 /// Merges `KEY=value` lines: later ones replace earlier ones in place.
-fn merge_env(base: &[String], over: &[String]) -> Vec<String> {
+pub(crate) fn merge_env(base: &[String], over: &[String]) -> Vec<String> {
     let key = |line: &str| line.split('=').next().unwrap_or_default().to_owned();
     let mut out: Vec<String> = base.to_vec();
     for line in over {
@@ -302,18 +345,17 @@ fn image_volumes<'a>(host: &mut HostConfig, paths: impl Iterator<Item = &'a Stri
             read_only: false,
             no_copy: false,
             anonymous: true,
+            subpath: None,
+            labels: std::collections::BTreeMap::new(),
         });
     }
     Ok(())
 }
 
 fn validate_host(host: &HostConfig) -> Result<()> {
-    const MIN_MEMORY: i64 = 6 << 20;
-    if host.memory.is_some_and(|m| m < MIN_MEMORY) {
-        return Err(EngineError::Invalid(
-            "Minimum memory limit allowed is 6MB".to_owned(),
-        ));
-    }
+    crate::limits::check_create(host)?;
+    crate::logging::check(&host.log)?;
+    crate::restart::check(host)?;
     let mut seen = std::collections::BTreeSet::new();
     for point in &host.mounts {
         let clean = point.destination().trim_end_matches('/');

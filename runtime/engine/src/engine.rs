@@ -32,6 +32,7 @@ pub struct Engine {
     pub(crate) networks: Networks,
     pub(crate) volumes: Volumes,
     workloads: Vec<Box<dyn Workload>>,
+    pub(crate) events: crate::events::Pending,
 }
 
 impl std::fmt::Debug for Engine {
@@ -69,6 +70,7 @@ impl Engine {
             networks,
             volumes,
             workloads,
+            events: crate::events::Pending::default(),
         })
     }
 

@@ -17,6 +17,14 @@ pub enum EngineError {
     /// No object of any kind matches.
     #[error("No such object: {0}")]
     NoSuchObject(String),
+    /// A container has no such path.
+    #[error("Could not find the file {path} in container {container}")]
+    NoSuchFile {
+        /// The path as it was asked for.
+        path: String,
+        /// The container as it was asked for.
+        container: String,
+    },
     /// A prefix fits several containers.
     #[error("multiple IDs found with provided prefix: {0}")]
     Ambiguous(String),
@@ -34,6 +42,9 @@ pub enum EngineError {
     /// The object is in the wrong state.
     #[error("{0}")]
     State(String),
+    /// An exec session could not be started; Docker puts this into its output.
+    #[error("{0}")]
+    Exec(String, ErrorKind),
     /// The request is malformed or out of range.
     #[error("{0}")]
     Invalid(String),
@@ -125,11 +136,13 @@ impl EngineError {
 impl Classify for EngineError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoSuchContainer(_) | Self::NoSuchImage(_) | Self::NoSuchObject(_) => {
-                ErrorKind::NotFound
-            }
+            Self::NoSuchContainer(_)
+            | Self::NoSuchImage(_)
+            | Self::NoSuchObject(_)
+            | Self::NoSuchFile { .. } => ErrorKind::NotFound,
             Self::Ambiguous(_) | Self::Invalid(_) => ErrorKind::InvalidArgument,
             Self::NameInUse { .. } | Self::Conflict(_) => ErrorKind::Conflict,
+            Self::Exec(_, kind) => *kind,
             Self::State(_) => ErrorKind::FailedPrecondition,
             Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::File { source, .. } => io_kind(source),

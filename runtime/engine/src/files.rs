@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use amphora_spec::ContainerId;
 use rustix::fs::{Mode, OFlags};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -51,6 +52,14 @@ pub(crate) fn unlink(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Frees a container's name, unless it is somebody else's by now.
+pub(crate) fn free_name(path: &Path, id: &ContainerId) -> Result<()> {
+    if fs::read_link(path).is_ok_and(|t| t.as_os_str() == id.hex().as_str()) {
+        unlink(path)?;
+    }
+    Ok(())
 }
 
 /// Writes a small file.
@@ -146,6 +155,11 @@ impl Lock {
                 }));
             }
         }
+    }
+
+    /// The lock of the run directory `dir`, inherited from whoever took it.
+    pub(crate) fn inherited(file: OwnedFd, dir: PathBuf) -> Self {
+        Self { file, dir }
     }
 
     /// Says whether somebody holds the lock in `dir`.

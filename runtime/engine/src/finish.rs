@@ -2,14 +2,50 @@
 //! when a supervisor was killed. Every step is idempotent and none stops the next.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use amphora_cgroup::Cgroup;
 use amphora_spec::{Classify, ContainerId, ErrorKind};
 
 use crate::config::{ContainerConfig, MountPoint};
-use crate::files::{remove_tree, unlink};
+use crate::files::{Lock, free_name, read_json, remove_tree, unlink};
 use crate::start::CGROUP_PARENT;
 use crate::{Engine, EngineError, Result};
+
+/// Suffix of a container directory that is being removed.
+const REMOVED: &str = ".removed";
+/// The same, and its anonymous volumes go too.
+const REMOVED_VOLUMES: &str = ".removed-volumes";
+
+fn with_suffix(dir: &Path, suffix: &str) -> PathBuf {
+    let mut name = dir.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Name of the exit record of the run before the one that is being started.
+const LAST_EXIT: &str = "exit.last";
+
+/// Puts the exit record aside for a start.
+pub(crate) fn put_exit_aside(dir: &Path) -> Result<()> {
+    let exit = dir.join("exit");
+    match fs::rename(&exit, dir.join(LAST_EXIT)) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(EngineError::file("rename", &exit, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// After a start that failed the last exit record is the exit record again; after a run there is
+/// a new one.
+pub(crate) fn settle_exit(dir: &Path) -> Result<()> {
+    let (exit, last) = (dir.join("exit"), dir.join(LAST_EXIT));
+    if exit.exists() || !last.exists() {
+        return unlink(&last);
+    }
+    fs::rename(&last, &exit).map_err(|e| EngineError::file("rename", &last, e))
+}
 
 /// Ends whatever runs in a container's cgroup and removes it; a missing one is fine.
 pub(crate) fn remove_cgroup(name: &str) -> Result<()> {
@@ -36,59 +72,108 @@ impl Engine {
                 first = result;
             }
         };
+        if let Some(config) = &config {
+            if let Ok(Some(endpoint)) = self.networks.endpoint(id) {
+                self.defer_network(config, "disconnect", &endpoint.network_id);
+            }
+            self.defer_mounts(config, "unmount");
+        }
         note(self.networks.release(id).map_err(EngineError::plain));
         note(remove_cgroup(&id.hex()));
         match &config {
             Some(config) if config.host.auto_remove => note(self.erase(config, true)),
             Some(_) => {
+                note(settle_exit(&self.container_dir(id)));
                 // The kernel's work directory keeps no data between mounts.
                 note(remove_tree(&self.container_dir(id).join("work")));
             }
             None => note(self.erase_half_made(id)),
         }
         note(remove_tree(&self.run_dir(id)));
+        self.flush_events();
         first
     }
 
-    /// Removes a container's records, name first so that nobody finds half of it.
+    /// Removes a container's records. It is gone with the rename; what a crash then leaves lies
+    /// under a name that [`Engine::erase_half_made`] and [`Engine::sweep_removed`] find.
     pub(crate) fn erase(&self, config: &ContainerConfig, anonymous: bool) -> Result<()> {
-        let id = config.id.hex();
-        let name = self.name_path(&config.name);
-        if fs::read_link(&name).is_ok_and(|t| t.as_os_str() == id.as_str()) {
-            unlink(&name)?;
+        let suffix = if anonymous { REMOVED_VOLUMES } else { REMOVED };
+        let from = self.container_dir(&config.id);
+        let to = with_suffix(&from, suffix);
+        match fs::rename(&from, &to) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(EngineError::file("rename", &from, e));
+            }
+            _ => {}
         }
-        let volumes = config.host.mounts.iter().filter_map(|m| match m {
-            MountPoint::Volume {
+        free_name(&self.name_path(&config.name), &config.id)?;
+        self.erase_renamed(&to, anonymous.then_some(config))?;
+        self.defer_container(config, "destroy", &[]);
+        Ok(())
+    }
+
+    /// Removes a renamed container directory, after the anonymous volumes of `volumes_of`.
+    fn erase_renamed(&self, dir: &Path, volumes_of: Option<&ContainerConfig>) -> Result<()> {
+        let volumes = volumes_of.into_iter().flat_map(|c| &c.host.mounts);
+        for mount in volumes {
+            if let MountPoint::Volume {
                 name,
                 anonymous: true,
                 ..
-            } => Some(name),
-            _ => None,
-        });
-        let mut first = Ok(());
-        if anonymous {
-            for volume in volumes {
-                if self.volumes.get(volume).is_ok()
-                    && let Err(e) = self.volumes.remove(volume, &|_| Vec::new())
-                    && first.is_ok()
+            } = mount
+                && self.volumes.get(name).is_ok()
+            {
+                match self
+                    .volumes
+                    .remove(name, &|name| self.volume_users_or_some(name))
                 {
-                    first = Err(EngineError::plain(e));
+                    // Whoever uses it by its name keeps it.
+                    Err(e) if e.kind() == ErrorKind::Conflict => {}
+                    other => other.map_err(EngineError::plain)?,
                 }
             }
         }
-        remove_tree(&self.container_dir(&config.id))?;
-        first
+        remove_tree(dir)
     }
 
-    /// Removes a container whose create was cut off before its configuration stood.
+    /// Goes on with the removal of a container that was cut off after the rename.
+    fn erase_rest(&self, id: &ContainerId) -> Result<()> {
+        let dir = self.container_dir(id);
+        let with_volumes = with_suffix(&dir, REMOVED_VOLUMES);
+        if let Some(config) = read_json(&with_volumes.join("config.json")).ok().flatten() {
+            self.erase_renamed(&with_volumes, Some(&config))?;
+        }
+        remove_tree(&with_volumes)?;
+        remove_tree(&with_suffix(&dir, REMOVED))
+    }
+
+    /// Goes on with all removals that were cut off and that nobody is at.
+    pub(crate) fn sweep_removed(&self) -> Result<()> {
+        let dir = self.options.root.join("containers");
+        let entries = fs::read_dir(&dir).map_err(|e| EngineError::file("read", &dir, e))?;
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|n| n.split_once('.'));
+            let Some(Ok(id)) = id.map(|(id, _)| id.parse::<ContainerId>()) else {
+                continue;
+            };
+            if let Some(lock) = Lock::try_acquire(&self.run_dir(&id))? {
+                self.erase_rest(&id)?;
+                lock.remove_dir()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a container whose create was cut off before its configuration stood, or whose
+    /// removal was.
     fn erase_half_made(&self, id: &ContainerId) -> Result<()> {
         let names = self.options.root.join("names");
         let entries = fs::read_dir(&names).map_err(|e| EngineError::file("read", &names, e))?;
         for entry in entries.flatten() {
-            if fs::read_link(entry.path()).is_ok_and(|t| t.as_os_str() == id.hex().as_str()) {
-                unlink(&entry.path())?;
-            }
+            free_name(&entry.path(), id)?;
         }
+        self.erase_rest(id)?;
         remove_tree(&self.container_dir(id))
     }
 }

@@ -1,15 +1,16 @@
 //! Images: arrival, lookup, listing, removal.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
 
-use amphora_content::{Partials, Pins, WasmImage, archive};
+use amphora_content::{Collected, Named, Partials, Pins, WasmImage, archive};
 use amphora_distribution::{Client, ClientConfig, Progress, Pulled};
-use amphora_snapshot::{BlobLayer, Limits};
+use amphora_snapshot::{BlobLayer, Limits, MAX_IMAGE_LAYERS, SnapshotError};
 use amphora_spec::image::{Descriptor, ImageConfig, Index, Manifest};
 use amphora_spec::media::{self, LayerKind};
 use amphora_spec::select::{Facts, ModuleKind};
-use amphora_spec::{Digest, Platform, Reference};
+use amphora_spec::{Digest, ErrorKind, Platform, Reference};
 use serde::{Deserialize, Serialize};
 
 use crate::files::read_json;
@@ -73,23 +74,20 @@ impl Engine {
     /// Loads a docker or OCI archive. Returns the names, or ids, of what was loaded.
     ///
     /// # Errors
-    /// A malformed archive; nothing is visible then.
+    /// A malformed archive, or one with an image that cannot be used. Nothing of it is visible
+    /// then, and every name is what it was.
     pub fn load(&self, input: impl Read + Send) -> Result<Vec<Result<Reference, Digest>>> {
+        self.collect_after_boot()?;
         let lease = self.store.lease().map_err(EngineError::plain)?;
         let loaded = archive::load(&self.store, input, &archive::LoadOptions::default())
             .map_err(EngineError::plain)?;
-        let mut out = Vec::new();
+        let (mut out, mut ids) = (Vec::new(), Vec::new());
         for image in &loaded {
             let records = match self.arrive(&image.manifest) {
                 Ok(records) => records,
-                Err(e) => {
-                    drop(lease);
-                    for image in &loaded {
-                        let _ = self.forget(&image.manifest.digest);
-                    }
-                    return Err(e);
-                }
+                Err(e) => return Err(self.give_up(lease, e)),
             };
+            ids.extend(records.first().map(|r| r.image_id.to_string()));
             out.push(match &image.reference {
                 Some(reference) => Ok(reference.clone()),
                 None => Err(records
@@ -97,7 +95,20 @@ impl Engine {
                     .map_or(image.manifest.digest, |r| r.image_id)),
             });
         }
+        archive::publish(&self.store, &loaded).map_err(EngineError::plain)?;
+        for id in &ids {
+            self.note("image", "load", id, &[("name", id)]);
+        }
         Ok(out)
+    }
+
+    /// Collects what came and cannot be used; what was there, and its names, stay. The lease, or
+    /// whatever holds it, goes first.
+    fn give_up(&self, lease: impl Sized, error: EngineError) -> EngineError {
+        drop(lease);
+        // Best effort: the next collection finds it, and the first failure is the one to tell.
+        let _ = self.collect();
+        error
     }
 
     /// Makes an image of a bare `.wasm` file and names it.
@@ -121,11 +132,7 @@ impl Engine {
             amphora_content::add_wasm(&self.store, &image, None).map_err(EngineError::plain)?;
         let records = match self.arrive(&manifest) {
             Ok(records) => records,
-            Err(e) => {
-                drop(lease);
-                let _ = self.forget(&manifest.digest);
-                return Err(e);
-            }
+            Err(e) => return Err(self.give_up(lease, e)),
         };
         self.store
             .tag(reference, &manifest)
@@ -133,10 +140,11 @@ impl Engine {
         Ok(records.first().map_or(manifest.digest, |r| r.image_id))
     }
 
-    /// Pulls an image and records it.
+    /// Pulls an image, records it, and names it last.
     ///
     /// # Errors
-    /// An unreachable registry, an unknown image, data that fails verification.
+    /// An unreachable registry, an unknown image, data that fails verification, an image that
+    /// cannot be used; the name stays what it was.
     pub fn pull(
         &self,
         reference: &Reference,
@@ -148,15 +156,21 @@ impl Engine {
             ..ClientConfig::default()
         })
         .map_err(EngineError::plain)?;
-        let lease = self.store.lease().map_err(EngineError::plain)?;
-        let pulled = client
+        self.collect_after_boot()?;
+        let fetched = client
             .pull(&self.store, &self.layers, reference, platform, progress)
             .map_err(EngineError::plain)?;
-        if let Err(e) = self.arrive(&pulled.manifest) {
-            drop(lease);
-            let _ = self.forget(&pulled.target.digest);
-            return Err(e);
+        if let Err(e) = self.arrive(fetched.manifest()) {
+            return Err(self.give_up(fetched, e));
         }
+        let pulled = fetched.publish().map_err(EngineError::plain)?;
+        let repository = reference.familiar_repository();
+        self.note(
+            "image",
+            "pull",
+            &reference.familiar(),
+            &[("name", &repository)],
+        );
         Ok(pulled)
     }
 
@@ -172,13 +186,17 @@ impl Engine {
         self.store
             .tag(target, descriptor)
             .map_err(EngineError::plain)?;
+        if let Ok(found) = self.find_image(source, None) {
+            let id = found.record.image_id.to_string();
+            self.note("image", "tag", &id, &[("name", &target.familiar())]);
+        }
         Ok(())
     }
 
     /// Records every image below `target` whose blobs are here; unpacks and compiles ahead.
     pub(crate) fn arrive(&self, target: &Descriptor) -> Result<Vec<ImageRecord>> {
         let mut records = Vec::new();
-        self.arrive_below(target, 0, &mut records)?;
+        self.arrive_below(target, 0, &mut HashSet::new(), &mut records)?;
         if records.is_empty() {
             return Err(EngineError::Invalid(format!(
                 "no image of {} is complete",
@@ -192,8 +210,12 @@ impl Engine {
         &self,
         target: &Descriptor,
         depth: usize,
+        seen: &mut HashSet<Digest>,
         records: &mut Vec<ImageRecord>,
     ) -> Result<()> {
+        if !seen.insert(target.digest) {
+            return Ok(());
+        }
         if !media::is_index(&target.media_type) {
             records.push(self.arrive_manifest(target)?);
             return Ok(());
@@ -213,7 +235,7 @@ impl Engine {
                 .map_err(EngineError::plain)?
                 .is_some();
             if !unknown && here {
-                self.arrive_below(entry, depth + 1, records)?;
+                self.arrive_below(entry, depth + 1, seen, records)?;
             }
         }
         Ok(())
@@ -257,6 +279,12 @@ impl Engine {
     }
 
     fn unpack_layers(&self, manifest: &Manifest, config: &ImageConfig) -> Result<Vec<LayerRecord>> {
+        if manifest.layers.len() > MAX_IMAGE_LAYERS {
+            return Err(EngineError::plain(SnapshotError::TooManyLayers {
+                count: manifest.layers.len(),
+                limit: MAX_IMAGE_LAYERS,
+            }));
+        }
         let tars = manifest
             .layers
             .iter()
@@ -390,18 +418,28 @@ impl Engine {
             .into_iter()
             .next()
             .ok_or_else(missing)?;
-        let mut candidates = Vec::new();
-        self.collect_records(&target, 0, &mut candidates)?;
+        let candidates = self.records_of(&target)?;
         let record = choose(candidates, platform).ok_or_else(missing)?;
         Ok(FoundImage { record })
+    }
+
+    /// Returns the records of all images that a manifest or index leads to.
+    fn records_of(&self, target: &Descriptor) -> Result<Vec<ImageRecord>> {
+        let mut records = Vec::new();
+        self.collect_records(target, 0, &mut HashSet::new(), &mut records)?;
+        Ok(records)
     }
 
     fn collect_records(
         &self,
         target: &Descriptor,
         depth: usize,
+        seen: &mut HashSet<Digest>,
         out: &mut Vec<ImageRecord>,
     ) -> Result<()> {
+        if !seen.insert(target.digest) {
+            return Ok(());
+        }
         if !media::is_index(&target.media_type) {
             out.extend(self.record(&target.digest)?);
             return Ok(());
@@ -409,9 +447,14 @@ impl Engine {
         if depth >= MAX_INDEX_DEPTH {
             return Ok(());
         }
-        let index: Index = self.document(&target.digest)?;
+        let index: Index = match self.document(&target.digest) {
+            Ok(index) => index,
+            // Other platforms' indexes are not fetched; a damaged one leads nowhere either.
+            Err(e) if is_absent(&e) => return Ok(()),
+            Err(e) => return Err(e),
+        };
         for entry in &index.manifests {
-            self.collect_records(entry, depth + 1, out)?;
+            self.collect_records(entry, depth + 1, seen, out)?;
         }
         Ok(())
     }
@@ -423,8 +466,7 @@ impl Engine {
     pub fn images(&self) -> Result<Vec<ImageSummary>> {
         let mut rows = Vec::new();
         for named in self.store.list_all().map_err(EngineError::plain)? {
-            let mut records = Vec::new();
-            self.collect_records(&named.target, 0, &mut records)?;
+            let records = self.records_of(&named.target)?;
             if let Some(record) = choose(records, None) {
                 rows.push(ImageSummary {
                     reference: named.reference,
@@ -442,13 +484,21 @@ impl Engine {
     /// [`EngineError::NoSuchImage`].
     pub fn image(&self, text: &str) -> Result<(ImageRecord, Vec<Reference>)> {
         let found = self.find_image(text, None)?;
-        let mut names = Vec::new();
-        for row in self.images()? {
-            if row.record.manifest.digest == found.record.manifest.digest {
-                names.extend(row.reference);
+        let entries = self.entries_of(&found.record.manifest.digest)?;
+        let names = entries.into_iter().filter_map(|e| e.reference).collect();
+        Ok((found.record, names))
+    }
+
+    /// Returns the entries, named or not, that lead to an image: its manifest, or an index with it.
+    fn entries_of(&self, manifest: &Digest) -> Result<Vec<Named>> {
+        let mut entries = Vec::new();
+        for named in self.store.list_all().map_err(EngineError::plain)? {
+            let records = self.records_of(&named.target)?;
+            if records.iter().any(|r| r.manifest.digest == *manifest) {
+                entries.push(named);
             }
         }
-        Ok((found.record, names))
+        Ok(entries)
     }
 
     /// Removes a name and, with the last name, the image. Returns Docker's lines.
@@ -478,26 +528,36 @@ impl Engine {
         if last {
             self.check_unused(&record, text, force)?;
         }
+        let id = record.image_id.to_string();
         let mut lines = Vec::new();
         for name in &gone {
             self.store.untag(name).map_err(EngineError::plain)?;
+            self.defer("image", "untag", &id, &[("name", &id)]);
             lines.push(format!("Untagged: {}", name.familiar()));
         }
         if last {
             self.forget(&record.manifest.digest)?;
-            lines.push(format!("Deleted: {}", record.image_id));
+            self.collect()?;
+            self.defer("image", "delete", &id, &[("name", &id)]);
+            lines.push(format!("Deleted: {id}"));
         }
+        self.flush_events();
         Ok(lines)
     }
 
-    /// Removes every entry of a manifest or index and what nothing reaches any more.
-    pub(crate) fn forget(&self, digest: &Digest) -> Result<()> {
-        self.store.untag_all(digest).map_err(EngineError::plain)?;
-        self.collect()
+    /// Removes every entry that leads to an image; its content goes with the next collection.
+    fn forget(&self, manifest: &Digest) -> Result<()> {
+        for entry in self.entries_of(manifest)? {
+            self.store
+                .untag_all(&entry.target.digest)
+                .map_err(EngineError::plain)?;
+        }
+        Ok(())
     }
 
     /// Removes content that no name and no container reaches.
-    fn collect(&self) -> Result<()> {
+    fn collect(&self) -> Result<Collected> {
+        self.sweep_removed()?;
         let mut pins = Pins::default();
         for id in self.ids()? {
             if let Ok(config) = self.config(&id) {
@@ -506,7 +566,17 @@ impl Engine {
             }
         }
         amphora_snapshot::collect(&self.store, &self.layers, &pins, Partials::Keep)
-            .map_err(EngineError::plain)?;
+            .map_err(EngineError::plain)
+    }
+
+    /// Collects before the first arrival since the machine started: what has no name was perhaps
+    /// not on disk when the power failed, and would be taken for whole.
+    fn collect_after_boot(&self) -> Result<()> {
+        // The run root does not survive a boot.
+        let done = self.options.run_root.join("collected");
+        if !done.exists() && !self.collect()?.deferred {
+            fs::write(&done, "").map_err(|e| EngineError::file("write", &done, e))?;
+        }
         Ok(())
     }
 
@@ -518,7 +588,15 @@ impl Engine {
             if config.manifest != record.manifest.digest {
                 continue;
             }
-            let running = self.view(&id)?.status == crate::Status::Running;
+            let running = match self.view(&id) {
+                Ok(view) => view.status.is_active(),
+                // It ended with `--rm`; while it is on its way out it still keeps its layers.
+                Err(EngineError::NoSuchContainer(_)) => {
+                    self.wait_erased(&id)?;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
             if running || !force {
                 let what = if running { "running " } else { "stopped " };
                 let how = if running {
@@ -534,6 +612,19 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// Says whether a document is not there, or is none that can be read.
+fn is_absent(error: &EngineError) -> bool {
+    match error {
+        EngineError::Record { .. } => true,
+        EngineError::Plain { kind, .. } => matches!(
+            kind,
+            // Over the bound of a document it is a layer.
+            ErrorKind::NotFound | ErrorKind::DataLoss | ErrorKind::InvalidArgument
+        ),
+        _ => false,
     }
 }
 

@@ -197,7 +197,7 @@ fn merged(engine: &Engine, layers: &[Digest]) -> Result<OwnedFd> {
         .map_err(EngineError::plain)
 }
 
-fn open_beneath(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn open_beneath(root: &OwnedFd, path: &str) -> rustix::io::Result<OwnedFd> {
     rustix::fs::openat2(
         root.as_fd(),
         path.trim_start_matches('/'),

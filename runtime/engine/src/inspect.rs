@@ -78,7 +78,8 @@ impl Engine {
         let args = config.args();
         let dir = self.container_dir(&config.id);
         let hosts = self.run_dir(&config.id).join("etc");
-        let log = crate::logs::log_files(&dir).pop();
+        let log = config.host.log.readable().ok();
+        let log = log.map(|name| dir.join("logs").join(name));
         json!({
             "Id": config.id.hex(),
             "Created": config.created,
@@ -89,9 +90,9 @@ impl Engine {
             "ResolvConfPath": hosts.join("resolv.conf"),
             "HostnamePath": hosts.join("hostname"),
             "HostsPath": hosts.join("hosts"),
-            "LogPath": log,
+            "LogPath": log.unwrap_or_default(),
             "Name": format!("/{}", config.name),
-            "RestartCount": 0,
+            "RestartCount": restart_count(view),
             "Driver": "overlay2",
             "Platform": match config.executor {
                 amphora_spec::select::Executor::Linux => "linux",
@@ -116,10 +117,10 @@ impl Engine {
                     "Destination": destination, "Driver": "local",
                     "Mode": if *read_only { "ro" } else { "z" }, "RW": !read_only, "Propagation": "",
                 }),
-                MountPoint::Bind { source, destination, read_only, .. } => json!({
+                MountPoint::Bind { source, destination, read_only, propagation, .. } => json!({
                     "Type": "bind", "Source": source, "Destination": destination,
                     "Mode": if *read_only { "ro" } else { "" }, "RW": !read_only,
-                    "Propagation": "rprivate",
+                    "Propagation": if propagation.is_empty() { "rprivate" } else { propagation },
                 }),
                 MountPoint::Tmpfs { destination, .. } => json!({
                     "Type": "tmpfs", "Source": "", "Destination": destination,
@@ -130,17 +131,23 @@ impl Engine {
     }
 }
 
+fn restart_count(view: &ContainerView) -> u32 {
+    let recorded = view.exit.as_ref().map_or(0, |e| e.restarts);
+    view.state.as_ref().map_or(recorded, |s| s.restarts)
+}
+
 fn state_json(view: &ContainerView) -> Value {
     let running = view.status == Status::Running;
+    let restarting = view.status == Status::Restarting;
     let exit = view.exit.as_ref();
     json!({
-        "Status": view.status.as_str(),
-        "Running": running,
-        "Paused": false,
-        "Restarting": false,
+        "Status": view.state_word(),
+        "Running": running || restarting,
+        "Paused": view.paused,
+        "Restarting": restarting,
         "OOMKilled": exit.is_some_and(|e| e.oom_killed),
         "Dead": view.status == Status::Dead,
-        "Pid": view.state.as_ref().map_or(0, |s| s.init_pid),
+        "Pid": view.state.as_ref().filter(|_| running).map_or(0, |s| s.init_pid),
         "ExitCode": if running { 0 } else { exit.map_or(0, |e| e.code) },
         "Error": exit.map(|e| e.error.clone()).unwrap_or_default(),
         "StartedAt": view.state.as_ref().map(|s| crate::list::time_text(s.started_at))
@@ -158,15 +165,15 @@ fn config_json(view: &ContainerView) -> Value {
         .collect();
     json!({
         "Hostname": config.hostname,
-        "Domainname": "",
+        "Domainname": config.domainname,
         "User": config.user,
-        "AttachStdin": config.open_stdin,
+        "AttachStdin": config.stdin_once,
         "AttachStdout": true,
         "AttachStderr": true,
         "ExposedPorts": exposed,
-        "Tty": false,
+        "Tty": config.tty,
         "OpenStdin": config.open_stdin,
-        "StdinOnce": config.open_stdin,
+        "StdinOnce": config.stdin_once,
         "Env": config.env,
         "Cmd": config.cmd,
         "Image": config.image,
@@ -181,31 +188,6 @@ fn config_json(view: &ContainerView) -> Value {
 
 fn host_json(view: &ContainerView) -> Value {
     let host = &view.config.host;
-    let binds: Vec<String> = host
-        .mounts
-        .iter()
-        .filter_map(|m| match m {
-            MountPoint::Volume {
-                name,
-                destination,
-                read_only,
-                ..
-            } => Some(format!(
-                "{name}:{destination}{}",
-                if *read_only { ":ro" } else { "" }
-            )),
-            MountPoint::Bind {
-                source,
-                destination,
-                read_only,
-                ..
-            } => Some(format!(
-                "{source}:{destination}{}",
-                if *read_only { ":ro" } else { "" }
-            )),
-            MountPoint::Tmpfs { .. } => None,
-        })
-        .collect();
     let mut bindings = serde_json::Map::new();
     for port in &host.ports {
         let key = format!("{}/{}", port.container_port, port.protocol);
@@ -218,32 +200,32 @@ fn host_json(view: &ContainerView) -> Value {
             list.push(entry);
         }
     }
-    json!({
-        "Binds": binds,
+    let mut value = json!({
         "NetworkMode": host.network.name(),
         "PortBindings": bindings,
-        "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 },
+        "RestartPolicy": {
+            "Name": host.restart.kind.name(), "MaximumRetryCount": host.restart.max,
+        },
         "AutoRemove": host.auto_remove,
-        "LogConfig": { "Type": if host.log_none { "none" } else { "json-file" }, "Config": {} },
+        "Annotations": view.config.annotations,
+        "LogConfig": { "Type": host.log.driver(), "Config": host.log.options },
         "CapAdd": host.cap_add,
         "CapDrop": host.cap_drop,
         "ExtraHosts": host.extra_hosts,
-        "Privileged": false,
         "PublishAllPorts": host.publish_all,
         "ReadonlyRootfs": host.read_only,
-        "Memory": host.memory.unwrap_or(0),
-        "MemorySwap": host.memory_swap.or(host.memory.map(|m| m.saturating_mul(2))).unwrap_or(0),
-        "NanoCpus": host.nano_cpus.unwrap_or(0),
-        "CpuShares": host.cpu_shares.unwrap_or(0),
-        "CpusetCpus": host.cpuset_cpus.clone().unwrap_or_default(),
-        "PidsLimit": host.pids_limit,
         "ShmSize": host.shm_size.unwrap_or(64 << 20),
         "Runtime": "amphora",
         "Ulimits": host.ulimits.iter().map(|u| json!({
             "Name": u.kind.trim_start_matches("RLIMIT_").to_ascii_lowercase(),
             "Hard": u.hard, "Soft": u.soft,
         })).collect::<Vec<_>>(),
-    })
+    });
+    if let Some(map) = value.as_object_mut() {
+        map.extend(crate::limits::json(host));
+        map.extend(crate::inspect_host::json(host));
+    }
+    value
 }
 
 fn network_json(view: &ContainerView) -> Value {

@@ -7,34 +7,65 @@
 //! Must not know: the Linux and Wasm executors (they arrive as `Workload` values), terminals,
 //! the command line.
 
+pub mod archive;
+mod changes;
+mod commit;
 pub mod config;
 mod container;
 mod create;
+pub mod devices;
 mod engine;
 mod error;
+mod event_reader;
+mod events;
+mod exec;
 mod files;
 mod finish;
 mod image;
 mod image_facts;
+mod index;
 mod inspect;
+mod inspect_host;
+mod instructions;
 mod lifecycle;
+pub mod limits;
 mod list;
+pub mod logging;
 mod logs;
+mod modes;
+mod mount_spec;
 mod names;
+mod pause;
+mod prune;
 mod reconcile;
+mod rename;
+pub mod restart;
+mod sizes;
 pub mod spec_builder;
 mod start;
 mod undo;
+mod update;
+mod usage;
 mod volumes;
 
+pub use changes::{Change, ChangeKind};
+pub use commit::{CommitOptions, ImportOptions};
 pub use config::{ContainerConfig, CreateOptions, HostConfig, MountPoint, NetworkMode};
 pub use container::{ContainerView, Status};
 pub use engine::{Engine, EngineOptions};
 pub use error::EngineError;
+pub use event_reader::EventReader;
+pub use exec::{ExecOptions, ExecStarted};
 pub use image::{ImageRecord, ImageSummary, LayerRecord};
+pub use index::{Ended, Listed, MountSummary, Summary};
 pub use lifecycle::{RemoveOptions, StopOptions};
 pub use logs::LogOptions;
-pub use start::{Attach, Started};
+pub use mount_spec::{expose, mount_spec};
+pub use prune::Pruned;
+pub use sizes::ContainerSize;
+pub use start::{Attach, AttachStreams, Started};
+pub use update::UpdateOptions;
+pub use usage::Usage;
 pub use volumes::{port_specs, volume_spec};
 
 /// Result of the engine's functions.

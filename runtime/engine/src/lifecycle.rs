@@ -42,7 +42,7 @@ impl Engine {
     /// [`EngineError::NoSuchContainer`]; an unknown signal.
     pub fn stop(&self, id: &ContainerId, options: &StopOptions) -> Result<()> {
         self.reconcile_one(id)?;
-        let view = self.view(id)?;
+        let view = self.stopped_by_hand(id)?;
         if view.status != Status::Running {
             return Ok(());
         }
@@ -58,11 +58,16 @@ impl Engine {
         let Some(supervisor) = self.supervisor(&view)? else {
             return Ok(());
         };
+        self.note_kill(&view, number);
         self.signal(&view, number)?;
+        self.thaw_for(&view, number)?;
         if !ended(&supervisor, timeout)? {
+            self.note_kill(&view, KILL);
             self.signal(&view, KILL)?;
+            self.thaw_for(&view, KILL)?;
             self.wait_gone(id, &supervisor)?;
         }
+        self.note_container(&view.config, "stop", &[]);
         Ok(())
     }
 
@@ -73,14 +78,29 @@ impl Engine {
     pub fn kill(&self, id: &ContainerId, signal: &str) -> Result<()> {
         let number = parse_signal(signal)?;
         self.reconcile_one(id)?;
-        let view = self.view(id)?;
+        let mut view = self.view(id)?;
+        let stop = signal::parse(&view.config.stop_signal).unwrap_or(15);
+        if number == KILL || number == stop {
+            let restarting = view.status == Status::Restarting;
+            view = self.stopped_by_hand(id)?;
+            if restarting && view.status != Status::Running {
+                return Ok(());
+            }
+        }
         if view.status != Status::Running {
             return Err(EngineError::State(format!(
                 "cannot kill container: {}: container {} is not running",
                 view.config.name, view.config.id
             )));
         }
-        self.signal(&view, number)
+        self.note_kill(&view, number);
+        self.signal(&view, number)?;
+        self.thaw_for(&view, number)
+    }
+
+    fn note_kill(&self, view: &ContainerView, number: i32) {
+        let number = number.to_string();
+        self.note_container(&view.config, "kill", &[("signal", &number)]);
     }
 
     /// Waits until a container is not running and returns its exit code.
@@ -108,21 +128,19 @@ impl Engine {
     /// # Errors
     /// [`EngineError::State`] when it runs and `force` is not given.
     pub fn remove(&self, id: &ContainerId, options: RemoveOptions) -> Result<()> {
-        self.reconcile_one(id)?;
-        let view = self.view(id)?;
-        if view.status == Status::Running {
-            if !options.force {
-                return Err(EngineError::State(format!(
-                    "cannot remove container \"/{}\": container is running: stop the container before removing or force remove",
-                    view.config.name
-                )));
+        let lock = loop {
+            self.reconcile_one(id)?;
+            let mut view = self.view(id)?;
+            if view.status.is_active() && options.force {
+                view = self.stopped_by_hand(id)?;
             }
-            if let Some(supervisor) = self.supervisor(&view)? {
-                self.signal(&view, KILL)?;
-                self.wait_gone(id, &supervisor)?;
+            if view.status.is_active() {
+                self.end_for_removal(&view, options.force)?;
             }
-        }
-        let lock = self.lock_idle(id)?;
+            if let Some(lock) = self.lock_idle(id)? {
+                break lock;
+            }
+        };
         let config = match self.config(id) {
             Ok(config) => config,
             // `--rm`: its supervisor removed it on the way out.
@@ -133,18 +151,67 @@ impl Engine {
         lock.remove_dir()
     }
 
-    /// Takes the lock of a container that is not running, waiting for one that is on its way out.
-    pub(crate) fn lock_idle(&self, id: &ContainerId) -> Result<Lock> {
+    /// Kills a running container that is to be removed, when that is wanted.
+    fn end_for_removal(&self, view: &ContainerView, force: bool) -> Result<()> {
+        if !force {
+            let advice = if view.paused {
+                " and must be unpaused first"
+            } else {
+                ": stop the container before removing or force remove"
+            };
+            return Err(EngineError::State(format!(
+                "cannot remove container \"/{}\": container is {}{advice}",
+                view.config.name,
+                view.state_word()
+            )));
+        }
+        if let Some(supervisor) = self.supervisor(view)? {
+            self.note_kill(view, KILL);
+            self.signal(view, KILL)?;
+            self.thaw_for(view, KILL)?;
+            self.wait_gone(&view.config.id, &supervisor)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the lock of a container that is not running, waiting for one that is on its way out;
+    /// `None` when it came up meanwhile.
+    pub(crate) fn lock_idle(&self, id: &ContainerId) -> Result<Option<Lock>> {
         let deadline = Instant::now() + FINISH_TIMEOUT;
+        let mut waited = false;
         loop {
             if let Some(lock) = Lock::try_acquire(&self.run_dir(id))? {
-                return Ok(lock);
+                if !waited {
+                    return Ok(Some(lock));
+                }
+                // Whoever held it may have died in the middle of a start.
+                drop(lock);
+                self.reconcile_one(id)?;
+                waited = false;
+                continue;
+            }
+            waited = true;
+            if self.view(id).is_ok_and(|v| v.status.is_active()) {
+                return Ok(None);
             }
             if Instant::now() > deadline {
                 return Err(EngineError::State(format!("container {id} is busy")));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Waits until nothing is left of a container that is being removed behind its exit.
+    pub(crate) fn wait_erased(&self, id: &ContainerId) -> Result<()> {
+        let deadline = Instant::now() + FINISH_TIMEOUT;
+        while self.container_dir(id).exists() {
+            self.reconcile_one(id)?;
+            if Instant::now() > deadline {
+                return Err(EngineError::State(format!("container {id} is busy")));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Opens the supervisor's process; `None` when it has just gone.
@@ -180,7 +247,8 @@ impl Engine {
 
 /// Waits until a process has ended; says whether it did in time.
 fn ended(process: &OwnedFd, timeout: Option<Duration>) -> Result<bool> {
-    let deadline = timeout.map(|t| Instant::now() + t);
+    // A time that the clock cannot hold is for ever.
+    let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
     loop {
         let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
         let spec = left.and_then(|l| Timespec::try_from(l).ok());
@@ -194,10 +262,10 @@ fn ended(process: &OwnedFd, timeout: Option<Duration>) -> Result<bool> {
     }
 }
 
-fn not_running(view: &ContainerView) -> EngineError {
+pub(crate) fn not_running(view: &ContainerView) -> EngineError {
     EngineError::State(format!("container {} is not running", view.config.id))
 }
 
-fn parse_signal(text: &str) -> Result<i32> {
+pub(crate) fn parse_signal(text: &str) -> Result<i32> {
     signal::parse(text).ok_or_else(|| EngineError::Invalid(format!("invalid signal: {text}")))
 }

@@ -1,12 +1,17 @@
 //! Listing containers, and the engine's clock.
 
-use crate::container::{ContainerView, Status};
+use crate::container::ContainerView;
 use crate::{Engine, EngineError, Result};
 
 /// Returns the time of now, RFC 3339 with nanoseconds.
 pub(crate) fn now() -> String {
     let now = jiff::Timestamp::now();
     format!("{now:.9}")
+}
+
+/// Returns the time of now, nanoseconds since 1970.
+pub(crate) fn now_nanos() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(0)
 }
 
 /// Returns a time as RFC 3339 with nanoseconds.
@@ -25,7 +30,7 @@ impl Engine {
         let mut views = Vec::new();
         for id in self.ids()? {
             match self.view(&id) {
-                Ok(view) if all || view.status == Status::Running => views.push(view),
+                Ok(view) if all || view.status.is_active() => views.push(view),
                 Ok(_) | Err(EngineError::NoSuchContainer(_)) => {}
                 Err(e) => return Err(e),
             }

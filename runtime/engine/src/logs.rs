@@ -1,17 +1,30 @@
-//! Reading a container's log back.
+//! Reading a container's log back: all its files, oldest first, and on as it grows.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use amphora_spec::ContainerId;
+use flate2::read::MultiGzDecoder;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
 use serde::Deserialize;
 
-use crate::{Engine, EngineError, Result, Status};
+use crate::{Engine, EngineError, Result};
 
 /// How often a follower looks whether the container still runs, when nothing is written.
-const FOLLOW_POLL: Duration = Duration::from_millis(100);
+const FOLLOW_POLL: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+/// Most files of one log.
+pub(crate) const FILES_MAX: u32 = 64;
+/// Attempts at a list of files that no rotation came between.
+const LIST_ATTEMPTS: u32 = 8;
+const BUFFER: usize = 64 << 10;
 
 /// Options of `logs`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,6 +35,12 @@ pub struct LogOptions {
     pub tail: Option<usize>,
     /// Put the time before each line.
     pub timestamps: bool,
+    /// Only lines from this time on, nanoseconds since 1970.
+    pub since: Option<i128>,
+    /// Only lines up to this time, nanoseconds since 1970.
+    pub until: Option<i128>,
+    /// Put labels and variables before each line.
+    pub details: bool,
 }
 
 #[derive(Deserialize)]
@@ -32,6 +51,31 @@ struct Line<'a> {
     stream: std::borrow::Cow<'a, str>,
     #[serde(borrow)]
     time: std::borrow::Cow<'a, str>,
+    #[serde(default)]
+    attrs: BTreeMap<String, String>,
+}
+
+/// Where lines go.
+struct Output<'a> {
+    options: LogOptions,
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+    /// Lines still to be left out.
+    skip: usize,
+    /// A line was later than what was asked for.
+    over: bool,
+}
+
+/// One open file of a log, plain or compressed.
+struct Source {
+    reader: BufReader<Box<dyn Read>>,
+    path: PathBuf,
+    /// Its inode, and how much of it has been read.
+    place: (u64, u64),
+    /// Its first line, by which it is known again under whatever name.
+    first: Vec<u8>,
+    /// What of a line has been read so far.
+    partial: Vec<u8>,
 }
 
 impl Engine {
@@ -47,115 +91,329 @@ impl Engine {
         err: &mut dyn Write,
     ) -> Result<()> {
         let config = self.config(id)?;
-        if config.host.log_none {
-            return Err(EngineError::Unsupported(
-                "configured logging driver does not support reading".to_owned(),
-            ));
-        }
-        let files = log_files(&self.container_dir(id));
-        let mut skip = match options.tail {
-            Some(tail) => count_lines(&files)?.saturating_sub(tail),
-            None => 0,
+        let name = config.host.log.readable()?;
+        let dir = self.container_dir(id).join("logs");
+        let mut output = Output {
+            options,
+            out,
+            err,
+            skip: 0,
+            over: false,
         };
-        let mut last = None;
-        for path in files {
-            let Ok(file) = File::open(&path) else {
-                continue;
-            };
-            let mut reader = BufReader::with_capacity(64 << 10, file);
-            copy(&mut reader, &path, options, &mut skip, out, err)?;
-            last = Some((reader, path));
+        let watch = options.follow.then(|| watch(&dir)).flatten();
+        let mut sources = sources(&dir, name)?;
+        if let Some(tail) = options.tail {
+            output.skip = count(&dir, name, &options)?.saturating_sub(tail);
         }
-        let Some((mut reader, path)) = last else {
-            return Ok(());
-        };
-        if !options.follow {
-            return Ok(());
+        for source in &mut sources {
+            source.copy(&mut output)?;
         }
-        loop {
-            let running = self.view(id).is_ok_and(|v| v.status == Status::Running);
-            let got = copy(&mut reader, &path, options, &mut 0, out, err)?;
-            if !running && got == 0 {
-                return Ok(());
+        let mut last = sources.pop();
+        drop(sources);
+        while options.follow && !output.over {
+            let active = self.view(id).is_ok_and(|v| v.status.is_active());
+            let got = follow(&dir, name, &mut last, &mut output)?;
+            let past = |until: i128| i128::from(crate::list::now_nanos()) > until;
+            if !got && (!active || options.until.is_some_and(past)) {
+                break;
             }
-            if got == 0 {
-                std::thread::sleep(FOLLOW_POLL);
+            if !got {
+                pause(watch.as_ref());
             }
         }
+        Ok(())
     }
 }
 
-/// Lists the files of a container's log, oldest first.
-pub(crate) fn log_files(dir: &std::path::Path) -> Vec<PathBuf> {
-    /// More rotated files than any configuration keeps.
-    const MOST: u32 = 64;
-    let logs = dir.join("logs");
-    let mut files: Vec<PathBuf> = (1..MOST)
-        .map(|n| logs.join(format!("json.log.{n}")))
-        .take_while(|p| p.exists())
-        .collect();
+/// Copies what is new; goes on to newer files when the one at hand was rotated away.
+fn follow(
+    dir: &Path,
+    name: &str,
+    last: &mut Option<Source>,
+    output: &mut Output<'_>,
+) -> Result<bool> {
+    let mut got = match last {
+        Some(source) => source.copy(output)?,
+        None => false,
+    };
+    if got {
+        return Ok(true);
+    }
+    let unchanged = |source: &Source| {
+        let now = std::fs::metadata(dir.join(name)).map(|m| (m.ino(), m.len()));
+        now.is_ok_and(|(inode, len)| inode == source.place.0 && len >= source.place.1)
+    };
+    if last.as_ref().is_some_and(unchanged) {
+        return Ok(false);
+    }
+    let all = sources(dir, name)?;
+    let known = last.as_ref().and_then(|source| {
+        let same = |other: &Source| other.first == source.first;
+        all.iter().position(same)
+    });
+    let newer = match (known, last.as_ref()) {
+        (Some(at), _) => at + 1,
+        // An empty file that has its first line now is what we read already.
+        (None, Some(source)) if source.first.is_empty() => all.len(),
+        (None, _) => 0,
+    };
+    for mut source in all.into_iter().skip(newer) {
+        if let Some(old) = last {
+            old.copy(output)?;
+        }
+        source.copy(output)?;
+        *last = Some(source);
+        got = true;
+    }
+    Ok(got)
+}
+
+/// Watches a directory of logs; without it the follower only looks now and then.
+fn watch(dir: &Path) -> Option<OwnedFd> {
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let watch = inotify::init(flags).ok()?;
+    let events =
+        inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, dir, events).ok()?;
+    Some(watch)
+}
+
+fn pause(watch: Option<&OwnedFd>) {
+    let Some(watch) = watch else {
+        let _ = poll(&mut [], Some(&FOLLOW_POLL));
+        return;
+    };
+    let _ = poll(&mut [PollFd::new(watch, PollFlags::IN)], Some(&FOLLOW_POLL));
+    let mut buffer = [0; 4096];
+    while rustix::io::read(watch, &mut buffer).is_ok_and(|n| n > 0) {}
+}
+
+/// Lists the files of a container's log that are there, oldest first; the current one always.
+pub(crate) fn log_files(dir: &Path, name: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for n in 1..FILES_MAX {
+        let plain = dir.join(format!("{name}.{n}"));
+        let packed = dir.join(format!("{name}.{n}.gz"));
+        match [plain, packed].into_iter().find(|p| p.exists()) {
+            Some(path) => files.push(path),
+            None => break,
+        }
+    }
     files.reverse();
-    files.push(logs.join("json.log"));
+    files.push(dir.join(name));
     files
 }
 
-fn count_lines(files: &[PathBuf]) -> Result<usize> {
-    let mut count = 0;
-    for path in files {
-        let Ok(file) = File::open(path) else { continue };
-        for line in BufReader::new(file).split(b'\n') {
-            line.map_err(|e| EngineError::file("read", path, e))?;
-            count += 1;
+/// Opens all files of a log, oldest first, as they stood at one moment.
+fn sources(dir: &Path, name: &str) -> Result<Vec<Source>> {
+    for _ in 0..LIST_ATTEMPTS {
+        let paths = log_files(dir, name);
+        let mut out = Vec::new();
+        let mut whole = true;
+        for path in &paths {
+            match Source::open(path)? {
+                Some(source) => out.push(source),
+                // The current one may not be there yet; another was there a moment ago.
+                None => whole &= path.ends_with(name),
+            }
+        }
+        let firsts: std::collections::BTreeSet<_> = out.iter().map(|s| &s.first).collect();
+        if whole && firsts.len() == out.len() && paths == log_files(dir, name) {
+            return Ok(out);
         }
     }
-    Ok(count)
+    Err(EngineError::State(
+        "the log is rotated faster than it can be read".to_owned(),
+    ))
 }
 
-/// Copies whole lines; returns how many.
-fn copy(
-    reader: &mut BufReader<File>,
-    path: &std::path::Path,
-    options: LogOptions,
-    skip: &mut usize,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> Result<usize> {
-    let mut buffer = String::new();
-    let mut count = 0;
-    loop {
-        buffer.clear();
-        let n = reader
-            .read_line(&mut buffer)
-            .map_err(|e| EngineError::file("read", path, e))?;
-        if n == 0 {
-            break;
-        }
-        if !buffer.ends_with('\n') {
-            // The writer is in the middle of it; come back later.
-            let _ = reader.seek_relative(-i64::try_from(n).unwrap_or(0));
-            break;
-        }
-        count += 1;
-        if *skip > 0 {
-            *skip -= 1;
-            continue;
-        }
-        let Ok(line) = serde_json::from_str::<Line<'_>>(&buffer) else {
-            continue;
-        };
-        let sink: &mut dyn Write = if line.stream == "stderr" { err } else { out };
-        let stamp = if options.timestamps {
-            format!("{} ", line.time)
-        } else {
-            String::new()
-        };
-        let written = sink
-            .write_all(stamp.as_bytes())
-            .and_then(|()| sink.write_all(line.log.as_bytes()));
-        if let Err(e) = written {
-            return Err(EngineError::io("failed to write the log")(e));
+fn count(dir: &Path, name: &str, options: &LogOptions) -> Result<usize> {
+    let mut lines = 0;
+    for mut source in sources(dir, name)? {
+        while let Some(line) = source.line()? {
+            if options.since.is_none() && options.until.is_none() {
+                lines += 1;
+                continue;
+            }
+            let inside = serde_json::from_slice::<Line<'_>>(&line)
+                .is_ok_and(|line| options.place(&line.time) == Place::Inside);
+            lines += usize::from(inside);
         }
     }
-    let _ = out.flush();
-    Ok(count)
+    Ok(lines)
+}
+
+#[derive(PartialEq, Eq)]
+enum Place {
+    Before,
+    Inside,
+    After,
+}
+
+impl LogOptions {
+    fn place(&self, time: &str) -> Place {
+        if self.since.is_none() && self.until.is_none() {
+            return Place::Inside;
+        }
+        let Ok(time) = time.parse::<jiff::Timestamp>() else {
+            return Place::Inside;
+        };
+        let time = time.as_nanosecond();
+        if self.since.is_some_and(|since| time < since) {
+            Place::Before
+        } else if self.until.is_some_and(|until| time > until) {
+            Place::After
+        } else {
+            Place::Inside
+        }
+    }
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Option<Self>> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(EngineError::file("open", path, e)),
+        };
+        let inode = file.metadata().map_or(0, |m| m.ino());
+        let reader: Box<dyn Read> = if path.extension().is_some_and(|e| e == "gz") {
+            Box::new(MultiGzDecoder::new(file))
+        } else {
+            Box::new(file)
+        };
+        let mut source = Self {
+            reader: BufReader::with_capacity(BUFFER, reader),
+            path: path.to_owned(),
+            place: (inode, 0),
+            first: Vec::new(),
+            partial: Vec::new(),
+        };
+        if let Some(line) = source.line()? {
+            source.first.clone_from(&line);
+            // It is read again as the first one.
+            source.partial = line;
+        }
+        Ok(Some(source))
+    }
+
+    /// Reads the next whole line; `None` when it has no end yet.
+    fn line(&mut self) -> Result<Option<Vec<u8>>> {
+        if !self.partial.ends_with(b"\n") {
+            let read = self
+                .reader
+                .read_until(b'\n', &mut self.partial)
+                .map_err(|e| EngineError::file("read", &self.path, e))?;
+            self.place.1 += read as u64;
+        }
+        Ok(self
+            .partial
+            .ends_with(b"\n")
+            .then(|| std::mem::take(&mut self.partial)))
+    }
+
+    /// Copies the lines that are there; `false`: there was none.
+    fn copy(&mut self, output: &mut Output<'_>) -> Result<bool> {
+        let mut got = false;
+        while !output.over {
+            let Some(line) = self.line()? else { break };
+            if self.first.is_empty() {
+                self.first.clone_from(&line);
+            }
+            got = true;
+            output.line(&line)?;
+        }
+        let _ = output.out.flush();
+        Ok(got)
+    }
+}
+
+impl Output<'_> {
+    fn line(&mut self, bytes: &[u8]) -> Result<()> {
+        // A line torn by a full disk or a crash is left out.
+        let Ok(line) = serde_json::from_slice::<Line<'_>>(bytes) else {
+            return Ok(());
+        };
+        match self.options.place(&line.time) {
+            Place::Inside => {}
+            Place::Before => return Ok(()),
+            Place::After => {
+                self.over = true;
+                return Ok(());
+            }
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return Ok(());
+        }
+        let mut head = String::new();
+        if self.options.timestamps {
+            head.push_str(&fixed(&line.time));
+            head.push(' ');
+        }
+        if self.options.details {
+            head.push_str(&details(&line.attrs));
+            head.push(' ');
+        }
+        let sink: &mut dyn Write = if line.stream == "stderr" {
+            self.err
+        } else {
+            self.out
+        };
+        sink.write_all(head.as_bytes())
+            .and_then(|()| sink.write_all(line.log.as_bytes()))
+            .map_err(EngineError::io("failed to write the log"))
+    }
+}
+
+/// Nine digits of a second, as Docker shows them.
+fn fixed(time: &str) -> String {
+    let text = time.trim_end_matches('Z');
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    format!("{seconds}.{fraction:0<9}Z")
+}
+
+/// `key=value` pairs, escaped as in a URL.
+fn details(attrs: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<String> = attrs
+        .iter()
+        .map(|(k, v)| format!("{}={}", escape(k), escape(v)))
+        .collect();
+    pairs.join(",")
+}
+
+fn escape(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                out.push(char::from(byte));
+            }
+            b' ' => out.push('+'),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_details_are_docker_s() {
+        assert_eq!(
+            fixed("2026-01-02T03:04:05.12Z"),
+            "2026-01-02T03:04:05.120000000Z"
+        );
+        assert_eq!(
+            fixed("2026-01-02T03:04:05Z"),
+            "2026-01-02T03:04:05.000000000Z"
+        );
+        let attrs = [
+            ("a b".to_owned(), "1,2".to_owned()),
+            ("c".to_owned(), String::new()),
+        ];
+        assert_eq!(details(&attrs.into()), "a+b=1%2C2,c=");
+    }
 }

@@ -10,7 +10,7 @@ use amphora_supervisor::{AdoptRequest, ExitRecord, State, Status, adopt};
 
 use crate::config::ContainerConfig;
 use crate::files::{Lock, open_dir, unlink};
-use crate::start::SUPERVISE;
+use crate::start::{SUPERVISE, host_netns};
 use crate::{Engine, EngineError, Result};
 
 impl Engine {
@@ -25,14 +25,21 @@ impl Engine {
         };
         let state = State::read(open_dir(&run)?.as_fd()).map_err(EngineError::plain)?;
         let started = state.as_ref().is_some_and(|s| s.status == Status::Running);
+        let again = started || state.as_ref().is_some_and(State::restarts_soon);
         if let (true, Some(state), Ok(config)) = (started, state, self.config(id)) {
             if state.init_alive().map_err(EngineError::plain)? {
                 return self.adopt(id, &lock).map(|()| true);
             }
             self.record_lost(&config, &state)?;
         }
+        let again = again && self.is_to_run(id);
         self.finish(id)?;
         drop(lock);
+        if again {
+            // What its supervisor would have done. A failure is on record as far as it can be,
+            // and the command at hand is about something else.
+            let _ = self.start(id, crate::Attach::None);
+        }
         // Killed between lease and record, a start leaves an address that only its holder's
         // missing run directory tells to be free.
         let stale = self
@@ -75,6 +82,9 @@ impl Engine {
         let Some(id) = target.to_str().and_then(|t| t.parse::<ContainerId>().ok()) else {
             return Ok(false);
         };
+        if self.sweep_renamed(&id, name)? {
+            return Ok(true);
+        }
         if Lock::is_held(&self.run_dir(&id)) {
             return Ok(false);
         }
@@ -92,6 +102,7 @@ impl Engine {
 
     /// Starts a supervisor for a container whose own was killed.
     fn adopt(&self, id: &ContainerId, lock: &Lock) -> Result<()> {
+        self.refuse_elsewhere(id)?;
         let exe = Self::own_program()?;
         let mut listeners = Vec::new();
         if let Ok(Some(endpoint)) = self.networks.endpoint(id) {
@@ -112,6 +123,21 @@ impl Engine {
         Ok(())
     }
 
+    /// A supervisor made here serves and releases ports here: those of a container of another
+    /// network namespace it would neither hold nor free.
+    fn refuse_elsewhere(&self, id: &ContainerId) -> Result<()> {
+        let dir = open_dir(&self.run_dir(id))?;
+        let config = amphora_supervisor::Config::read(dir.as_fd()).map_err(EngineError::plain)?;
+        match config.and_then(|c| c.netns) {
+            Some(its) if its != host_netns()? => Err(EngineError::State(format!(
+                "container {id} lost its supervisor, and its ports are in another network \
+                 namespace (net:[{}]): run a command there to take it over",
+                its.1
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes down that nobody saw how a container ended.
     fn record_lost(&self, config: &ContainerConfig, state: &State) -> Result<()> {
         if config.host.auto_remove || self.exit_record(&config.id)?.is_some() {
@@ -127,8 +153,11 @@ impl Engine {
             started_at: crate::list::time_text(state.started_at),
             finished_at: now,
             error: "the supervisor was killed and nobody saw the container end".to_owned(),
+            restarts: state.restarts,
             log_bytes_dropped: 0,
         };
+        let code = record.code.to_string();
+        self.note_container(config, "die", &[("exitCode", &code)]);
         record.write(dir.as_fd()).map_err(EngineError::plain)
     }
 }

@@ -4,11 +4,12 @@
 //! capabilities, device list.
 
 use amphora_spec::runtime::{
-    Capabilities, Cpu, Linux, Memory, Mount, Namespace, Pids, Process, Resources, Rlimit, Root,
-    Spec, User,
+    Capabilities, ConsoleSize, Linux, Mount, Namespace, Process, Rlimit, Root, Spec, User,
 };
 
-use crate::config::{ContainerConfig, MountPoint, NetworkMode};
+use crate::config::{ContainerConfig, HostConfig, MountPoint};
+use crate::devices::Devices;
+use crate::modes::Mode;
 use crate::{EngineError, Result};
 
 /// Capabilities of a container that asks for none.
@@ -105,6 +106,14 @@ pub struct StartFacts {
     pub home: String,
     /// Cgroup path relative to every hierarchy's root.
     pub cgroups_path: String,
+    /// Paths to mask that only some machines have.
+    pub masked: Vec<String>,
+    /// Rows and columns of the terminal, when they are known.
+    pub terminal_size: Option<(u16, u16)>,
+    /// Devices of the host.
+    pub devices: Devices,
+    /// Namespaces of other containers, by kind and path.
+    pub joined: Vec<(&'static str, String)>,
 }
 
 /// Builds the spec.
@@ -113,9 +122,35 @@ pub struct StartFacts {
 /// A capability or limit that does not exist, by name.
 pub fn build(config: &ContainerConfig, facts: &StartFacts) -> Result<Spec> {
     let host = &config.host;
+    let everything = ["ALL".to_owned()];
+    let add = if host.privileged {
+        &everything[..]
+    } else {
+        &host.cap_add
+    };
+    let capabilities = capabilities(add, &host.cap_drop, facts.user.uid)?;
+    let seccomp = host.seccomp_profile.as_deref().map(|json| {
+        amphora_executor::seccomp::docker_profile(json, &capabilities.bounding)
+            .map_err(EngineError::plain)
+    });
+    let mut resources = crate::limits::resources(host)?;
+    resources.devices.clone_from(&facts.devices.rules);
+    let (mut masked_paths, readonly_paths) = hidden_paths(host);
+    if !masked_paths.is_empty() {
+        masked_paths.extend(facts.masked.iter().cloned());
+    }
+    let named = |name: &str| match Mode::of(&host.uts_mode) {
+        Mode::Host => String::new(),
+        _ => name.to_owned(),
+    };
     Ok(Spec {
         oci_version: "1.2.0".to_owned(),
         process: Process {
+            terminal: config.tty,
+            console_size: facts
+                .terminal_size
+                .filter(|_| config.tty)
+                .map(|(height, width)| ConsoleSize { height, width }),
             user: facts.user.clone(),
             args: config.args(),
             env: environment(config, &facts.home),
@@ -124,32 +159,28 @@ pub fn build(config: &ContainerConfig, facts: &StartFacts) -> Result<Spec> {
             } else {
                 config.workdir.clone()
             },
-            capabilities: Some(capabilities(&host.cap_add, &host.cap_drop, facts.user.uid)?),
+            capabilities: Some(capabilities),
             rlimits: rlimits(&host.ulimits),
             no_new_privileges: host.no_new_privileges,
-            oom_score_adj: Some(0),
+            oom_score_adj: Some(host.oom_score_adj),
             ..Process::default()
         },
         root: Root {
             path: String::new(),
             readonly: host.read_only,
         },
-        hostname: if host.network == NetworkMode::Host {
-            String::new()
-        } else {
-            config.hostname.clone()
-        },
+        hostname: named(&config.hostname),
+        domainname: named(&config.domainname),
         mounts: mounts(config),
         linux: Linux {
-            namespaces: namespaces(host.network),
+            namespaces: namespaces(host, &facts.joined),
+            devices: facts.devices.nodes.clone(),
+            sysctl: host.sysctls.clone(),
+            seccomp: seccomp.transpose()?,
             cgroups_path: facts.cgroups_path.clone(),
-            resources: resources(config),
-            masked_paths: MASKED
-                .iter()
-                .chain([&MASKED_POWERCAP])
-                .map(|s| (*s).to_owned())
-                .collect(),
-            readonly_paths: READONLY.iter().map(|s| (*s).to_owned()).collect(),
+            resources,
+            masked_paths,
+            readonly_paths,
             ..Linux::default()
         },
         annotations: config.annotations.clone(),
@@ -173,6 +204,9 @@ fn environment(config: &ContainerConfig, home: &str) -> Vec<String> {
     if !has("HOSTNAME") && !config.hostname.is_empty() {
         env.push(format!("HOSTNAME={}", config.hostname));
     }
+    if config.tty && !has("TERM") {
+        env.push("TERM=xterm".to_owned());
+    }
     env.extend(config.env.iter().cloned());
     if !has("HOME") {
         env.push(format!("HOME={home}"));
@@ -180,16 +214,40 @@ fn environment(config: &ContainerConfig, home: &str) -> Vec<String> {
     env
 }
 
-fn namespaces(network: NetworkMode) -> Vec<Namespace> {
-    let mut kinds = vec!["mount", "uts", "pid", "ipc", "cgroup"];
-    if network != NetworkMode::Host {
-        kinds.push("network");
+/// The kernel's files that are hidden from a container, and those that are read-only in it.
+pub(crate) fn hidden_paths(host: &HostConfig) -> (Vec<String>, Vec<String>) {
+    if host.privileged || host.unmasked {
+        return (Vec::new(), Vec::new());
     }
-    kinds
+    let masked = MASKED.iter().chain([&MASKED_POWERCAP]);
+    let own = |s: &&str| (*s).to_owned();
+    (
+        masked.map(own).collect(),
+        READONLY.iter().map(own).collect(),
+    )
+}
+
+fn namespaces(host: &HostConfig, joined: &[(&'static str, String)]) -> Vec<Namespace> {
+    let modes = [
+        ("mount", ""),
+        ("uts", host.uts_mode.as_str()),
+        ("pid", host.pid_mode.as_str()),
+        ("ipc", host.ipc_mode.as_str()),
+        ("cgroup", host.cgroupns_mode.as_str()),
+        ("network", host.network.name()),
+    ];
+    let path = |kind: &str| {
+        joined
+            .iter()
+            .find(|(k, _)| *k == kind)
+            .map(|(_, p)| p.clone())
+    };
+    modes
         .into_iter()
-        .map(|k| Namespace {
-            kind: k.to_owned(),
-            path: None,
+        .filter(|(_, mode)| Mode::of(mode) != Mode::Host)
+        .map(|(kind, _)| Namespace {
+            kind: kind.to_owned(),
+            path: path(kind),
         })
         .collect()
 }
@@ -204,6 +262,8 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
 }
 
 fn mounts(config: &ContainerConfig) -> Vec<Mount> {
+    let host = &config.host;
+    let quiet = |extra: &[&'static str]| [&["nosuid", "noexec", "nodev"], extra].concat();
     let shm = format!("size={}", config.host.shm_size.unwrap_or(64 << 20));
     let mut list = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -230,73 +290,40 @@ fn mounts(config: &ContainerConfig) -> Vec<Mount> {
             "/sys",
             "sysfs",
             "sysfs",
-            &["nosuid", "noexec", "nodev", "ro"],
+            &quiet(if host.privileged { &[] } else { &["ro"] }),
         ),
         mount(
             "/sys/fs/cgroup",
             "cgroup",
             "cgroup",
-            &["ro", "nosuid", "noexec", "nodev"],
+            &quiet(if host.privileged { &[] } else { &["ro"] }),
         ),
-        mount(
-            "/dev/mqueue",
-            "mqueue",
-            "mqueue",
-            &["nosuid", "noexec", "nodev"],
-        ),
-        mount(
+        mount("/dev/mqueue", "mqueue", "mqueue", &quiet(&[])),
+    ];
+    match host.ipc_mode.as_str() {
+        "none" => {}
+        "host" => list.push(mount("/dev/shm", "bind", "/dev/shm", &quiet(&["rbind"]))),
+        _ => list.push(mount(
             "/dev/shm",
             "tmpfs",
             "shm",
             &["nosuid", "noexec", "nodev", "mode=1777", &shm],
-        ),
-    ];
+        )),
+    }
     for point in &config.host.mounts {
         if let MountPoint::Tmpfs {
             destination,
             options,
         } = point
         {
+            let clean = destination.trim_end_matches('/');
+            list.retain(|mount| mount.destination != clean);
             let mut all = vec!["nosuid", "nodev", "noexec"];
             all.extend(options.iter().map(String::as_str));
             list.push(mount(destination, "tmpfs", "tmpfs", &all));
         }
     }
     list
-}
-
-fn resources(config: &ContainerConfig) -> Resources {
-    let host = &config.host;
-    let memory = (host.memory.is_some() || host.memory_swap.is_some()).then(|| Memory {
-        limit: host.memory,
-        // Docker's default: as much swap as memory.
-        swap: host
-            .memory_swap
-            .or(host.memory.map(|m| m.saturating_mul(2))),
-        ..Memory::default()
-    });
-    let quota = host.nano_cpus.map(|nano| {
-        let micros = nano / 10_000;
-        i64::try_from(micros.max(1000)).unwrap_or(i64::MAX)
-    });
-    let cpu =
-        (quota.is_some() || host.cpu_shares.is_some() || host.cpuset_cpus.is_some()).then(|| Cpu {
-            shares: host.cpu_shares,
-            quota,
-            period: quota.map(|_| 100_000),
-            cpus: host.cpuset_cpus.clone().unwrap_or_default(),
-            ..Cpu::default()
-        });
-    let pids = host
-        .pids_limit
-        .filter(|n| *n > 0)
-        .map(|limit| Pids { limit });
-    Resources {
-        memory,
-        cpu,
-        pids,
-        ..Resources::default()
-    }
 }
 
 fn rlimits(ulimits: &[Rlimit]) -> Vec<Rlimit> {

@@ -1,27 +1,26 @@
 //! Start: root file system, mounts, network, plan, supervisor.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use amphora_cgroup::Cgroup;
 use amphora_executor::{Bundle, BundleMount, Module, SeccompChoice};
-use amphora_network::{AttachRequest, Attachment, Networks, PortRequest, Protocol, files};
+use amphora_network::{
+    AttachRequest, Claim, Endpoint, Firewall, Networks, PortRequest, Protocol, files,
+};
 use amphora_spec::ContainerId;
 use amphora_spec::release::Release;
 use amphora_spec::runtime::Resources;
-use amphora_supervisor::{
-    AttachMode, Client, Config, Listener, LogConfig, LogDriver, SpawnRequest, spawn,
-};
+use amphora_supervisor::{Ahead, AttachMode, Charge, Client, Config, Launching, Listener, Waiting};
 use amphora_sys::mount;
 
 use crate::config::{ContainerConfig, CreateOptions, MountPoint, NetworkMode};
-use crate::files::{Lock, ensure_dir, remove_tree, unlink, write};
-use crate::finish::remove_cgroup;
+use crate::files::{Lock, ensure_dir, remove_tree, write};
+use crate::finish::{put_exit_aside, remove_cgroup, settle_exit};
 use crate::spec_builder::{self, StartFacts};
 use crate::undo::Undo;
-use crate::{Engine, EngineError, Result, Status};
+use crate::{Engine, EngineError, Result};
 
 /// Arguments of a supervisor.
 pub(crate) const SUPERVISE: [&str; 2] = ["amphora", "supervise"];
@@ -34,35 +33,119 @@ pub(crate) const CGROUP_PARENT: &str = "amphora";
 pub enum Attach {
     /// Nothing: `-d`.
     None,
-    /// Output.
-    Output,
-    /// Output and stdin.
-    OutputAndInput,
+    /// Some streams.
+    To(AttachStreams),
+}
+
+/// Streams to be connected to from the first byte on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AttachStreams {
+    /// Feed standard input.
+    pub stdin: bool,
+    /// Receive standard output.
+    pub stdout: bool,
+    /// Receive standard error.
+    pub stderr: bool,
+    /// Rows and columns of the caller's terminal, for a container that has one.
+    pub size: Option<(u16, u16)>,
+}
+
+impl AttachStreams {
+    pub(crate) fn mode(self) -> AttachMode {
+        AttachMode {
+            stdin: self.stdin,
+            stdout: self.stdout,
+            stderr: self.stderr,
+        }
+    }
 }
 
 impl Attach {
     fn mode(self) -> Option<AttachMode> {
-        (self != Self::None).then_some(AttachMode {
-            stdin: self == Self::OutputAndInput,
-            stdout: true,
-            stderr: true,
-        })
+        match self {
+            Self::None => None,
+            Self::To(streams) => Some(streams.mode()),
+        }
+    }
+
+    fn size(self) -> Option<(u16, u16)> {
+        match self {
+            Self::None => None,
+            Self::To(streams) => streams.size,
+        }
     }
 }
 
 /// What of a start only the mounted image tells.
-fn start_facts(config: &ContainerConfig, root: std::os::fd::BorrowedFd<'_>) -> Result<StartFacts> {
+pub(crate) fn start_facts(
+    config: &ContainerConfig,
+    root: std::os::fd::BorrowedFd<'_>,
+) -> Result<StartFacts> {
     let resolved =
         amphora_executor::resolve_user(root, &config.user).map_err(EngineError::plain)?;
+    let mut user = resolved.user;
+    if !config.host.group_add.is_empty() {
+        let added = amphora_executor::resolve_groups(root, &config.host.group_add)
+            .map_err(EngineError::plain)?;
+        for gid in added {
+            if !user.additional_gids.contains(&gid) {
+                user.additional_gids.push(gid);
+            }
+        }
+    }
     Ok(StartFacts {
-        user: resolved.user,
+        user,
         home: resolved.home,
         cgroups_path: format!("/{CGROUP_PARENT}/{}", config.id),
+        masked: thermal_counters(),
+        terminal_size: None,
+        devices: crate::devices::gather(&config.host)?,
+        joined: Vec::new(),
     })
 }
 
-fn seccomp_of(config: &ContainerConfig) -> SeccompChoice {
-    if config.host.seccomp_unconfined {
+/// Lists the processors' throttling counters, a side channel, where the machine has them.
+fn thermal_counters() -> Vec<String> {
+    (0_u32..)
+        .map(|cpu| format!("/sys/devices/system/cpu/cpu{cpu}/thermal_throttle"))
+        .take_while(|path| Path::new(path).exists())
+        .collect()
+}
+
+/// The container's own network namespace, from its supervisor; `None` in network mode `host`.
+fn namespace(waiting: &Waiting<'_>, config: &ContainerConfig) -> Result<Option<OwnedFd>> {
+    if config.host.network == NetworkMode::Host {
+        return Ok(None);
+    }
+    let netns = waiting.netns().map_err(EngineError::plain)?;
+    if config.host.network == NetworkMode::None {
+        amphora_network::loopback_up(netns.as_fd()).map_err(EngineError::plain)?;
+    }
+    Ok(Some(netns))
+}
+
+/// What of a claim the supervisor gets.
+fn taken(claim: &mut Claim) -> (Vec<Release>, Vec<amphora_network::Listener>) {
+    let release = std::mem::take(&mut claim.release);
+    (release, std::mem::take(&mut claim.listeners))
+}
+
+/// What the supervisor makes while the rest is prepared.
+fn ahead(config: &ContainerConfig) -> Ahead {
+    Ahead {
+        netns: config.host.network != NetworkMode::Host,
+    }
+}
+
+/// Device and inode of the network namespace that ports are reserved in: the calling thread's.
+pub(crate) fn host_netns() -> Result<(u64, u64)> {
+    let path = Path::new("/proc/thread-self/ns/net");
+    let stat = rustix::fs::stat(path).map_err(|e| EngineError::file("look at", path, e))?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+pub(crate) fn seccomp_of(config: &ContainerConfig) -> SeccompChoice {
+    if config.host.seccomp_unconfined || config.host.privileged {
         SeccompChoice::Unconfined
     } else {
         SeccompChoice::Default
@@ -119,15 +202,20 @@ impl Engine {
         let config = self.config(id)?;
         let lock = match Lock::try_acquire(&self.run_dir(id))? {
             Some(lock) => lock,
-            None if self.view(id)?.status == Status::Running => return Ok(None),
+            None if self.refuse_paused(id)?.status.is_active() => return Ok(None),
             // The last run is still being cleaned up behind its exit.
-            None => self.lock_idle(id)?,
+            None => match self.lock_idle(id)? {
+                Some(lock) => lock,
+                None => return Ok(None),
+            },
         };
-        unlink(&self.container_dir(id).join("exit"))?;
+        let dir = self.container_dir(id);
+        put_exit_aside(&dir)?;
         let run = self.run_dir(id);
         self.start_locked(&config, &lock, attach)
             .map(Some)
             .inspect_err(|_| {
+                let _ = settle_exit(&dir);
                 let _ = remove_tree(&run);
             })
     }
@@ -138,99 +226,133 @@ impl Engine {
         lock: &Lock,
         attach: Attach,
     ) -> Result<Started> {
+        if config.host.restart.is_some() {
+            self.note_wanted(&config.id, true)?;
+        }
+        self.launch_locked(config, lock, attach, None)
+    }
+
+    /// Has a container launched: by a new supervisor, or by the one whose socket is given.
+    pub(crate) fn launch_locked(
+        &self,
+        config: &ContainerConfig,
+        lock: &Lock,
+        attach: Attach,
+        inherited: Option<OwnedFd>,
+    ) -> Result<Started> {
         let mut undo = Undo::default();
+        let exe = Self::own_program()?;
+        let supervisors = amphora_cgroup::supervisor_cgroup().ok();
+        let ahead = ahead(config);
+        // It comes up beside us, and makes the network namespace on the way.
+        let waiting = match inherited {
+            None => Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead),
+            Some(socket) => Waiting::inherited(socket, &exe),
+        }
+        .map_err(EngineError::plain)?;
         let root = self.mount_root(config)?;
-        let facts = start_facts(config, root.as_fd())?;
+        let mut facts = start_facts(config, root.as_fd())?;
+        facts.terminal_size = attach.size();
+        facts.joined = self.joined(config)?;
         let spec = spec_builder::build(config, &facts)?;
         let (mut mounts, hold) = self.mount_volumes(config, root.as_fd())?;
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
-        let network = self.attach_network(config, &mut undo)?;
-        mounts.extend(self.etc_files(config, network.as_ref())?);
+        let mut claim = self.claim_network(config, &mut undo)?;
+        mounts.extend(self.etc_files(config, claim.as_ref().map(|c| &c.endpoint))?);
+        mounts.extend(self.joined_shm(config)?);
         let handle = cgroup.handle();
-        let mut release = Vec::new();
-        let mut listeners = Vec::new();
-        let netns = match (network, config.host.network) {
-            (Some(attachment), _) => {
-                release.extend(attachment.release);
-                listeners = attachment.listeners;
-                Some(attachment.netns)
-            }
-            (None, NetworkMode::None) => Some(amphora_network::none().map_err(EngineError::plain)?),
-            (None, _) => None,
-        };
+        let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
         let bundle = Bundle {
             id: config.id.hex(),
             spec,
             root,
             mounts,
-            netns,
+            netns: namespace(&waiting, config)?,
+            join: None,
             cgroup,
             module: self.open_module(config)?,
             seccomp: seccomp_of(config),
         };
         let workload = self.workload(config.executor)?;
         workload.validate(&bundle).map_err(EngineError::plain)?;
-        let warnings = workload.notes(&bundle);
+        let mut warnings = workload.notes(&bundle);
         let plan = workload.prepare(&bundle).map_err(EngineError::plain)?;
-        release.extend(self.release_of(config));
-        let mut supervise = self.supervise_config(config, release, handle);
+        let mut supervise = self.supervise_config(config, release, handle)?;
         supervise.listeners = listeners
             .iter()
             .map(|l| Listener { target: l.target })
             .collect();
-        let exe = Self::own_program()?;
-        let spawned = spawn(SpawnRequest {
-            exe: &exe,
-            argv: &SUPERVISE,
+        supervise.netns = claim.as_ref().map(|_| host_netns()).transpose()?;
+        supervise.events = self.start_events(config, attach, claim.as_ref(), &mut undo);
+        let charge = Charge {
             config: supervise,
             plan,
             lock: lock.share()?,
             listeners: listeners.into_iter().map(|l| l.fd).collect(),
             hold,
-            cgroup: amphora_cgroup::supervisor_cgroup().ok(),
             attach: attach.mode(),
-        })
-        .map_err(EngineError::plain)?;
+            gated: claim.is_some(),
+        };
+        let launching = waiting.hand_over(charge).map_err(EngineError::plain)?;
+        let (client, hints) = self.let_go(launching, claim, bundle.netns.as_ref())?;
+        warnings.extend(hints);
         undo.commit();
         Ok(Started {
             id: config.id,
-            client: spawned.client,
+            client,
             warnings,
         })
+    }
+
+    /// Wires the network while the supervisor's child builds its tree, then lets it run.
+    fn let_go(
+        &self,
+        mut launching: Launching,
+        mut claim: Option<Claim>,
+        netns: Option<&OwnedFd>,
+    ) -> Result<(Option<Client>, Vec<String>)> {
+        let mut firewall = Firewall::default();
+        if let (Some(claim), Some(netns)) = (&mut claim, netns) {
+            let wired = self.networks.wire(claim, netns.as_fd());
+            firewall = wired.map_err(EngineError::plain)?;
+        }
+        launching.go().map_err(EngineError::plain)?;
+        let hints = firewall.hints();
+        let spawned = launching.answered().map_err(EngineError::plain)?;
+        Ok((spawned.client, hints))
     }
 
     /// What the container's supervisor is told, but for its listeners.
     fn supervise_config(
         &self,
         config: &ContainerConfig,
-        release: Vec<Release>,
+        mut release: Vec<Release>,
         cgroup: amphora_cgroup::Handle,
-    ) -> Config {
-        let driver = if config.host.log_none {
-            LogDriver::None
-        } else {
-            LogDriver::JsonFile
-        };
-        Config {
+    ) -> Result<Config> {
+        release.extend(self.release_of(config));
+        Ok(Config {
             id: config.id.hex(),
             run_dir: self.run_dir(&config.id),
             data_dir: self.container_dir(&config.id),
-            log: LogConfig {
-                driver,
-                ..LogConfig::default()
-            },
+            tty: config.tty,
+            log: crate::logging::build(config)?,
             open_stdin: config.open_stdin,
-            stdin_once: config.open_stdin,
+            stdin_once: config.stdin_once,
             auto_remove: config.host.auto_remove,
             release,
             listeners: Vec::new(),
-            finish: self.finish_argv(&config.id),
+            finish: self.entry_argv("finish", &config.id),
+            restart: config.host.restart,
+            prepare: self.entry_argv("prepare", &config.id),
+            ahead: ahead(config),
             stop_signal: amphora_spec::signal::parse(&config.stop_signal).unwrap_or(15),
             cgroup: Some(cgroup),
-        }
+            events: amphora_supervisor::EventLog::default(),
+            netns: None,
+        })
     }
 
-    fn mount_root(&self, config: &ContainerConfig) -> Result<OwnedFd> {
+    pub(crate) fn mount_root(&self, config: &ContainerConfig) -> Result<OwnedFd> {
         let skeleton = self.skeleton()?;
         let dir = self.container_dir(&config.id);
         let (upper, work) = (dir.join("upper"), dir.join("work"));
@@ -253,29 +375,36 @@ impl Engine {
     fn etc_files(
         &self,
         config: &ContainerConfig,
-        network: Option<&Attachment>,
+        network: Option<&Endpoint>,
     ) -> Result<Vec<BundleMount>> {
-        if config.host.network == NetworkMode::Host {
-            return ["hosts", "resolv.conf"]
-                .into_iter()
-                .filter(|name| Path::new("/etc").join(name).exists())
-                .map(|name| bind_file(Path::new("/etc"), name))
-                .collect();
-        }
         let dir = self.run_dir(&config.id).join("etc");
         ensure_dir(&dir, 0o755)?;
         let own: Vec<IpAddr> = network.map_or_else(Vec::new, |n| {
-            let v6 = n.endpoint.address6.map(IpAddr::from);
-            std::iter::once(IpAddr::from(n.endpoint.address))
-                .chain(v6)
-                .collect()
+            let v6 = n.address6.map(IpAddr::from);
+            std::iter::once(IpAddr::from(n.address)).chain(v6).collect()
         });
-        let gateway = network.map(|n| IpAddr::from(n.endpoint.gateway));
+        let gateway = network.map(|n| IpAddr::from(n.gateway));
         let extra = extra_hosts(&config.host.extra_hosts, gateway)?;
-        let hosts = files::hosts(&own, &[&config.hostname], &extra);
-        let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let ipv6 = network.is_some_and(|n| n.endpoint.address6.is_some());
-        let resolv = files::resolv_conf(&resolv, &files::ResolvOverrides::default(), ipv6);
+        let mut resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let hosts = if config.host.network == NetworkMode::Host {
+            // Copies: what the container writes there is not the machine's.
+            let mut hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+            for (name, address) in &extra {
+                hosts.push_str(&format!("{address}\t{name}\n"));
+            }
+            hosts
+        } else {
+            let ipv6 = network.is_some_and(|n| n.address6.is_some());
+            resolv = files::resolv_conf(&resolv, &files::ResolvOverrides::default(), ipv6);
+            let full = format!("{}.{}", config.hostname, config.domainname);
+            let both = [full.as_str(), config.hostname.as_str()];
+            let names = if config.domainname.is_empty() {
+                &both[1..]
+            } else {
+                &both
+            };
+            files::hosts(&own, names, &extra)
+        };
         write(&dir.join("hosts"), hosts.as_bytes())?;
         write(&dir.join("resolv.conf"), resolv.as_bytes())?;
         write(
@@ -288,7 +417,7 @@ impl Engine {
             .collect()
     }
 
-    fn mount_volumes(
+    pub(crate) fn mount_volumes(
         &self,
         config: &ContainerConfig,
         root: std::os::fd::BorrowedFd<'_>,
@@ -301,19 +430,25 @@ impl Engine {
                     destination,
                     read_only,
                     no_copy,
+                    subpath,
+                    labels,
                     ..
                 } => {
                     self.volumes
-                        .ensure(name, BTreeMap::new())
+                        .ensure(name, labels.clone())
                         .map_err(EngineError::plain)?;
                     hold.push(self.volumes.hold(name).map_err(EngineError::plain)?);
-                    if !no_copy {
+                    if !no_copy && subpath.is_none() {
                         self.volumes
                             .copy_up(name, root, Path::new(destination))
                             .map_err(EngineError::plain)?;
                     }
                     (
-                        self.volumes.mount_volume(name, None, *read_only),
+                        self.volumes.mount_volume(
+                            name,
+                            subpath.as_deref().map(Path::new),
+                            *read_only,
+                        ),
                         destination,
                     )
                 }
@@ -322,8 +457,13 @@ impl Engine {
                     destination,
                     read_only,
                     create,
+                    propagation,
+                    alone,
                 } => (
-                    amphora_volume::mount_bind(Path::new(source), *read_only, true, *create),
+                    amphora_volume::mount_bind_with(
+                        Path::new(source),
+                        crate::mount_spec::bind_options(*read_only, *create, propagation, *alone),
+                    ),
                     destination,
                 ),
                 MountPoint::Tmpfs { .. } => continue,
@@ -349,11 +489,7 @@ impl Engine {
         Cgroup::create(CGROUP_PARENT, &name, resources).map_err(EngineError::plain)
     }
 
-    fn attach_network(
-        &self,
-        config: &ContainerConfig,
-        undo: &mut Undo,
-    ) -> Result<Option<Attachment>> {
+    fn claim_network(&self, config: &ContainerConfig, undo: &mut Undo) -> Result<Option<Claim>> {
         if config.host.network != NetworkMode::Bridge {
             return Ok(None);
         }
@@ -361,15 +497,17 @@ impl Engine {
         if config.host.publish_all {
             for exposed in &config.exposed {
                 let (port, protocol) = exposed.split_once('/').unwrap_or((exposed, "tcp"));
-                let taken = ports.iter().any(|p| p.container_port.to_string() == port);
-                if let Ok(container_port) = port.parse()
-                    && !taken
-                {
-                    let protocol = match protocol {
-                        "udp" => Protocol::Udp,
-                        "sctp" => Protocol::Sctp,
-                        _ => Protocol::Tcp,
-                    };
+                let container_port = port.parse().map_err(|_| {
+                    EngineError::Invalid(format!("invalid exposed port: \"{exposed}\""))
+                })?;
+                let protocol = match protocol {
+                    "udp" => Protocol::Udp,
+                    "sctp" => Protocol::Sctp,
+                    _ => Protocol::Tcp,
+                };
+                let same =
+                    |p: &PortRequest| (p.container_port, p.protocol) == (container_port, protocol);
+                if !ports.iter().any(same) {
                     ports.push(PortRequest {
                         container_port,
                         protocol,
@@ -386,19 +524,19 @@ impl Engine {
             network: "bridge".to_owned(),
             ports,
         };
-        match self.networks.attach(&request) {
-            Ok(attachment) => Ok(Some(attachment)),
+        match self.networks.claim(&request) {
+            Ok(claim) => Ok(Some(claim)),
             // What is in the way may be the leftover of a container whose supervisor was killed.
             Err(_) if self.reconcile_all()? > 0 => self
                 .networks
-                .attach(&request)
+                .claim(&request)
                 .map(Some)
                 .map_err(EngineError::plain),
             Err(e) => Err(EngineError::plain(e)),
         }
     }
 
-    fn open_module(&self, config: &ContainerConfig) -> Result<Option<Module>> {
+    pub(crate) fn open_module(&self, config: &ContainerConfig) -> Result<Option<Module>> {
         let Some(module) = &config.module else {
             return Ok(None);
         };
@@ -423,24 +561,17 @@ impl Engine {
         if !config.host.auto_remove {
             return Vec::new();
         }
-        let mut out = vec![Release::Unlink(self.name_path(&config.name))];
-        for point in &config.host.mounts {
-            if let MountPoint::Volume {
-                name,
-                anonymous: true,
-                ..
-            } = point
-            {
-                out.push(Release::RemoveTree(self.volume_dir(name)));
-            }
-        }
-        out
+        // Anonymous volumes are left to `finish`, which sees whether another container uses them.
+        vec![Release::Claim {
+            path: self.name_path(&config.name),
+            target: config.id.hex(),
+        }]
     }
 
-    fn finish_argv(&self, id: &ContainerId) -> Vec<String> {
+    fn entry_argv(&self, entry: &str, id: &ContainerId) -> Vec<String> {
         vec![
             "amphora".to_owned(),
-            "finish".to_owned(),
+            entry.to_owned(),
             self.options.root.to_string_lossy().into_owned(),
             self.options.run_root.to_string_lossy().into_owned(),
             id.hex(),

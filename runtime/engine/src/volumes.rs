@@ -1,5 +1,6 @@
 //! Volumes, as the engine offers them.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -21,10 +22,12 @@ impl Engine {
     ) -> Result<Volume> {
         match name {
             Some(name) if self.volumes.get(name).is_ok() => self.volume(name),
-            _ => self
-                .volumes
-                .create(name, labels)
-                .map_err(EngineError::plain),
+            _ => {
+                let made = self.volumes.create(name, labels);
+                let volume = made.map_err(EngineError::plain)?;
+                self.note("volume", "create", &volume.name, &[("driver", "local")]);
+                Ok(volume)
+            }
         }
     }
 
@@ -60,22 +63,43 @@ impl Engine {
     /// # Errors
     /// A conflict with the containers' ids when one does.
     pub fn volume_remove(&self, name: &str) -> Result<()> {
-        let users = |name: &str| -> Vec<String> {
-            let uses =
-                |m: &MountPoint| matches!(m, MountPoint::Volume { name: n, .. } if n == name);
-            self.ids()
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|id| {
-                    self.view(id)
-                        .is_ok_and(|v| v.config.host.mounts.iter().any(uses))
-                })
-                .map(|id| id.hex())
-                .collect()
+        let unreadable = RefCell::new(None);
+        // What cannot be read may use the volume: it counts as a user and stops the removal.
+        let users = |name: &str| {
+            self.volume_users(name).unwrap_or_else(|e| {
+                unreadable.replace(Some(e));
+                vec!["unknown".to_owned()]
+            })
         };
-        self.volumes
-            .remove(name, &users)
-            .map_err(EngineError::plain)
+        let removed = self.volumes.remove(name, &users);
+        match unreadable.into_inner() {
+            Some(e) => Err(e),
+            None => {
+                removed.map_err(EngineError::plain)?;
+                self.note("volume", "destroy", name, &[("driver", "local")]);
+                Ok(())
+            }
+        }
+    }
+
+    /// The same, where what cannot be read counts as a user.
+    pub(crate) fn volume_users_or_some(&self, name: &str) -> Vec<String> {
+        self.volume_users(name)
+            .unwrap_or_else(|_| vec!["unknown".to_owned()])
+    }
+
+    /// Lists the ids of the containers that mention a volume.
+    fn volume_users(&self, name: &str) -> Result<Vec<String>> {
+        let uses = |m: &MountPoint| matches!(m, MountPoint::Volume { name: n, .. } if n == name);
+        let mut users = Vec::new();
+        for id in self.ids()? {
+            match self.view(&id) {
+                Ok(view) if view.config.host.mounts.iter().any(uses) => users.push(id.hex()),
+                Ok(_) | Err(EngineError::NoSuchContainer(_)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(users)
     }
 }
 
@@ -95,6 +119,14 @@ pub fn volume_spec(text: &str) -> Result<MountPoint> {
             destination,
             read_only: spec.readonly,
             create: true,
+            propagation: match (spec.propagation, spec.recursive) {
+                (amphora_volume::Propagation::Private, _) => String::new(),
+                (amphora_volume::Propagation::Slave, true) => "rslave".to_owned(),
+                (amphora_volume::Propagation::Slave, false) => "slave".to_owned(),
+                (amphora_volume::Propagation::Shared, true) => "rshared".to_owned(),
+                (amphora_volume::Propagation::Shared, false) => "shared".to_owned(),
+            },
+            alone: !spec.recursive,
         },
         Source::Named(name) => MountPoint::Volume {
             name,
@@ -102,6 +134,8 @@ pub fn volume_spec(text: &str) -> Result<MountPoint> {
             read_only: spec.readonly,
             no_copy: spec.nocopy,
             anonymous: false,
+            subpath: None,
+            labels: BTreeMap::new(),
         },
         Source::Anonymous => MountPoint::Volume {
             name: amphora_spec::Digest::from_sha256(crate::files::random()?).hex(),
@@ -109,6 +143,8 @@ pub fn volume_spec(text: &str) -> Result<MountPoint> {
             read_only: spec.readonly,
             no_copy: spec.nocopy,
             anonymous: true,
+            subpath: None,
+            labels: BTreeMap::new(),
         },
     })
 }

@@ -71,6 +71,9 @@ fn cstrs(list: &[String]) -> Result<Vec<CString>> {
 /// # Errors
 /// Whatever in the bundle is malformed, unsupported, or refused by the kernel.
 pub fn base_plan(bundle: &Bundle, options: BaseOptions) -> Result<LaunchPlan> {
+    if let Some(init) = &bundle.join {
+        return join_plan(bundle, init, options);
+    }
     let mut plan = LaunchPlan::default();
     let process = &bundle.spec.process;
     let linux = &bundle.spec.linux;
@@ -89,15 +92,7 @@ pub fn base_plan(bundle: &Bundle, options: BaseOptions) -> Result<LaunchPlan> {
         switch: RootSwitch::Pivot,
     });
     Mounts::new(bundle, &mut plan).build()?;
-    if process.terminal {
-        let size = process.console_size.unwrap_or_default();
-        let (rows, cols) = (size.height, size.width);
-        plan.ops.push(Op::Console {
-            rows,
-            cols,
-            uid: process.user.uid,
-        });
-    }
+    plan.ops.extend(console(process));
     if !bundle.spec.hostname.is_empty() {
         plan.ops
             .push(Op::Hostname(cstr(bundle.spec.hostname.as_str())?));
@@ -117,6 +112,51 @@ pub fn base_plan(bundle: &Bundle, options: BaseOptions) -> Result<LaunchPlan> {
             propagation,
         });
     }
+    let filter = options.seccomp.map(|filter| Op::Seccomp {
+        filter: filter.program,
+        flags: filter.flags,
+    });
+    credentials(process, filter, &mut plan)?;
+    program(process, options.program, &mut plan)?;
+    Ok(plan)
+}
+
+/// The terminal that the process wants.
+fn console(process: &Process) -> Option<Op> {
+    let size = process.console_size.unwrap_or_default();
+    process.terminal.then_some(Op::Console {
+        rows: size.height,
+        cols: size.width,
+        uid: process.user.uid,
+    })
+}
+
+/// Builds the plan of an exec session: into the container's cgroup and namespaces, limits,
+/// credentials, filter, program.
+fn join_plan(bundle: &Bundle, init: &OwnedFd, options: BaseOptions) -> Result<LaunchPlan> {
+    let mut plan = LaunchPlan::default();
+    let process = &bundle.spec.process;
+    let entry = cgroup::entry(&bundle.cgroup)?;
+    plan.cgroup = entry.directory.map(|fd| plan.add_fd(fd));
+    for tasks in entry.tasks {
+        let tasks = plan.add_fd(tasks);
+        plan.ops.push(Op::JoinCgroup { tasks });
+    }
+    let init = init
+        .try_clone()
+        .map_err(ExecutorError::kernel("hold the container's process"))?;
+    let ns = plan.add_fd(init);
+    plan.pid_namespace = Some(ns);
+    let kind = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET;
+    // What is reset is reached through the host's /proc.
+    plan.ops.push(Op::ResetInherited);
+    plan.ops.push(Op::SetNs {
+        ns,
+        kind: kind as i32,
+    });
+    plan.ops.extend([Op::NewSession, Op::NewKeyring]);
+    plan.ops.extend(console(process));
+    plan.ops.push(Op::Chdir(cstr(process.cwd.as_str())?));
     let filter = options.seccomp.map(|filter| Op::Seccomp {
         filter: filter.program,
         flags: filter.flags,

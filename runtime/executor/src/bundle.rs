@@ -31,6 +31,10 @@ pub struct Bundle {
     pub mounts: Vec<BundleMount>,
     /// The network namespace to join, fully configured; `None`: as the spec says.
     pub netns: Option<OwnedFd>,
+    /// The init process of a running container to join, as a pidfd: the plan is then one of an exec
+    /// session, takes its namespaces from there, and neither makes nor mounts anything. `root` is
+    /// that container's root, and of `mounts` only the places count.
+    pub join: Option<OwnedFd>,
     /// The container's cgroup, already made and limited.
     pub cgroup: amphora_cgroup::Cgroup,
     /// The module, for the Wasm executor.

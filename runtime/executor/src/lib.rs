@@ -16,7 +16,7 @@ mod validate;
 pub use base::{BaseOptions, Program, base_plan, filter};
 pub use bundle::{Bundle, BundleMount, ExecutorKind, Module, SeccompChoice};
 pub use error::ExecutorError;
-pub use user::{ResolvedUser, resolve_user};
+pub use user::{ResolvedUser, resolve_groups, resolve_user};
 pub use validate::validate;
 
 use amphora_sys::LaunchPlan;

@@ -69,6 +69,23 @@ fn under(path: &str, dir: &str) -> bool {
         .is_some_and(|rest| rest.starts_with('/'))
 }
 
+/// A mount that comes after the system's own, the outer before the inner.
+enum Later<'a> {
+    /// One of the specification that lies in a bundle mount, with its path.
+    Spec(String, &'a Mount),
+    Bundle(&'a BundleMount),
+}
+
+impl Later<'_> {
+    fn depth(&self) -> usize {
+        let path = match self {
+            Self::Spec(path, _) => path.clone(),
+            Self::Bundle(mount) => normal(&mount.destination),
+        };
+        path.matches('/').count()
+    }
+}
+
 impl<'a> Mounts<'a> {
     pub(crate) fn new(bundle: &'a Bundle, plan: &'a mut LaunchPlan) -> Self {
         Self {
@@ -116,19 +133,21 @@ impl<'a> Mounts<'a> {
         let replaced =
             |path: &str| own.contains(path) || (own.contains("/dev") && under(path, "/dev"));
         let mut dev_is_ours = !own.contains("/dev");
+        let mut later = Vec::new();
         for mount in &bundle.spec.mounts {
             let path = normal(&mount.destination);
             if replaced(&path) {
                 continue;
             }
-            let options = options::parse(&mount.options);
-            let Some(kind) = kind(mount, &options) else {
-                return Err(ExecutorError::unsupported(format!("mounts: \"{path}\"")));
-            };
+            // What lies in a volume is mounted after it, or the volume would cover it.
+            if own.iter().any(|volume| under(&path, volume)) {
+                later.push(Later::Spec(path, mount));
+                continue;
+            }
+            let kind = self.any_spec_mount(&path, mount)?;
             if path == "/dev" && kind == Kind::Bind {
                 dev_is_ours = false;
             }
-            self.spec_mount(&path, mount, kind, &options)?;
             if path == "/dev" && kind == Kind::Tmpfs {
                 self.devices()?;
             }
@@ -136,12 +155,25 @@ impl<'a> Mounts<'a> {
         if dev_is_ours && !self.is_fresh(Reg::Dev) {
             self.devices()?;
         }
-        let mut mounts: Vec<&BundleMount> = bundle.mounts.iter().collect();
-        mounts.sort_by_key(|mount| normal(&mount.destination).matches('/').count());
-        for mount in mounts {
-            self.bundle_mount(mount)?;
+        later.extend(bundle.mounts.iter().map(Later::Bundle));
+        later.sort_by_key(Later::depth);
+        for mount in later {
+            match mount {
+                Later::Spec(path, mount) => {
+                    self.any_spec_mount(&path, mount)?;
+                }
+                Later::Bundle(mount) => self.bundle_mount(mount)?,
+            }
         }
         self.finish()
+    }
+
+    fn any_spec_mount(&mut self, path: &str, mount: &Mount) -> Result<Kind> {
+        let options = options::parse(&mount.options);
+        let kind = kind(mount, &options)
+            .ok_or_else(|| ExecutorError::unsupported(format!("mounts: \"{path}\"")))?;
+        self.spec_mount(path, mount, kind, &options)?;
+        Ok(kind)
     }
 
     fn spec_mount(&mut self, path: &str, mount: &Mount, kind: Kind, options: &Options) -> Result {

@@ -43,6 +43,27 @@ pub fn resolve_user(root: BorrowedFd<'_>, text: &str) -> Result<ResolvedUser, Ex
     resolve(user, group, entry.as_ref(), &groups)
 }
 
+/// Resolves supplementary groups by name or number; a number needs no entry.
+///
+/// # Errors
+/// A name without an entry, an id out of range, or a file that cannot be read.
+pub fn resolve_groups(root: BorrowedFd<'_>, groups: &[String]) -> Result<Vec<u32>, ExecutorError> {
+    let file = read(root, c"etc/group")?;
+    groups
+        .iter()
+        .map(|group| {
+            let found = file
+                .lines()
+                .filter_map(group_line)
+                .find(|line| line.name == group);
+            match found.map(|line| line.gid).or_else(|| number(group)) {
+                Some(gid) => checked(gid),
+                None => Err(ExecutorError::User(format!("Unable to find group {group}"))),
+            }
+        })
+        .collect()
+}
+
 struct Entry<'a> {
     name: &'a str,
     uid: i64,

@@ -1,7 +1,7 @@
 //! Endpoints: a container's place in a network, made and unmade.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use amphora_spec::ContainerId;
@@ -16,12 +16,13 @@ use crate::config::NetworkConfig;
 use crate::ensure::random_hex;
 use crate::ensure::{Host, host_has_ipv6};
 use crate::error::{NetworkError, Result, kernel, netlink};
+use crate::firewall::Firewall;
 use crate::lease::Lease;
 use crate::networks::Networks;
 use crate::nft::{self, Element};
 use crate::ports::{Listener, PortRequest, PublishedPort, reserve, reserve_published};
 use crate::route::{self, Inside, Veth};
-use crate::{store, sysctl};
+use crate::store;
 
 /// Index of a container's link: the one after loopback, or one that nothing else takes where
 /// the kernel puts links of its own into every namespace.
@@ -80,6 +81,8 @@ pub struct Attachment {
     pub listeners: Vec<Listener>,
     /// What frees ports and address when the container has exited.
     pub release: Vec<Release>,
+    /// What other firewalls of this host do to the container's packets.
+    pub firewall: Firewall,
 }
 
 impl Endpoint {
@@ -143,6 +146,22 @@ enum Undo {
     Elements(Vec<Element>),
 }
 
+/// A place that a container has in a network, on record, before its namespace is wired to it.
+///
+/// Dropped unwired it stays on record: [`Networks::release`] takes it back.
+#[derive(Debug)]
+pub struct Claim {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// Descriptors that the supervisor holds until it ends, some of which it serves.
+    pub listeners: Vec<Listener>,
+    /// What frees ports and address when the container has exited.
+    pub release: Vec<Release>,
+    config: NetworkConfig,
+    host: Host,
+    undo: Vec<Undo>,
+}
+
 impl Networks {
     /// Gives a container its own network namespace in a network, with ports published.
     ///
@@ -152,24 +171,55 @@ impl Networks {
     /// # Errors
     /// [`NetworkError`]; a taken host port is a conflict.
     pub fn attach(&self, request: &AttachRequest) -> Result<Attachment> {
+        let mut claim = self.claim(request)?;
+        let netns = ns::container_netns().map_err(kernel("create a network namespace"));
+        let netns = netns.inspect_err(|_| self.undo(&claim.host, &claim.undo))?;
+        let firewall = self.wire(&mut claim, netns.as_fd())?;
+        Ok(Attachment {
+            netns,
+            firewall,
+            ports: claim.endpoint.ports.clone(),
+            endpoint: claim.endpoint,
+            listeners: claim.listeners,
+            release: claim.release,
+        })
+    }
+
+    /// Claims a container's place: address, ports, record, rules. What is left to do is
+    /// [`Networks::wire`].
+    ///
+    /// # Errors
+    /// [`NetworkError`], with everything undone; a taken host port is a conflict.
+    pub fn claim(&self, request: &AttachRequest) -> Result<Claim> {
         if self.endpoint_path(&request.container).exists() {
             self.release(&request.container)?;
         }
         let (config, host) = self.ensure(&request.network)?;
         let mut undo = Vec::new();
-        match self.attach_steps(request, &config, &host, &mut undo) {
-            Ok(mut attachment) => {
-                // Closing this socket may block until a grace period is over (see
-                // `netlink::replay`); the supervisor has all the time in the world.
-                let fd = host.nft.into();
-                attachment.listeners.push(Listener { fd, target: None });
-                Ok(attachment)
-            }
+        match self.claim_steps(request, &config, &host, &mut undo) {
+            Ok((endpoint, listeners, release)) => Ok(Claim {
+                endpoint,
+                listeners,
+                release,
+                config,
+                host,
+                undo,
+            }),
             Err(error) => {
                 self.undo(&host, &undo);
                 Err(error)
             }
         }
+    }
+
+    /// Joins a namespace ([`ns::container_netns`]) to the network it has a place in, with `lo`
+    /// and `eth0` up in the end. Returns what other firewalls do to its packets.
+    ///
+    /// # Errors
+    /// [`NetworkError`]; the claim is undone then.
+    pub fn wire(&self, claim: &mut Claim, netns: BorrowedFd<'_>) -> Result<Firewall> {
+        let wired = self.wire_steps(claim, netns);
+        wired.inspect_err(|_| self.undo(&claim.host, &claim.undo))
     }
 
     /// The failure that led here is the one to tell; `reconcile` gets what stays behind.
@@ -184,13 +234,13 @@ impl Networks {
         let _ = self.settle();
     }
 
-    fn attach_steps(
+    fn claim_steps(
         &self,
         request: &AttachRequest,
         config: &NetworkConfig,
         host: &Host,
         undo: &mut Vec<Undo>,
-    ) -> Result<Attachment> {
+    ) -> Result<(Endpoint, Vec<Listener>, Vec<Release>)> {
         let id = request.container;
         self.step()?;
         let lease = self.leases(&config.name).take(&config.subnet, &id)?;
@@ -201,29 +251,14 @@ impl Networks {
         undo.push(Undo::File(lease.path.clone()));
 
         self.step()?;
-        let (ports, listeners) = reserve(&request.ports, lease.address, host_has_ipv6())?;
-        let endpoint = Endpoint::new(id, config, &lease, ports.clone(), random_hex()?);
+        let (ports, mut listeners) = reserve(&request.ports, lease.address, host_has_ipv6())?;
+        let endpoint = Endpoint::new(id, config, &lease, ports, random_hex()?);
 
         self.step()?;
         let record = self.endpoint_path(&id);
         store::make_dir(&self.container_dir(&id))?;
         undo.push(Undo::File(record.clone()));
         store::write_json(&record, &endpoint)?;
-
-        self.step()?;
-        self.ensure_accepted(&host.nft, config)?;
-
-        self.step()?;
-        let (netns, socket) = own_namespace()?;
-        undo.push(Undo::Link(endpoint.link.clone()));
-        self.step()?;
-        let index = add_link(host, &endpoint, config.mtu, &netns)?;
-
-        self.step()?;
-        route::configure_inside(&socket, &endpoint.inside(index)).map_err(netlink(format!(
-            "configure the network of container {}",
-            id.short()
-        )))?;
 
         self.step()?;
         let elements = endpoint.elements();
@@ -234,6 +269,11 @@ impl Networks {
         )))?;
 
         self.step()?;
+        // Closing this socket may block until a grace period is over (see `netlink::replay`);
+        // the supervisor has all the time in the world.
+        let fd = host.nft.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(kernel("hold the nftables socket"))?;
+        listeners.push(Listener { fd, target: None });
         let release = nft::remove_batch(&elements)
             .map(|bytes| Release::Netlink {
                 protocol: NETFILTER,
@@ -242,12 +282,33 @@ impl Networks {
             .into_iter()
             .chain([Release::Unlink(lease.path), Release::Unlink(record)])
             .collect();
-        Ok(Attachment {
-            netns,
+        Ok((endpoint, listeners, release))
+    }
+
+    fn wire_steps(&self, claim: &mut Claim, netns: BorrowedFd<'_>) -> Result<Firewall> {
+        let Claim {
             endpoint,
-            ports,
-            listeners,
-            release,
+            config,
+            host,
+            undo,
+            ..
+        } = claim;
+        self.step()?;
+        undo.push(Undo::Link(endpoint.link.clone()));
+        let index = add_link(host, endpoint, config.mtu, netns)?;
+
+        self.step()?;
+        let socket = inside(netns)?;
+        route::configure_inside(&socket, &endpoint.inside(index)).map_err(netlink(format!(
+            "configure the network of container {}",
+            endpoint.container.short()
+        )))?;
+
+        self.step()?;
+        let hints = self.ensure_accepted(&host.nft, config)?;
+        Ok(Firewall {
+            hints,
+            bridge: Some((config.link.clone(), config.subnet6.is_some())),
         })
     }
 
@@ -290,32 +351,31 @@ impl Networks {
 /// # Errors
 /// When the kernel refuses.
 pub fn none() -> Result<OwnedFd> {
-    let (netns, socket) = own_namespace()?;
-    route::loopback_up(&socket).map_err(netlink("bring loopback up"))?;
+    let netns = ns::container_netns().map_err(kernel("create a network namespace"))?;
+    loopback_up(netns.as_fd())?;
     Ok(netns)
 }
 
-/// Makes a network namespace with the settings every container has, and a socket into it.
-fn own_namespace() -> Result<(OwnedFd, Socket)> {
-    let netns = ns::new_netns().map_err(kernel("create a network namespace"))?;
-    let socket = ns::in_netns(netns.as_fd(), || {
-        // Containers do not believe their neighbours' router advertisements.
-        sysctl::set_if_there("net/ipv6/conf/default/accept_ra", "0")?;
-        // As Docker has it: any user may ping and listen on any port inside.
-        sysctl::set_if_there("net/ipv4/ip_unprivileged_port_start", "0")?;
-        sysctl::set_if_there("net/ipv4/ping_group_range", "0 2147483647")?;
-        Socket::open(ROUTE)
-    });
-    Ok((netns, socket.map_err(kernel("enter a network namespace"))?))
+/// Brings `lo` up in a network namespace that has nothing else: network mode `none`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn loopback_up(netns: BorrowedFd<'_>) -> Result<()> {
+    route::loopback_up(&inside(netns)?).map_err(netlink("bring loopback up"))
 }
 
-fn add_link(host: &Host, endpoint: &Endpoint, mtu: u32, netns: &OwnedFd) -> Result<u32> {
+/// Opens a socket into a network namespace.
+fn inside(netns: BorrowedFd<'_>) -> Result<Socket> {
+    ns::in_netns(netns, || Socket::open(ROUTE)).map_err(kernel("enter a network namespace"))
+}
+
+fn add_link(host: &Host, endpoint: &Endpoint, mtu: u32, netns: BorrowedFd<'_>) -> Result<u32> {
     let mut last = None;
     for peer_index in PEER_INDEXES {
         let veth = Veth {
             name: &endpoint.link,
             bridge: host.bridge,
-            netns: netns.as_fd(),
+            netns,
             peer_index,
             mac: hardware_address(endpoint.address),
             mtu,

@@ -3,16 +3,16 @@
 
 use std::fs;
 
-use amphora_sys::netlink::Socket;
+use amphora_sys::netlink::{Socket, index_if_up};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::address::{choose, is_free, unique_local};
 use crate::config::{DEFAULT_LINK, DEFAULT_NETWORK, FORMAT, MTU_DEFAULT, NetworkConfig};
 use crate::error::{NetworkError, Result, kernel, netlink};
 use crate::networks::Networks;
-use crate::nft::{self, ForeignFilter};
+use crate::nft;
 use crate::route::{self, Survey};
-use crate::{store, sysctl};
+use crate::{firewall, store, sysctl};
 
 /// The sockets an operation works with, and the bridge it found.
 #[derive(Debug)]
@@ -158,33 +158,32 @@ impl Networks {
         nft::rebuild(socket, &[config.facts()], &ports).map_err(netlink("make table \"amphora\""))
     }
 
-    /// Has other engines' filters let our bridge through, as far as they can be asked.
-    pub(crate) fn ensure_accepted(&self, socket: &Socket, config: &NetworkConfig) -> Result<()> {
-        let look = || netlink("look at table \"filter\"");
-        let mut asked = false;
-        for family in [nft::Family::Ip, nft::Family::Ip6] {
-            asked |=
-                nft::foreign_filter(socket, family).map_err(look())? == ForeignFilter::UserChain;
+    /// Has other engines' filters let our bridge through, as far as they can be asked; returns
+    /// what stands in its way all the same, in words for a user.
+    pub(crate) fn ensure_accepted(
+        &self,
+        socket: &Socket,
+        config: &NetworkConfig,
+    ) -> Result<Vec<String>> {
+        let foreign = nft::look(socket).map_err(netlink("look at table \"filter\""))?;
+        if !foreign.user_chains.is_empty() {
+            let _lock = store::lock(&self.lock_path())?;
+            nft::accept_bridges(socket, &foreign.user_chains, &[&config.link])
+                .map_err(netlink("accept the bridge in chain \"DOCKER-USER\""))?;
         }
-        if !asked {
-            return Ok(());
-        }
-        let _lock = store::lock(&self.lock_path())?;
-        nft::accept_bridges(socket, &[&config.link])
-            .map_err(netlink("accept the bridge in chain \"DOCKER-USER\""))
+        firewall::nft_hints(socket, &foreign, config)
     }
 }
 
 /// The bridge's index when nothing is to be done for it.
 fn ready(config: &NetworkConfig, socket: &Socket) -> Result<Option<u32>> {
-    let link = route::link(socket, &config.link)
-        .map_err(netlink(format!("look at link \"{}\"", config.link)))?;
-    let Some(link) = link.filter(|link| link.up) else {
+    let look = || kernel(format!("look at link \"{}\"", config.link));
+    let Some(index) = index_if_up(socket, &config.link).map_err(look())? else {
         return Ok(None);
     };
     let forwards = sysctl::get(FORWARD4).as_deref() == Some("1")
         && (config.subnet6.is_none() || sysctl::get(FORWARD6).as_deref() != Some("0"));
-    Ok(forwards.then_some(link.index))
+    Ok(forwards.then_some(index))
 }
 
 /// Says whether this network namespace has IPv6, and has it turned on.

@@ -18,6 +18,7 @@ mod endpoint;
 mod ensure;
 mod error;
 pub mod files;
+mod firewall;
 mod lease;
 mod networks;
 mod nft;
@@ -32,8 +33,9 @@ mod wire;
 
 pub use address::{Subnet, SubnetError, hardware_address, hardware_text};
 pub use config::{DEFAULT_NETWORK, NetworkConfig};
-pub use endpoint::{AttachRequest, Attachment, Endpoint, none};
+pub use endpoint::{AttachRequest, Attachment, Claim, Endpoint, loopback_up, none};
 pub use error::{BindFailure, NetworkError};
+pub use firewall::Firewall;
 pub use networks::{Networks, is_default};
 pub use port_spec::{PortSpecError, parse_port_spec};
 pub use ports::{Listener, PortRequest, Protocol, PublishedPort};

@@ -12,7 +12,7 @@ use crate::config::{DEFAULT_NETWORK, NetworkConfig};
 use crate::endpoint::Endpoint;
 use crate::error::{NetworkError, Result, file, kernel, netlink};
 use crate::lease::Leases;
-use crate::nft::{self, ForeignFilter};
+use crate::nft;
 use crate::sysctl::{Change, Changes};
 use crate::{route, store};
 
@@ -121,39 +121,20 @@ impl Networks {
         errors
     }
 
-    /// Says what on this host would keep a container's packets from passing, in words for a user.
-    ///
-    /// # Errors
-    /// When the host's filter tables cannot be looked at.
-    pub fn hints(&self) -> Result<Vec<String>> {
-        let socket = nft::open().map_err(kernel("open nftables"))?;
-        let mut hints = Vec::new();
-        for (family, table) in [(nft::Family::Ip, "ip"), (nft::Family::Ip6, "ip6")] {
-            let found = nft::foreign_filter(&socket, family)
-                .map_err(netlink(format!("look at table \"{table} filter\"")))?;
-            if found == ForeignFilter::DropsForwarded {
-                hints.push(format!(
-                    "table \"{table} filter\" drops forwarded packets: accept the bridges of amphora in its chain FORWARD"
-                ));
-            }
-        }
-        let legacy =
-            fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap_or_default();
-        if legacy.lines().any(|table| table == "filter") {
-            hints.push(
-                "iptables-legacy has a filter table in this kernel: what its chain FORWARD drops is lost, accept the bridges of amphora there"
-                    .to_owned(),
-            );
-        }
-        Ok(hints)
-    }
-
     /// Removes everything of ours: endpoints on record, bridges, the table, rules in other
-    /// engines' chains, leases, and changed settings. For tests and for taking amphora off a host.
+    /// engines' chains, leases, and changed settings unless another
+    /// engine runs here. For tests and for taking amphora off a host.
     pub fn teardown_all(&self) -> Vec<NetworkError> {
         let mut errors = self.reconcile(&|_| false);
+        // Another engine found forwarding turned on and relies on it.
+        let mut needed = false;
         match nft::open() {
             Ok(socket) => {
+                let step = "look at table \"filter\"";
+                match nft::look(&socket).map_err(netlink(step)) {
+                    Ok(foreign) => needed = !foreign.user_chains.is_empty(),
+                    Err(error) => errors.push(error),
+                }
                 let step = "remove table \"amphora\"";
                 errors.extend(nft::drop_table(&socket).map_err(netlink(step)).err());
             }
@@ -170,7 +151,9 @@ impl Networks {
             (Err(error), _) => errors.push(kernel("open netlink")(error)),
             (_, Err(error)) => errors.push(error),
         }
-        errors.extend(self.changes().restore());
+        if !needed {
+            errors.extend(self.changes().restore());
+        }
         let run = self.run.join("networks");
         match fs::remove_dir_all(&run) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -10,12 +10,15 @@ use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, bind, getsockname, listen, shutdown,
     socket_with, sockopt,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{BindFailure, NetworkError, Result};
 
 /// Pending clients of a socket that the supervisor serves.
 const BACKLOG: i32 = 128;
+/// Sockets that fit beside our own descriptors into the usual limit of 1024.
+const SOCKETS_FEW: usize = 256;
 /// How often a random port is drawn again because the other family has it.
 const RANDOM_TRIES: usize = 16;
 
@@ -92,6 +95,7 @@ pub(crate) fn reserve(
     inside: Ipv4Addr,
     dual: bool,
 ) -> Result<(Vec<PublishedPort>, Vec<Listener>)> {
+    make_room(2 * requests.len());
     let mut published = Vec::new();
     let mut listeners = Vec::new();
     for request in requests {
@@ -120,6 +124,7 @@ pub(crate) fn reserve_published(
     published: &[PublishedPort],
     inside: Ipv4Addr,
 ) -> Result<Vec<Listener>> {
+    make_room(published.len());
     let mut listeners = Vec::new();
     for port in published {
         let address = SocketAddr::new(port.host_ip, port.host_port);
@@ -130,6 +135,20 @@ pub(crate) fn reserve_published(
         }
     }
     Ok(listeners)
+}
+
+/// Raises the limit of descriptors as far as it goes, for many sockets only; a container gets its
+/// own limits whatever ours are.
+fn make_room(sockets: usize) {
+    if sockets > SOCKETS_FEW {
+        let limit = getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: limit.maximum,
+            ..limit
+        };
+        // Where that fails, a socket says that there are too many.
+        let _ = setrlimit(Resource::Nofile, raised);
+    }
 }
 
 /// Only IPv6 sockets serve: rules cannot lead `::1` anywhere, and whatever else they miss (a

@@ -18,6 +18,9 @@ const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
+const IFLA_EXT_MASK: u16 = 29;
+/// Counters take longer to add up than all the rest to tell.
+const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
@@ -241,7 +244,6 @@ fn default_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Link {
     pub(crate) index: u32,
-    pub(crate) up: bool,
     pub(crate) mtu: u32,
 }
 
@@ -257,7 +259,6 @@ fn link_of(payload: &[u8]) -> Option<Link> {
         .map_or(0, u32::from_ne_bytes);
     Some(Link {
         index: word(4)?,
-        up: word(8)? & IFF_UP != 0,
         mtu,
     })
 }
@@ -267,6 +268,7 @@ pub(crate) fn link(socket: &Socket, name: &str) -> Result<Option<Link>, NetlinkE
     let mut batch = Batch::default();
     batch.message(RTM_GETLINK, 0, &link_header(0, false), |a| {
         a.text(IFLA_IFNAME, name);
+        a.native(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
     });
     let mut found = None;
     match socket.request(&batch.finish(), &mut |m| {

@@ -15,6 +15,15 @@ pub enum Release {
     Unlink(PathBuf),
     /// Remove a directory tree; a missing one is fine.
     RemoveTree(PathBuf),
+    /// Unlink the symbolic link by which a container has its name. It is the one at `path` that
+    /// points at `target`; or, when the container was renamed meanwhile, another one beside it.
+    /// One that points elsewhere belongs to another container and stays.
+    Claim {
+        /// The link as it was when the container started.
+        path: PathBuf,
+        /// What a link of this container points at.
+        target: String,
+    },
     /// Send one netlink datagram (a whole nftables batch) in the supervisor's own network
     /// namespace; `ENOENT` in the answer is fine.
     Netlink {

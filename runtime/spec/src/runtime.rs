@@ -235,6 +235,9 @@ pub struct Resources {
     /// Tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<Pids>,
+    /// Block devices.
+    #[serde(rename = "blockIO", skip_serializing_if = "Option::is_none")]
+    pub block_io: Option<BlockIo>,
     /// cgroup v2 files, verbatim.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unified: BTreeMap<String, String>,
@@ -316,6 +319,61 @@ pub struct Cpu {
 pub struct Pids {
     /// Most tasks; zero or less is unlimited.
     pub limit: i64,
+}
+
+/// `linux.resources.blockIO`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BlockIo {
+    /// Weight, 10 to 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// Weight for single devices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub weight_device: Vec<WeightDevice>,
+    /// Bytes read in a second.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub throttle_read_bps_device: Vec<ThrottleDevice>,
+    /// Bytes written in a second.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub throttle_write_bps_device: Vec<ThrottleDevice>,
+    /// Reads in a second.
+    #[serde(
+        rename = "throttleReadIOPSDevice",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub throttle_read_iops_device: Vec<ThrottleDevice>,
+    /// Writes in a second.
+    #[serde(
+        rename = "throttleWriteIOPSDevice",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub throttle_write_iops_device: Vec<ThrottleDevice>,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// A weight for one block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightDevice {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Weight, 10 to 1000.
+    pub weight: u16,
+}
+
+/// A rate for one block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThrottleDevice {
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Bytes or operations in a second.
+    pub rate: u64,
 }
 
 /// `linux.seccomp`.

@@ -22,10 +22,17 @@ pub(crate) fn adopt(mut handover: Handover, socket: &OwnedFd) -> Result<Server, 
     let run_dir = crate::files::open_dir(&config.run_dir)?;
     let old = State::read(run_dir.as_fd())?.unwrap_or_default();
     let init = find_init(&old)?;
-    let mut parts = open_parts(config, &mut handover, |run_dir, _| {
+    let mut parts = open_parts(config, &mut handover, |run_dir, config| {
+        if config.tty {
+            // The terminal went with the killed supervisor.
+            return Ok(Stdio::default());
+        }
         // A FIFO that is gone is gone with its writers, or was never made.
         match stdio::reopen(run_dir) {
-            Ok(out) => Ok(Stdio { out, stdin: None }),
+            Ok(out) => Ok(Stdio {
+                out,
+                ..Stdio::default()
+            }),
             Err(e) if init.is_some() => Err(e),
             Err(_) => Ok(stdio::create(run_dir, false)?.0),
         }
@@ -36,9 +43,16 @@ pub(crate) fn adopt(mut handover: Handover, socket: &OwnedFd) -> Result<Server, 
         init_pid: old.init_pid,
         init_start: old.init_start,
         started_at: old.started_at,
+        restarts: old.restarts,
+        pause_ns: old.pause_ns,
         ..parts.state
     };
     let pid = init.as_ref().map_or(0, |_| old.init_pid);
+    if let (true, Some(init)) = (parts.config.tty, &init) {
+        // Nobody can sit at its terminal any more. The hang-up has told all of its processes but
+        // the first, to which the kernel does not deliver what it does not ask for.
+        let _ = pidfd::signal(init.pidfd.as_fd(), KILL);
+    }
     parts.init = init;
     if parts.init.is_some() {
         parts.state.status = Status::Running;

@@ -73,8 +73,10 @@ pub enum ClientEvent<'a> {
     Stderr(&'a [u8]),
     /// The next piece of standard input may be sent.
     StdinReady,
-    /// A signal was delivered.
+    /// A signal was delivered, or the terminal resized.
     Done,
+    /// So many bytes of output are left out: they came faster than they were read.
+    Skipped(u64),
     /// A request was refused.
     Refused(&'a str),
     /// The container has ended; nothing comes after this.
@@ -89,6 +91,7 @@ pub struct Client {
     socket: OwnedFd,
     buffer: Vec<u8>,
     early: Option<ExitStatus>,
+    skipped: u64,
     run_dir: PathBuf,
 }
 
@@ -98,6 +101,7 @@ impl Client {
             socket,
             buffer: vec![0; FRAME_MAX],
             early: None,
+            skipped: 0,
             run_dir,
         }
     }
@@ -177,6 +181,7 @@ impl Client {
             Some(Frame::Stderr(bytes)) => Ok(ClientEvent::Stderr(bytes)),
             Some(Frame::StdinReady) => Ok(ClientEvent::StdinReady),
             Some(Frame::Done) => Ok(ClientEvent::Done),
+            Some(Frame::Skipped(n)) => Ok(ClientEvent::Skipped(n)),
             Some(Frame::Error(text)) => Ok(ClientEvent::Refused(text)),
             Some(Frame::Exit {
                 code,
@@ -204,6 +209,14 @@ impl Client {
                 _ => {}
             }
         }
+    }
+
+    /// Has the supervisor of a container that is about to run again look whether it still should.
+    ///
+    /// # Errors
+    /// [`SupervisorError::Lost`] when the supervisor is gone.
+    pub fn wake(&mut self) -> Result<(), SupervisorError> {
+        self.send(&Frame::Wake)
     }
 
     /// Sends a signal to init (0: the container's stop signal) and waits until it is delivered.
@@ -239,6 +252,15 @@ impl Client {
         self.send(&Frame::Signal(number))
     }
 
+    /// Tells the terminal of what this client belongs to, or of the exec session of that id, its
+    /// size; the answer arrives as [`ClientEvent::Done`] or [`ClientEvent::Refused`].
+    ///
+    /// # Errors
+    /// [`SupervisorError::Lost`] when the supervisor is gone.
+    pub fn post_resize(&mut self, rows: u16, cols: u16, exec: &str) -> Result<(), SupervisorError> {
+        self.send(&Frame::Resize { rows, cols, exec })
+    }
+
     /// Sends standard input, at most 64 KiB; before the next piece, [`ClientEvent::StdinReady`]
     /// must have arrived.
     ///
@@ -265,6 +287,16 @@ impl Client {
     /// [`SupervisorError::Lost`] when the supervisor is gone.
     pub fn detach(&mut self) -> Result<(), SupervisorError> {
         self.send(&Frame::Detach)
+    }
+
+    /// How many bytes of output [`crate::pump`] was told are left out.
+    #[must_use]
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    pub(crate) fn note_skipped(&mut self, bytes: u64) {
+        self.skipped += bytes;
     }
 
     pub(crate) fn early(&self) -> bool {

@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use amphora_spec::release::Release;
 use serde::{Deserialize, Serialize};
 
+use crate::restart::RestartPolicy;
+use crate::waiting::Ahead;
 use crate::{SupervisorError, files};
 
 const NAME: &str = "supervise.cfg";
 const LIMIT: usize = 8 << 20;
 const MAGIC: &[u8; 8] = b"amphscfg";
-const VERSION: u16 = 1;
+const VERSION: u16 = 3;
 
 /// Everything a supervisor knows of its container, beside the launch plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +28,10 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where output goes.
     pub log: LogConfig,
-    /// Whether init gets a pipe as standard input; otherwise `/dev/null`.
+    /// Whether init gets a terminal in place of pipes; its plan then makes one.
+    pub tty: bool,
+    /// Whether init gets a pipe as standard input; otherwise `/dev/null`. With a terminal: whether
+    /// clients may type.
     pub open_stdin: bool,
     /// Whether standard input ends when the first client that is attached to it goes.
     pub stdin_once: bool,
@@ -41,30 +46,94 @@ pub struct Config {
     /// It inherits the container's lock as descriptor 3 ([`crate::inherited_lock`]) and no
     /// environment.
     pub finish: Vec<String>,
+    /// Whether and when it runs again after its end.
+    pub restart: RestartPolicy,
+    /// What makes everything for the next run, as argv of this same binary: it inherits a socket
+    /// as descriptor 3, the container's lock as descriptor 4 ([`crate::inherited_start`]) and no
+    /// environment. Empty: there is no next run.
+    pub prepare: Vec<String>,
+    /// What the supervisor of the next run makes ahead.
+    pub ahead: Ahead,
     /// What signal number 0 on the socket stands for.
     pub stop_signal: i32,
     /// The container's cgroup, for the count of processes killed for want of memory.
     pub cgroup: Option<amphora_cgroup::Handle>,
+    /// Where its events go, and what is known of it for them.
+    pub events: crate::EventLog,
+    /// The network namespace its ports and addresses are in, as device and inode; `None`: it has
+    /// none in any.
+    pub netns: Option<(u64, u64)>,
 }
 
 /// Where output goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogConfig {
-    /// How it is written.
+    /// The file that is kept.
     pub driver: LogDriver,
     /// A file is rotated before it would grow beyond this many bytes; 0: never.
     pub max_size: u64,
     /// How many files are kept, the current one among them; at least 1.
     pub max_files: u32,
+    /// Whether rotated files are compressed, by a process of their own.
+    pub compress: bool,
+    /// Labels and variables that go with every line: a JSON object, or empty.
+    pub attrs: String,
+    /// Whom lines are sent to besides.
+    pub remote: Option<LogRemote>,
 }
 
-/// How output is written.
+/// The file that is kept of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LogDriver {
     /// Docker's lines: `{"log":"…\n","stream":"stdout","time":"…"}` in `logs/json.log`.
     JsonFile,
-    /// Not at all.
+    /// None.
     None,
+    /// The same lines in `logs/local.log`: the driver `local`, and the copy that `logs` reads of
+    /// output that is sent elsewhere.
+    Local,
+}
+
+impl LogDriver {
+    /// Name of the newest file in `logs/`; `None` when there is none.
+    #[must_use]
+    pub const fn file(self) -> Option<&'static str> {
+        match self {
+            Self::JsonFile => Some("json.log"),
+            Self::Local => Some("local.log"),
+            Self::None => None,
+        }
+    }
+}
+
+/// Whom lines are sent to. A datagram that does not go at once is dropped and counted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogRemote {
+    /// The journal, in its native protocol.
+    Journald {
+        /// Its socket.
+        socket: PathBuf,
+        /// Fields of every entry.
+        fields: Vec<(String, String)>,
+    },
+    /// A syslog socket.
+    Syslog {
+        /// Where it listens.
+        address: SyslogAddress,
+        /// Facility, 0 to 23.
+        facility: u8,
+        /// Tag of every message.
+        tag: String,
+    },
+}
+
+/// Where a syslog daemon listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SyslogAddress {
+    /// A datagram socket of this machine.
+    Unix(PathBuf),
+    /// A UDP port.
+    Udp(SocketAddr),
 }
 
 impl Default for LogConfig {
@@ -73,6 +142,9 @@ impl Default for LogConfig {
             driver: LogDriver::JsonFile,
             max_size: 10 << 20,
             max_files: 3,
+            compress: false,
+            attrs: String::new(),
+            remote: None,
         }
     }
 }

@@ -28,6 +28,9 @@ pub struct ExitRecord {
     /// Why the code is not to be trusted, when it is not (a supervisor was killed).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub error: String,
+    /// How often it was restarted by itself before.
+    #[serde(default)]
+    pub restarts: u32,
     /// Bytes of output that could not be logged (full disk).
     #[serde(default)]
     pub log_bytes_dropped: u64,
@@ -60,6 +63,7 @@ impl ExitRecord {
             started_at: clock::text(started_at),
             finished_at: clock::text(finished_at),
             error: error.to_owned(),
+            restarts: 0,
             log_bytes_dropped: 0,
         }
     }

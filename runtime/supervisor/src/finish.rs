@@ -1,7 +1,7 @@
 //! The end, in its order: drain, record, release, answer, become `finish`.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use amphora_sys::pidfd::{self, Exit};
 use amphora_sys::supervise::exec_in_place;
@@ -9,17 +9,19 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, accept_with};
 
+use crate::clients::Clients;
 use crate::exit::ExitRecord;
 use crate::frame::Frame;
 use crate::lock::FINISH_LOCK_FD;
-use crate::server::{Init, STREAMS, Server};
+use crate::server::{Init, Server};
+use crate::session::{MAIN, STREAMS};
 use crate::splice::Splices;
 use crate::state::{Status, proc_stat};
-use crate::{SupervisorError, clock, files, release};
+use crate::{SupervisorError, again, clock, files, release};
 
 /// Most chunks read of each stream after the end: with the namespace gone a pipe's content is
 /// all there is, but a process outside of it may still hold the pipe and write.
-const DRAIN_CHUNKS: usize = 256;
+pub(crate) const DRAIN_CHUNKS: usize = 256;
 /// How long the init of somebody else may stay unreaped before its code counts as unknown.
 const REAP_WAIT_NS: u64 = clock::NANOS;
 
@@ -34,13 +36,14 @@ pub(crate) fn finish(mut server: Server) -> Result<(), SupervisorError> {
         .as_ref()
         .and_then(|init| exit_of(init, pid));
     let finished_at = clock::now();
-    server.flush_pending();
+    server.end_execs();
+    server.flush_pending(MAIN);
     for which in 0..STREAMS.len() {
         for _ in 0..DRAIN_CHUNKS {
-            if !server.output(which) {
+            if !server.output(MAIN, which) {
                 break;
             }
-            server.flush_pending();
+            server.flush_pending(MAIN);
         }
     }
     server.log.finish();
@@ -63,6 +66,7 @@ pub(crate) fn conclude(
     let parts = &mut server.parts;
     let kills = parts.config.cgroup.as_ref().map_or(0, oom_kills);
     record.oom_killed |= kills > 0;
+    record.restarts = parts.state.restarts;
     let written = if parts.config.auto_remove {
         record.write(parts.run_dir.as_fd())
     } else {
@@ -74,6 +78,14 @@ pub(crate) fn conclude(
     parts.state.status = Status::Exited;
     parts.state.finished_at = finished_at;
     parts.state.exit_code = record.code;
+    let again = !parts.config.auto_remove
+        && again::wanted(
+            &parts.config,
+            parts.run_dir.as_fd(),
+            parts.data_dir.as_fd(),
+            record.code,
+            &mut parts.state,
+        );
     let written = written.and(parts.state.write(parts.run_dir.as_fd()));
     let released = release::run(&parts.config.release);
     // The rules are gone: now the ports may be bound by the next one.
@@ -95,16 +107,61 @@ pub(crate) fn conclude(
         oom_killed: record.oom_killed,
     };
     let answer = answer.encode();
-    for (_, client) in server.clients.iter() {
+    for (_, client) in server.clients.iter().filter(|(_, c)| !c.ended) {
         let _ = client.pay();
+        client.tell_skipped();
         let _ = client.send_final(&answer);
     }
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     while let Ok(late) = accept_with(&server.parts.control, flags) {
         let _ = crate::frame::send_bytes(late.as_fd(), &answer, rustix::net::SendFlags::DONTWAIT);
     }
+    note_end(&server, &record);
     drop(released.sockets);
-    become_finish(&server)
+    if again {
+        pause(&mut server)?;
+    }
+    become_finish(&server.parts.config.finish, server.parts.lock.as_fd())
+}
+
+/// Waits for the next run, which does not begin here; returns when there is none after all.
+fn pause(server: &mut Server) -> Result<(), SupervisorError> {
+    server.clients = Clients::default();
+    let parts = &mut server.parts;
+    parts.hold.clear();
+    parts.late.clear();
+    parts.base = None;
+    again::pause(&again::Pause {
+        config: &parts.config,
+        run_dir: parts.run_dir.as_fd(),
+        data_dir: parts.data_dir.as_fd(),
+        lock: parts.lock.as_fd(),
+        control: parts.control.as_fd(),
+        state: parts.state,
+    })?;
+    parts.state.status = Status::Exited;
+    parts.state.write(parts.run_dir.as_fd())
+}
+
+/// Writes how the container ended, once everybody has been answered.
+fn note_end(server: &Server, record: &ExitRecord) {
+    let parts = &server.parts;
+    let (config, log) = (&parts.config, &parts.config.events);
+    let mut lines = String::new();
+    if record.oom_killed {
+        lines.push_str(&log.line(&config.id, "oom", &[]));
+    }
+    let spent = parts
+        .state
+        .finished_at
+        .saturating_sub(parts.state.started_at);
+    let (code, spent) = (record.code.to_string(), (spent / 1_000_000_000).to_string());
+    let more = [
+        ("execDuration", spent.as_str()),
+        ("exitCode", code.as_str()),
+    ];
+    lines.push_str(&log.line(&config.id, "die", &more));
+    log.write(&lines);
 }
 
 /// Closing a netfilter socket is slow; it waits until everybody has been answered.
@@ -112,8 +169,8 @@ fn is_netlink(fd: &OwnedFd) -> bool {
     rustix::net::sockopt::socket_domain(fd).is_ok_and(|d| d == AddressFamily::NETLINK)
 }
 
-fn become_finish(server: &Server) -> Result<(), SupervisorError> {
-    let argv = &server.parts.config.finish;
+/// Becomes the `finish` program; returns only without one, or when it cannot be started.
+pub(crate) fn become_finish(argv: &[String], lock: BorrowedFd<'_>) -> Result<(), SupervisorError> {
     if argv.is_empty() {
         return Ok(());
     }
@@ -132,12 +189,7 @@ fn become_finish(server: &Server) -> Result<(), SupervisorError> {
         Mode::empty(),
     )
     .map_err(|e| SupervisorError::file("open", "/proc/self/exe", e))?;
-    let error = exec_in_place(
-        exe.as_fd(),
-        &argv,
-        server.parts.lock.as_fd(),
-        FINISH_LOCK_FD,
-    );
+    let error = exec_in_place(exe.as_fd(), &argv, lock, FINISH_LOCK_FD);
     Err(SupervisorError::Kernel("start the finish program", error))
 }
 

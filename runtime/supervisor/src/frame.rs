@@ -26,6 +26,9 @@ pub(crate) const TYPE_STDOUT: u8 = 0x41;
 pub(crate) const TYPE_STDERR: u8 = 0x42;
 /// Type byte of a message with standard input.
 pub(crate) const TYPE_STDIN: u8 = 0x02;
+/// Type byte of a message that hands an exec session over; its descriptors come with it, so that
+/// it is no [`Frame`].
+pub(crate) const TYPE_EXEC: u8 = 0x07;
 
 /// One message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +45,17 @@ pub(crate) enum Frame<'a> {
     Wait,
     /// Client: no more streams; the container keeps its standard input.
     Detach,
+    /// Client: the terminal has this size.
+    Resize {
+        /// Rows.
+        rows: u16,
+        /// Columns.
+        cols: u16,
+        /// Of which exec session; empty: the one that the client belongs to, or the container's.
+        exec: &'a str,
+    },
+    /// Client: look again whether the container is to be restarted.
+    Wake,
     /// Supervisor: bytes of standard output.
     Stdout(&'a [u8]),
     /// Supervisor: bytes of standard error.
@@ -72,8 +86,10 @@ pub(crate) enum Frame<'a> {
     },
     /// Supervisor: attached; the streams begin after this.
     Attached,
-    /// Supervisor: a signal was sent.
+    /// Supervisor: a signal was sent, or the terminal has its size.
     Done,
+    /// Supervisor: so many bytes of output did not fit into the client's socket and are left out.
+    Skipped(u64),
 }
 
 impl<'a> Frame<'a> {
@@ -86,6 +102,19 @@ impl<'a> Frame<'a> {
             Self::Signal(n) => (0x04, Some(*n), &[]),
             Self::Wait => (0x05, None, &[]),
             Self::Detach => (0x06, None, &[]),
+            Self::Resize { rows, cols, exec } => {
+                let mut out = vec![0x08];
+                out.extend(rows.to_le_bytes());
+                out.extend(cols.to_le_bytes());
+                out.extend(exec.as_bytes());
+                return out;
+            }
+            Self::Skipped(n) => {
+                let mut out = vec![0x4a];
+                out.extend(n.to_le_bytes());
+                return out;
+            }
+            Self::Wake => (0x0f, None, &[]),
             Self::Stdout(bytes) => (TYPE_STDOUT, None, bytes),
             Self::Stderr(bytes) => (TYPE_STDERR, None, bytes),
             Self::Exit {
@@ -132,6 +161,13 @@ impl<'a> Frame<'a> {
             0x04 => Self::Signal(number(0)?),
             0x05 => Self::Wait,
             0x06 => Self::Detach,
+            0x08 => Self::Resize {
+                rows: u16::from_le_bytes(rest.get(..2)?.try_into().ok()?),
+                cols: u16::from_le_bytes(rest.get(2..4)?.try_into().ok()?),
+                exec: std::str::from_utf8(rest.get(4..)?).ok()?,
+            },
+            0x4a => Self::Skipped(u64::from_le_bytes(rest.get(..8)?.try_into().ok()?)),
+            0x0f => Self::Wake,
             0x41 => Self::Stdout(rest),
             0x42 => Self::Stderr(rest),
             0x43 => Self::Exit {
@@ -211,6 +247,13 @@ mod tests {
             Frame::Signal(15),
             Frame::Wait,
             Frame::Detach,
+            Frame::Resize {
+                rows: 24,
+                cols: 80,
+                exec: "ab12",
+            },
+            Frame::Skipped(1 << 40),
+            Frame::Wake,
             Frame::Stdout(b"out"),
             Frame::Stderr(b""),
             Frame::Exit {
@@ -239,6 +282,8 @@ mod tests {
             &[4, 0, 0],
             &[0x43, 0, 0, 0, 0],
             &[0x47, 1],
+            &[0x08, 1, 0, 2],
+            &[0x4a, 1],
             &[0x99],
         ] {
             assert_eq!(Frame::decode(short), None, "{short:?}");

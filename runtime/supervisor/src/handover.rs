@@ -10,14 +10,15 @@ use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 use crate::SupervisorError;
+use crate::start::raise_file_limit;
 
 const MAGIC: &[u8; 8] = b"amphhand";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER_LEN: usize = 32;
 /// Most descriptors in one message; the kernel allows 253.
 const FDS_PER_MESSAGE: usize = 128;
@@ -25,7 +26,9 @@ const CHUNK: usize = 64 << 10;
 /// Most bytes of configuration or plan; an argument list may take 2 MiB alone.
 const BYTES_MAX: usize = 16 << 20;
 /// Most descriptors of one kind.
-const FDS_MAX: usize = 4096;
+const FDS_MAX: usize = 32_768;
+/// Descriptors that fit beside our own into any sane limit.
+const FDS_FEW: usize = 256;
 
 /// Why a supervisor is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub(crate) struct Handover {
     pub(crate) config: Vec<u8>,
     pub(crate) plan: Vec<u8>,
     pub(crate) lock: OwnedFd,
+    /// What the supervisor was executed from: closing it unmounts a clone, so it is kept.
+    pub(crate) exe: OwnedFd,
     pub(crate) listeners: Vec<OwnedFd>,
     pub(crate) hold: Vec<OwnedFd>,
     pub(crate) plan_fds: Vec<OwnedFd>,
@@ -67,6 +72,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) config: &'a [u8],
     pub(crate) plan: &'a [u8],
     pub(crate) lock: BorrowedFd<'a>,
+    pub(crate) exe: BorrowedFd<'a>,
     pub(crate) listeners: &'a [OwnedFd],
     pub(crate) hold: &'a [OwnedFd],
     pub(crate) plan_fds: &'a [OwnedFd],
@@ -96,7 +102,8 @@ impl Outgoing<'_> {
         let kernel = SupervisorError::kernel;
         send_part(socket, &self.header()?, &[]).map_err(kernel("hand over the header"))?;
         let lists = [self.listeners, self.hold, self.plan_fds];
-        let fds: Vec<BorrowedFd<'_>> = std::iter::once(self.lock)
+        let fds: Vec<BorrowedFd<'_>> = [self.lock, self.exe]
+            .into_iter()
             .chain(lists.into_iter().flatten().map(AsFd::as_fd))
             .collect();
         let mut batches = fds.chunks(FDS_PER_MESSAGE);
@@ -145,6 +152,13 @@ fn receive_part(
             other => break other.map_err(SupervisorError::kernel("receive the hand-over"))?,
         }
     };
+    if message.flags.contains(ReturnFlags::CTRUNC) {
+        // They are closed already: whoever waited for them would wait for ever.
+        return Err(SupervisorError::Kernel(
+            "receive descriptors of the hand-over",
+            Errno::MFILE.into(),
+        ));
+    }
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(arrived) = part {
             fds.extend(arrived);
@@ -174,14 +188,19 @@ impl Handover {
         if config_len > BYTES_MAX || plan_len > BYTES_MAX || counts.iter().any(|c| *c > FDS_MAX) {
             return Err(malformed("it is too large"));
         }
+        let total = 2 + counts.iter().sum::<usize>();
+        if total > FDS_FEW {
+            raise_file_limit();
+        }
         let config = receive_bytes(socket, config_len, &mut fds)?;
         let plan = receive_bytes(socket, plan_len, &mut fds)?;
-        let total = 1 + counts.iter().sum::<usize>();
         while fds.len() < total {
             receive_part(socket, &mut [0], &mut fds)?;
         }
         let mut fds = fds.into_iter();
         let lock = fds.next().ok_or_else(|| malformed("there is no lock"))?;
+        let exe = fds.next();
+        let exe = exe.ok_or_else(|| malformed("there is no program"))?;
         let mut take = |n: usize| fds.by_ref().take(n).collect::<Vec<_>>();
         Ok(Self {
             mode: if header[9] == 0 {
@@ -193,6 +212,7 @@ impl Handover {
             config,
             plan,
             lock,
+            exe,
             listeners: take(counts[0]),
             hold: take(counts[1]),
             plan_fds: take(counts[2]),
@@ -256,6 +276,7 @@ mod tests {
                     config: &config,
                     plan: b"plan",
                     lock: lock.as_fd(),
+                    exe: lock.as_fd(),
                     listeners: &three,
                     hold: &[],
                     plan_fds: &rest,
@@ -273,6 +294,17 @@ mod tests {
         let device = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_rdev;
         assert_eq!(device(&got.lock), device(&lock));
         assert_eq!(device(&got.plan_fds[296]), device(&files[0]));
+    }
+
+    #[test]
+    fn descriptors_that_did_not_fit_are_an_error() {
+        let (a, b) = amphora_sys::channel::pair().unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let fds = [file.as_fd(); 2 * FDS_PER_MESSAGE - 10];
+        amphora_sys::channel::send(a.as_fd(), &[1], &fds).unwrap();
+        let received = receive_part(b.as_fd(), &mut [0], &mut Vec::new());
+        let errno = received.unwrap_err().errno();
+        assert_eq!(errno, Errno::MFILE.raw_os_error());
     }
 
     #[test]

@@ -7,10 +7,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use amphora_sys::supervise::PageBuf;
-use rustix::fs::{Mode, OFlags, fstat, ftruncate, mkdirat, openat, renameat};
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, ftruncate, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
-use crate::config::{LogConfig, LogDriver};
+use crate::compress::Compressor;
+use crate::config::LogConfig;
+use crate::remote::Remote;
 use crate::{SupervisorError, clock};
 
 /// Bytes of output in one log line, as Docker's; a longer line is logged in pieces.
@@ -19,7 +21,6 @@ const LINE_MAX: usize = 16 << 10;
 const OUT_LEN: usize = 256 << 10;
 /// What a line needs beside its text.
 const LINE_EXTRA: usize = 128;
-const FILE: &str = "json.log";
 
 /// One of the two output streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,10 +47,14 @@ struct Carry {
 #[derive(Debug)]
 struct Sink {
     data_dir: PathBuf,
+    /// Name of the newest file; `None`: there is none.
+    name: Option<&'static str>,
     dir: Option<OwnedFd>,
     file: Option<OwnedFd>,
     size: u64,
     config: LogConfig,
+    compressor: Compressor,
+    remote: Option<Remote>,
     out: PageBuf,
     len: usize,
     time: [u8; clock::TEXT_LEN],
@@ -68,13 +73,16 @@ impl Logger {
             })
         };
         Ok(Self {
-            enabled: config.driver == LogDriver::JsonFile,
+            enabled: config.driver.file().is_some() || config.remote.is_some(),
             carry: [carry()?, carry()?],
             sink: Sink {
                 data_dir,
+                name: config.driver.file(),
                 dir: None,
                 file: None,
                 size: 0,
+                compressor: Compressor::default(),
+                remote: config.remote.as_ref().map(Remote::new),
                 config,
                 out: map(OUT_LEN)?,
                 len: 0,
@@ -144,6 +152,7 @@ impl Logger {
             }
         }
         self.sink.flush();
+        self.sink.compressor.finish();
     }
 
     /// Gives pages back that hold nothing.
@@ -156,7 +165,7 @@ impl Logger {
 
     /// Bytes of encoded lines that could not be written.
     pub(crate) fn dropped(&self) -> u64 {
-        self.sink.dropped
+        self.sink.dropped + self.sink.remote.as_ref().map_or(0, Remote::dropped)
     }
 }
 
@@ -192,7 +201,19 @@ fn complete(bytes: &[u8]) -> bool {
 
 impl Sink {
     fn emit(&mut self, stream: Stream, text: &[u8], ended: bool) {
-        if self.len + text.len() * 6 + LINE_EXTRA > OUT_LEN {
+        if let Some(remote) = &mut self.remote {
+            remote.send(stream, text, ended);
+        }
+        if self.name.is_none() {
+            return;
+        }
+        let attrs = std::mem::take(&mut self.config.attrs);
+        self.encode(stream, text, ended, attrs.as_bytes());
+        self.config.attrs = attrs;
+    }
+
+    fn encode(&mut self, stream: Stream, text: &[u8], ended: bool, attrs: &[u8]) {
+        if self.len + text.len() * 6 + attrs.len() + LINE_EXTRA > OUT_LEN {
             self.flush();
         }
         let begin = self.len;
@@ -202,9 +223,15 @@ impl Sink {
             self.put(b"\\n");
         }
         self.put(match stream {
-            Stream::Stdout => b"\",\"stream\":\"stdout\",\"time\":\"",
-            Stream::Stderr => b"\",\"stream\":\"stderr\",\"time\":\"",
+            Stream::Stdout => b"\",\"stream\":\"stdout\",",
+            Stream::Stderr => b"\",\"stream\":\"stderr\",",
         });
+        if !attrs.is_empty() {
+            self.put(b"\"attrs\":");
+            self.put(attrs);
+            self.put(b",");
+        }
+        self.put(b"\"time\":\"");
         let (time, len) = (self.time, self.time_len);
         self.put(&time[..len]);
         self.put(b"\"}\n");
@@ -222,6 +249,10 @@ impl Sink {
 
     /// Writes the lines before `keep` to the old file and moves the rest to a new one.
     fn rotate(&mut self, keep: usize) {
+        if self.compressor.busy() {
+            // Its file must keep its name until it is done; the current one grows meanwhile.
+            return;
+        }
         let end = self.len;
         self.len = keep;
         self.flush();
@@ -231,18 +262,13 @@ impl Sink {
             return;
         }
         let Some(dir) = self.dir.as_ref() else { return };
-        let name = |n: u32| {
-            if n == 0 {
-                FILE.to_owned()
-            } else {
-                format!("{FILE}.{n}")
-            }
-        };
+        let Some(name) = self.name else { return };
         if self.config.max_files <= 1 {
             let _ = self.file.as_ref().map(|f| ftruncate(f, 0));
         } else {
-            for n in (1..self.config.max_files).rev() {
-                let _ = renameat(dir, name(n - 1), dir, name(n));
+            shift(dir.as_fd(), name, self.config.max_files);
+            if self.config.compress {
+                self.compressor.start(dir.as_fd(), &format!("{name}.1"));
             }
             self.file = None;
         }
@@ -282,7 +308,8 @@ impl Sink {
         };
         let flags =
             OFlags::RDWR | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = openat(dir, FILE, flags, Mode::from_raw_mode(0o640))?;
+        let name = self.name.ok_or(Errno::NOENT)?;
+        let file = openat(dir, name, flags, Mode::from_raw_mode(0o640))?;
         self.size = u64::try_from(fstat(&file)?.st_size).unwrap_or(0);
         if self.size > 0 {
             self.size = mend(file.as_fd(), self.size)?;
@@ -290,6 +317,20 @@ impl Sink {
         self.file = Some(file);
         Ok(())
     }
+}
+
+/// Moves every file one number up; the last one goes.
+fn shift(dir: BorrowedFd<'_>, name: &str, max_files: u32) {
+    let old = |n: u32| format!("{name}.{n}");
+    let packed = |n: u32| format!("{name}.{n}.gz");
+    for last in [old(max_files - 1), packed(max_files - 1)] {
+        let _ = unlinkat(dir, last, AtFlags::empty());
+    }
+    for n in (2..max_files).rev() {
+        let _ = renameat(dir, old(n - 1), dir, old(n));
+        let _ = renameat(dir, packed(n - 1), dir, packed(n));
+    }
+    let _ = renameat(dir, name, dir, old(1));
 }
 
 /// Writes whole lines and returns how many bytes of them the file holds now; a line that only

@@ -9,15 +9,19 @@
 //! Must not know: the engine, networks, volumes, images. What needs them is done by the `finish`
 //! program that the supervisor becomes at its end.
 
+mod again;
 mod clock;
 mod config;
 mod error;
+mod events;
 mod files;
 
 mod client;
+mod exec;
 mod exit;
 mod frame;
 mod handover;
+mod keys;
 mod lock;
 mod pump;
 mod spawn;
@@ -25,20 +29,39 @@ mod state;
 
 mod adopted;
 mod clients;
+mod compress;
+mod exec_events;
+mod execs;
 mod finish;
 mod jsonlog;
 mod release;
+mod remote;
+mod restart;
 mod server;
+mod session;
 mod splice;
 mod start;
 mod stdio;
+mod waiting;
 
+mod early;
+
+pub use again::{Inherited, change_policy, inherited_start, is_wanted, note_wanted};
 pub use client::{AttachMode, Client, ClientEvent, ExitStatus, wait};
-pub use config::{Config, Listener, LogConfig, LogDriver};
+pub use compress::{COMPRESS_ENTRY, compress_main};
+pub use config::{Config, Listener, LogConfig, LogDriver, LogRemote, SyslogAddress};
 pub use error::SupervisorError;
+pub use events::{
+    Event, EventLog, LIMIT as EVENTS_LIMIT, append_events, attributes as event_attributes,
+    events_path, older_events_path,
+};
+pub use exec::{ExecConfig, ExecRecord, ExecRequest};
 pub use exit::ExitRecord;
+pub use keys::DetachKeys;
 pub use lock::{inherited_lock, is_alive, lock, open_lock, try_lock};
 pub use pump::{ProxySignals, PumpEnd, PumpStreams, pump};
+pub use restart::{RestartKind, RestartPolicy};
 pub use spawn::{AdoptRequest, Adopted, SpawnRequest, Spawned, adopt, spawn};
 pub use start::supervise_main;
 pub use state::{State, Status};
+pub use waiting::{Ahead, Charge, Launching, Waiting};

@@ -11,10 +11,12 @@ use amphora_sys::supervise::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, fstat};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2};
+use rustix::termios::tcgetwinsize;
 
 use crate::SupervisorError;
 use crate::client::{Client, ClientEvent, ExitStatus};
 use crate::frame::{Frame, PAYLOAD_MAX};
+use crate::keys::{DetachKeys, KEYS_MAX, KeyWatch};
 
 /// A write of this size does not block once poll says there is room.
 const SMALL_WRITE: usize = 4096;
@@ -23,20 +25,42 @@ const SMALL_WRITE: usize = 4096;
 /// ALRM, TERM, WINCH. Those that were ignored stay ignored (`nohup`).
 const FORWARDED: [i32; 8] = [1, 2, 3, 10, 12, 14, 15, 28];
 
+/// Signals that a foreground in raw mode must not die of before its terminal is put right: HUP,
+/// INT, QUIT, TERM; and WINCH, which says that the terminal has another size.
+const OWN: [i32; 5] = [1, 2, 3, 15, WINCH];
+/// SIGWINCH.
+const WINCH: i32 = 28;
+
 /// Signals held back for the container. Made before the container is started, so that none is
 /// lost between; dropped, they act on this process again.
 #[derive(Debug)]
-pub struct ProxySignals(SignalFd);
+pub struct ProxySignals {
+    signals: SignalFd,
+    forward: bool,
+}
 
 impl ProxySignals {
-    /// Holds the signals of the calling thread back; call it in a process of one thread.
+    /// Holds the signals of the calling thread back, for the container; call it in a process of
+    /// one thread.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn hold() -> Result<Self, SupervisorError> {
-        SignalFd::new(&FORWARDED)
-            .map(Self)
-            .map_err(|e| SupervisorError::Kernel("hold signals back", e))
+        Self::of(&FORWARDED, true)
+    }
+
+    /// Holds back what would end this process: [`pump`] then returns [`PumpEnd::Signalled`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn hold_own() -> Result<Self, SupervisorError> {
+        Self::of(&OWN, false)
+    }
+
+    fn of(signals: &[i32], forward: bool) -> Result<Self, SupervisorError> {
+        let signals =
+            SignalFd::new(signals).map_err(|e| SupervisorError::Kernel("hold signals back", e))?;
+        Ok(Self { signals, forward })
     }
 
     /// Takes the next signal that came, if one did.
@@ -44,7 +68,7 @@ impl ProxySignals {
     /// # Errors
     /// When the descriptor cannot be read.
     pub fn next(&self) -> Result<Option<i32>, SupervisorError> {
-        self.0
+        self.signals
             .next()
             .map_err(|e| SupervisorError::Kernel("read signals", e))
     }
@@ -59,6 +83,10 @@ pub struct PumpStreams<'a> {
     pub stdout: Option<BorrowedFd<'a>>,
     /// Where standard error goes.
     pub stderr: Option<BorrowedFd<'a>>,
+    /// The terminal whose size the container's is to have.
+    pub terminal: Option<BorrowedFd<'a>>,
+    /// What to look for in standard input.
+    pub detach: Option<&'a DetachKeys>,
 }
 
 /// Why a pump ended.
@@ -70,6 +98,10 @@ pub enum PumpEnd {
     Lost,
     /// Nobody reads our output any more (`| head`); the container goes on.
     OutputClosed,
+    /// The keys that detach were typed, or there was only input to copy and it ended.
+    Detached,
+    /// A signal came that is this process's own; nothing is lost by dying of it now.
+    Signalled(i32),
 }
 
 struct Pump<'a> {
@@ -80,6 +112,7 @@ struct Pump<'a> {
     /// What the last message still has to write: its length, and how much is done.
     writing: Option<(usize, usize)>,
     input: Vec<u8>,
+    keys: Option<KeyWatch<'a>>,
 }
 
 /// Copies until the container ends.
@@ -97,7 +130,8 @@ pub fn pump(
         return Ok(PumpEnd::Exit(status));
     }
     let input = if streams.stdin.is_some() {
-        vec![0; PAYLOAD_MAX]
+        // Keys held back may come on top of what is read next.
+        vec![0; PAYLOAD_MAX - KEYS_MAX]
     } else {
         Vec::new()
     };
@@ -107,6 +141,7 @@ pub fn pump(
         credit: true,
         writing: None,
         input,
+        keys: streams.detach.map(DetachKeys::watch),
     }
     .run(signals)
 }
@@ -126,11 +161,13 @@ impl Pump<'_> {
             let ready = self.wait(signals)?;
             if let (true, Some(signals)) = (ready.signal, signals) {
                 while let Some(number) = signals.next()? {
-                    self.client.post_signal(number)?;
+                    if let Some(end) = self.signalled(number, signals.forward)? {
+                        return Ok(end);
+                    }
                 }
             }
-            if ready.input {
-                self.read_input()?;
+            if ready.input && self.read_input()? {
+                return Ok(PumpEnd::Detached);
             }
             if ready.socket
                 && let Some(end) = self.hear()?
@@ -141,6 +178,24 @@ impl Pump<'_> {
                 return Ok(PumpEnd::OutputClosed);
             }
         }
+    }
+
+    /// A signal: a new size, something for the container, or the end of this process.
+    fn signalled(
+        &mut self,
+        number: i32,
+        forward: bool,
+    ) -> Result<Option<PumpEnd>, SupervisorError> {
+        if let (WINCH, Some(terminal)) = (number, self.streams.terminal) {
+            if let Ok(size) = tcgetwinsize(terminal) {
+                self.client.post_resize(size.ws_row, size.ws_col, "")?;
+            }
+        } else if forward {
+            self.client.post_signal(number)?;
+        } else if number != WINCH {
+            return Ok(Some(PumpEnd::Signalled(number)));
+        }
+        Ok(None)
     }
 
     fn wait(&self, signals: Option<&ProxySignals>) -> Result<Ready, SupervisorError> {
@@ -154,7 +209,7 @@ impl Pump<'_> {
                 .stdin
                 .filter(|_| self.credit)
                 .map(|fd| (fd, PollFlags::IN)),
-            signals.map(|s| (s.0.as_fd(), PollFlags::IN)),
+            signals.map(|s| (s.signals.as_fd(), PollFlags::IN)),
         ];
         let mut fds: Vec<PollFd<'_>> = wanted
             .iter()
@@ -177,20 +232,36 @@ impl Pump<'_> {
         })
     }
 
-    fn read_input(&mut self) -> Result<(), SupervisorError> {
+    /// Passes input on; `true` when it holds the keys that detach.
+    fn read_input(&mut self) -> Result<bool, SupervisorError> {
         let Some(stdin) = self.streams.stdin else {
-            return Ok(());
+            return Ok(false);
         };
         match rustix::io::read(stdin, &mut self.input[..]) {
             Ok(n) if n > 0 => {
-                self.credit = false;
-                self.client.send_stdin(&self.input[..n])
+                let typed = &self.input[..n];
+                let Some(keys) = &mut self.keys else {
+                    self.credit = false;
+                    self.client.send_stdin(typed)?;
+                    return Ok(false);
+                };
+                let (rest, detached) = keys.scan(typed);
+                if !rest.is_empty() {
+                    self.credit = false;
+                    self.client.send_stdin(&rest)?;
+                }
+                if detached {
+                    self.client.detach()?;
+                }
+                Ok(detached)
             }
-            Err(Errno::INTR | Errno::AGAIN) => Ok(()),
+            Err(Errno::INTR | Errno::AGAIN) => Ok(false),
             // The end, or a terminal that went away.
             _ => {
                 self.streams.stdin = None;
-                self.client.end_stdin()
+                self.client.end_stdin()?;
+                // With nothing to copy out, feeding was all there was to do.
+                Ok(self.streams.stdout.is_none() && self.streams.stderr.is_none())
             }
         }
     }
@@ -204,6 +275,7 @@ impl Pump<'_> {
         match self.client.message(n) {
             Some(Frame::Stdout(_) | Frame::Stderr(_)) => self.writing = Some((n, 0)),
             Some(Frame::StdinReady) => self.credit = true,
+            Some(Frame::Skipped(n)) => self.client.note_skipped(n),
             Some(Frame::Exit {
                 code,
                 signal,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use amphora_spec::release::Release;
 use amphora_sys::netlink;
@@ -31,6 +32,7 @@ fn describe(action: &Release, error: &io::Error) -> String {
     match action {
         Release::Unlink(path) => format!("failed to unlink \"{}\": {error}", path.display()),
         Release::RemoveTree(path) => format!("failed to remove \"{}\": {error}", path.display()),
+        Release::Claim { path, .. } => format!("failed to release \"{}\": {error}", path.display()),
         Release::Netlink { protocol, .. } => {
             format!("failed to send to netlink protocol {protocol}: {error}")
         }
@@ -41,12 +43,29 @@ fn one(action: &Release, sockets: &mut Vec<OwnedFd>) -> io::Result<()> {
     match action {
         Release::Unlink(path) => absent(std::fs::remove_file(path)),
         Release::RemoveTree(path) => absent(std::fs::remove_dir_all(path)),
+        Release::Claim { path, target } => claim(path, target),
         Release::Netlink { protocol, bytes } => {
             let socket = netlink::replay(*protocol, bytes).map_err(|e| e.source)?;
             sockets.push(socket.into());
             Ok(())
         }
     }
+}
+
+fn claim(path: &Path, target: &str) -> io::Result<()> {
+    let ours = |path: &Path| std::fs::read_link(path).is_ok_and(|link| link.as_os_str() == target);
+    if ours(path) {
+        return absent(std::fs::remove_file(path));
+    }
+    let Some(beside) = path.parent() else {
+        return Ok(());
+    };
+    for entry in std::fs::read_dir(beside)?.flatten() {
+        if ours(&entry.path()) {
+            absent(std::fs::remove_file(entry.path()))?;
+        }
+    }
+    Ok(())
 }
 
 fn absent(result: io::Result<()>) -> io::Result<()> {
@@ -59,6 +78,26 @@ fn absent(result: io::Result<()>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_renamed_container_gives_up_its_own_name_only() {
+        use std::os::unix::fs::symlink;
+        let dir = std::env::temp_dir().join(format!("amphora-claim-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        // It was "old", is "new" now, and "old" is somebody else's.
+        symlink("other", dir.join("old")).unwrap();
+        symlink("mine", dir.join("new")).unwrap();
+        let actions = [Release::Claim {
+            path: dir.join("old"),
+            target: "mine".to_owned(),
+        }];
+        for _ in 0..2 {
+            assert!(run(&actions).failures.is_empty());
+            assert!(dir.join("new").symlink_metadata().is_err());
+            assert!(dir.join("old").symlink_metadata().is_ok());
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn actions_are_idempotent_and_failures_do_not_stop_the_rest() {

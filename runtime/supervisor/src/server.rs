@@ -1,31 +1,26 @@
-//! The loop: one epoll over init, its streams, the socket, the clients and spliced connections.
-//!
-//! Output is handled a chunk at a time. A chunk that does not fit into some client's socket stays
-//! at hand and nothing more is read until it fits: a slow reader slows the container, as a pipe
-//! would, and loses nothing. A dead one is closed at once.
+//! The loop: one epoll over init, the sessions, the socket, the clients and spliced connections.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 
+use amphora_sys::base::Base;
 use amphora_sys::pidfd;
-use amphora_sys::supervise::PageBuf;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with};
 
-use crate::clients::{Clients, Owed};
+use crate::SupervisorError;
+use crate::clients::{Client, Clients, Owed};
 use crate::config::Config;
-use crate::frame::{self, FRAME_MAX, Frame};
-use crate::jsonlog::{Logger, Stream};
+use crate::frame::{self, Frame, TYPE_EXEC, TYPE_STDIN};
+use crate::jsonlog::Logger;
+use crate::session::{MAIN, PART_BITS, Session, TOKEN_SESSION};
 use crate::splice::Splices;
 use crate::state::State;
 use crate::stdio::Stdio;
-use crate::{SupervisorError, frame::TYPE_STDIN};
 
 const TOKEN_INIT: u64 = 0;
-const TOKEN_STDOUT: u64 = 1;
-const TOKEN_STDERR: u64 = 2;
-const TOKEN_STDIN: u64 = 3;
 const TOKEN_CONTROL: u64 = 4;
 pub(crate) const TOKEN_CLIENT: u64 = 1 << 16;
 pub(crate) const TOKEN_LISTENER: u64 = 2 << 16;
@@ -37,7 +32,7 @@ const IDLE: Timespec = Timespec {
     tv_nsec: 0,
 };
 /// Longest message of a client that is not standard input.
-const SMALL: usize = 64;
+const SMALL: usize = 128;
 
 /// The container's first process.
 #[derive(Debug)]
@@ -55,6 +50,10 @@ pub(crate) struct Parts {
     pub(crate) data_dir: OwnedFd,
     pub(crate) lock: OwnedFd,
     pub(crate) hold: Vec<OwnedFd>,
+    /// What takes time to close, and keeps nobody out: closed with the process.
+    pub(crate) late: Vec<OwnedFd>,
+    /// What the container's mount namespace was cloned from; given back in the first quiet moment.
+    pub(crate) base: Option<Base>,
     pub(crate) control: OwnedFd,
     /// `None`: it had ended before this supervisor came.
     pub(crate) init: Option<Init>,
@@ -69,26 +68,17 @@ pub(crate) struct Server {
     pub(crate) clients: Clients,
     pub(crate) splices: Splices,
     pub(crate) log: Logger,
-    epoll: OwnedFd,
-    chunk: PageBuf,
-    /// The chunk at hand: length of its message and the stream's bit.
-    pending: Option<(usize, u8)>,
-    inbox: PageBuf,
-    /// What of the inbox has still to go to standard input: from, to, and whose it is.
-    input: Option<(usize, usize, usize)>,
-    close_stdin: bool,
-    used: bool,
+    /// The container's own session, then those of exec.
+    pub(crate) sessions: Vec<Option<Session>>,
+    /// Ended exec sessions that are still on record, oldest first.
+    pub(crate) ended_execs: VecDeque<String>,
+    pub(crate) epoll: OwnedFd,
+    pub(crate) used: bool,
 }
 
-pub(crate) const STREAMS: [(Stream, u8, u8); 2] = [
-    (Stream::Stdout, frame::STDOUT, frame::TYPE_STDOUT),
-    (Stream::Stderr, frame::STDERR, frame::TYPE_STDERR),
-];
-
 impl Server {
-    pub(crate) fn new(parts: Parts) -> Result<Self, SupervisorError> {
+    pub(crate) fn new(mut parts: Parts) -> Result<Self, SupervisorError> {
         let kernel = SupervisorError::kernel;
-        let map = |len| PageBuf::new(len).map_err(|e| SupervisorError::Kernel("map a buffer", e));
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(kernel("make an epoll"))?;
         let watch = |fd: &OwnedFd, token: u64| {
             epoll::add(&epoll, fd, EventData::new_u64(token), EventFlags::IN)
@@ -97,18 +87,17 @@ impl Server {
         if let Some(init) = &parts.init {
             watch(&init.pidfd, TOKEN_INIT)?;
         }
-        watch(&parts.stdio.out[0], TOKEN_STDOUT)?;
-        watch(&parts.stdio.out[1], TOKEN_STDERR)?;
+        let main = std::mem::take(&mut parts.stdio);
+        let main = Session::new(main, parts.config.stdin_once, None)?;
+        main.watch(&epoll, MAIN)
+            .map_err(kernel("watch a descriptor"))?;
         watch(&parts.control, TOKEN_CONTROL)?;
         Ok(Self {
             log: Logger::new(parts.config.data_dir.clone(), parts.config.log.clone())?,
             clients: Clients::default(),
             splices: Splices::default(),
-            chunk: map(FRAME_MAX)?,
-            inbox: map(FRAME_MAX)?,
-            pending: None,
-            input: None,
-            close_stdin: false,
+            sessions: vec![Some(main)],
+            ended_execs: VecDeque::new(),
             used: true,
             epoll,
             parts,
@@ -135,7 +124,10 @@ impl Server {
 
     /// Adds the connection this supervisor was born with.
     pub(crate) fn add_client(&mut self, socket: OwnedFd, streams: u8) {
-        let _ = self.clients.add(&self.epoll, socket, streams);
+        let added = self.clients.add(&self.epoll, socket, streams);
+        if let Some(client) = added.and_then(|index| self.clients.get(index)) {
+            client.owner = true;
+        }
     }
 
     /// Serves until init has ended.
@@ -145,7 +137,7 @@ impl Server {
             data: EventData::new_u64(0),
         }; EVENTS];
         loop {
-            let timeout = match (self.splices.hot(), self.used && self.pending.is_none()) {
+            let timeout = match (self.splices.hot(), self.used || self.splices.paused()) {
                 (true, _) => Some(Timespec::default()),
                 (false, true) => Some(IDLE),
                 (false, false) => None,
@@ -167,15 +159,16 @@ impl Server {
                 return Ok(());
             }
             self.splices.pump_hot(&self.epoll);
+            self.splices.retry(&self.epoll);
         }
     }
 
     fn release_pages(&mut self) {
         self.used = false;
-        self.chunk.release();
+        self.parts.base = None;
         self.log.release_pages();
-        if self.input.is_none() {
-            self.inbox.release();
+        for session in self.sessions.iter_mut().flatten() {
+            session.release_pages();
         }
     }
 
@@ -185,13 +178,12 @@ impl Server {
             TOKEN_CLIENT => self.client_event(index, flags),
             TOKEN_LISTENER => self.splices.accept(&self.epoll, index),
             TOKEN_SPLICE => self.splices.pump(&self.epoll, index),
-            _ => match token {
-                TOKEN_STDOUT => drop(self.output(0)),
-                TOKEN_STDERR => drop(self.output(1)),
-                TOKEN_STDIN => self.write_stdin(),
-                TOKEN_CONTROL => self.accept(),
-                _ => {}
-            },
+            TOKEN_SESSION => {
+                let part = token & ((1 << PART_BITS) - 1);
+                self.session_event(index >> PART_BITS, part);
+            }
+            _ if token == TOKEN_CONTROL => self.accept(),
+            _ => {}
         }
     }
 
@@ -199,86 +191,6 @@ impl Server {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         if let Ok(socket) = accept_with(&self.parts.control, flags) {
             let _ = self.clients.add(&self.epoll, socket, 0);
-        }
-    }
-
-    /// Reads a chunk of a stream and passes it on; `false` when there is nothing to read.
-    pub(crate) fn output(&mut self, which: usize) -> bool {
-        if self.pending.is_some() {
-            return false;
-        }
-        let (stream, bit, kind) = STREAMS[which];
-        self.used = true;
-        let n = match rustix::io::read(&self.parts.stdio.out[which], &mut self.chunk[1..]) {
-            Ok(n) if n > 0 => n,
-            _ => return false,
-        };
-        self.chunk[0] = kind;
-        let message = 1 + n;
-        let mut dead = None;
-        for (i, client) in self.clients.iter().filter(|(_, c)| c.streams & bit != 0) {
-            match frame::send_bytes(
-                client.socket.as_fd(),
-                &self.chunk[..message],
-                SendFlags::DONTWAIT,
-            ) {
-                Ok(()) => {}
-                Err(Errno::AGAIN | Errno::NOBUFS) => {
-                    client.blocked = true;
-                    self.pending = Some((message, bit));
-                }
-                Err(_) => dead = Some(i),
-            }
-        }
-        self.log.append(stream, &self.chunk[1..message]);
-        if self.pending.is_some() {
-            self.watch_output(EventFlags::empty());
-            for i in 0..crate::clients::CLIENTS_MAX {
-                if self.clients.get(i).is_some_and(|c| c.blocked) {
-                    self.clients.update(&self.epoll, i);
-                }
-            }
-        }
-        if let Some(dead) = dead {
-            self.drop_client(dead);
-        }
-        true
-    }
-
-    fn watch_output(&self, flags: EventFlags) {
-        for (fd, token) in self
-            .parts
-            .stdio
-            .out
-            .iter()
-            .zip([TOKEN_STDOUT, TOKEN_STDERR])
-        {
-            let _ = epoll::modify(&self.epoll, fd, EventData::new_u64(token), flags);
-        }
-    }
-
-    /// Once the last slow client has the chunk at hand, reading goes on.
-    fn settle(&mut self) {
-        if self.pending.is_some() && !self.clients.any(|c| c.blocked) {
-            self.pending = None;
-            self.watch_output(EventFlags::IN);
-        }
-    }
-
-    /// The container has ended: sends the chunk at hand to those who lack it, however slow.
-    pub(crate) fn flush_pending(&mut self) {
-        let Some((len, _)) = self.pending.take() else {
-            return;
-        };
-        let mut dead = Vec::new();
-        for (i, client) in self.clients.iter().filter(|(_, c)| c.blocked) {
-            client.blocked = false;
-            if client.send_final(&self.chunk[..len]).is_err() {
-                dead.push(i);
-            }
-        }
-        for i in dead {
-            self.drop_client(i);
         }
     }
 
@@ -301,19 +213,7 @@ impl Server {
             return Ok(());
         };
         client.pay()?;
-        if let (true, Some((len, _))) = (client.blocked, self.pending) {
-            match frame::send_bytes(
-                client.socket.as_fd(),
-                &self.chunk[..len],
-                SendFlags::DONTWAIT,
-            ) {
-                Ok(()) => client.blocked = false,
-                Err(Errno::AGAIN | Errno::NOBUFS) => {}
-                Err(e) => return Err(e),
-            }
-            self.settle();
-        }
-        Ok(())
+        self.resend(index)
     }
 
     /// Handles one message; `false` when the client is gone or makes no sense.
@@ -328,16 +228,23 @@ impl Server {
             Err(Errno::AGAIN) => return true,
             _ => return false,
         }
+        if head[0] == TYPE_EXEC {
+            return self.exec_arrives(index);
+        }
         if head[0] == TYPE_STDIN {
-            if self.input.is_some() {
+            let at = client.session;
+            let Some(session) = self.sessions.get_mut(at).and_then(Option::as_mut) else {
+                return false;
+            };
+            if session.input.is_some() {
                 client.parked = true;
                 return true;
             }
             self.used = true;
-            return match frame::receive(socket, &mut self.inbox, RecvFlags::DONTWAIT) {
+            return match frame::receive(socket, &mut session.inbox, RecvFlags::DONTWAIT) {
                 Ok(n) if n > 0 => {
-                    self.input = Some((1, n, index));
-                    self.write_stdin();
+                    session.input = Some((1, n, index));
+                    self.write_stdin(at);
                     true
                 }
                 _ => false,
@@ -362,6 +269,7 @@ impl Server {
         match message {
             Frame::Attach(streams) => {
                 client.streams = streams;
+                client.widen();
                 client.owe(Owed::Attached)
             }
             Frame::Detach => {
@@ -371,18 +279,33 @@ impl Server {
             Frame::Wait => Ok(()),
             Frame::Signal(number) => {
                 let number = if number == 0 { stop_signal } else { number };
-                let init = self.parts.init.as_ref();
-                let sent = init.map_or(Ok(false), |i| pidfd::signal(i.pidfd.as_fd(), number));
+                let session = client.session;
+                let sent = self.signal(session, number);
                 let why = match sent {
-                    Ok(true) => return client.owe(Owed::Done),
-                    Ok(false) => "the container has ended".to_owned(),
-                    Err(e) => format!("failed to send signal {number}: {e}"),
+                    Ok(true) => None,
+                    Ok(false) => Some("the container has ended".to_owned()),
+                    Err(e) => Some(format!("failed to send signal {number}: {e}")),
                 };
-                Frame::Error(&why).send(client.socket.as_fd(), SendFlags::DONTWAIT)
+                self.answer(index, why)
+            }
+            Frame::Resize { rows, cols, exec } => {
+                let session = self.session_of(index, exec).unwrap_or(usize::MAX);
+                let resized = match self.session(session) {
+                    Some(session) => session.stdio.resize(rows, cols),
+                    None => Err(Errno::SRCH),
+                };
+                let why = resized.err().map(|e| match e {
+                    Errno::NOTTY => "there is no terminal".to_owned(),
+                    Errno::SRCH => "there is no such exec session".to_owned(),
+                    e => format!("failed to resize the terminal: {e}"),
+                });
+                self.answer(index, why)
             }
             Frame::StdinEof => {
-                if client.streams & frame::STDIN != 0 && self.parts.config.stdin_once {
-                    self.end_stdin();
+                let at = client.session;
+                let feeds = client.streams & frame::STDIN != 0;
+                if feeds && self.session(at).is_some_and(|s| s.stdin_once) {
+                    self.end_stdin(at);
                 }
                 Ok(())
             }
@@ -390,89 +313,45 @@ impl Server {
         }
     }
 
-    /// Closes standard input, after what is still in the inbox.
-    fn end_stdin(&mut self) {
-        if self.input.is_some() {
-            self.close_stdin = true;
-        } else {
-            self.parts.stdio.stdin = None;
+    /// Signals the process of a session; `false` when it has ended.
+    fn signal(&mut self, session: usize, number: i32) -> std::io::Result<bool> {
+        if let Some(sent) = self.signal_exec(session, number) {
+            return sent;
         }
+        let init = self.parts.init.as_ref();
+        init.map_or(Ok(false), |i| pidfd::signal(i.pidfd.as_fd(), number))
     }
 
-    /// Writes the inbox to standard input as far as it goes.
-    fn write_stdin(&mut self) {
-        let Some((mut from, to, owner)) = self.input else {
-            return;
+    /// Tells a client that its request is done, or why not.
+    fn answer(&mut self, client: usize, why: Option<String>) -> Result<(), Errno> {
+        let Some(client) = self.clients.get(client) else {
+            return Ok(());
         };
-        let allowed = self
-            .clients
-            .get(owner)
-            .is_none_or(|c| c.streams & frame::STDIN != 0);
-        while allowed && from < to {
-            let Some(stdin) = &self.parts.stdio.stdin else {
-                break;
-            };
-            match rustix::io::write(stdin, &self.inbox[from..to]) {
-                Ok(n) => from += n,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => {
-                    self.input = Some((from, to, owner));
-                    let token = EventData::new_u64(TOKEN_STDIN);
-                    let flags = EventFlags::OUT;
-                    if epoll::modify(&self.epoll, stdin, token, flags).is_err() {
-                        let _ = epoll::add(&self.epoll, stdin, token, flags);
-                    }
-                    return;
-                }
-                // The container closed its standard input: the rest has nowhere to go.
-                Err(_) => break,
-            }
-        }
-        self.input = None;
-        if let Some(stdin) = &self.parts.stdio.stdin {
-            let _ = epoll::delete(&self.epoll, stdin);
-        }
-        if self.close_stdin {
-            self.close_stdin = false;
-            self.parts.stdio.stdin = None;
-        }
-        if self
-            .clients
-            .get(owner)
-            .is_some_and(|c| c.owe(Owed::StdinReady).is_err())
-        {
-            self.drop_client(owner);
-        }
-        self.clients.update(&self.epoll, owner);
-        for index in 0..crate::clients::CLIENTS_MAX {
-            if self
-                .clients
-                .get(index)
-                .is_some_and(|c| std::mem::take(&mut c.parked))
-            {
-                self.clients.update(&self.epoll, index);
-            }
+        match why {
+            None => client.owe(Owed::Done),
+            Some(why) => Frame::Error(&why).send(client.socket.as_fd(), SendFlags::DONTWAIT),
         }
     }
 
-    fn drop_client(&mut self, index: usize) {
+    pub(crate) fn drop_client(&mut self, index: usize) {
         let Some(client) = self.clients.remove(index) else {
             return;
         };
-        let had_stdin = client.streams & frame::STDIN != 0;
+        let (had_stdin, at) = (client.streams & frame::STDIN != 0, client.session);
         drop(client);
-        if let Some((from, to, owner)) = self.input
-            && owner == index
-        {
-            // Its index may be given away again; nobody is to be told.
-            self.input = Some((from, to, usize::MAX));
+        let feeds = |c: &Client| c.session == at && c.streams & frame::STDIN != 0;
+        let last = had_stdin && !self.clients.any(feeds);
+        if let Some(session) = self.session(at) {
+            if let Some((from, to, owner)) = session.input
+                && owner == index
+            {
+                // Its index may be given away again; nobody is to be told.
+                session.input = Some((from, to, usize::MAX));
+            }
+            if last && session.stdin_once {
+                self.end_stdin(at);
+            }
         }
-        if had_stdin
-            && self.parts.config.stdin_once
-            && !self.clients.any(|c| c.streams & frame::STDIN != 0)
-        {
-            self.end_stdin();
-        }
-        self.settle();
+        self.settle(at);
     }
 }

@@ -6,18 +6,16 @@ use std::path::PathBuf;
 
 use amphora_cgroup::SupervisorCgroup;
 use amphora_sys::process::{Spawn, spawn_self};
-use amphora_sys::{LaunchPlan, Launched, channel};
-use rustix::event::{PollFd, PollFlags, poll};
+use amphora_sys::{LaunchPlan, Launched};
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::SupervisorError;
 use crate::client::{AttachMode, Client};
 use crate::config::Config;
-use crate::error::kind_from;
 use crate::files::open_dir;
-use crate::frame::Frame;
 use crate::handover::{Mode as StartMode, Outgoing};
 use crate::start::HANDOVER_FD;
+use crate::waiting::{Ahead, Charge, Waiting};
 
 /// What a container is started with.
 #[derive(Debug)]
@@ -93,37 +91,23 @@ pub struct Adopted {
 /// # Errors
 /// [`SupervisorError::Launch`] says why nothing runs; whatever fails, no process is left, and
 /// files only in the run directory.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "descriptors are handed over: ours end here"
-)]
 pub fn spawn(request: SpawnRequest<'_>) -> Result<Spawned, SupervisorError> {
-    let run_dir = open_dir(&request.config.run_dir)?;
-    let config = request.config.encode()?;
-    Config::keep(run_dir.as_fd(), &config)?;
-    let plan = request.plan.encode();
-    let outgoing = Outgoing {
-        mode: StartMode::Launch,
-        run_dir: &request.config.run_dir,
-        attach: request.attach.map_or(0, AttachMode::bits),
-        config: &config,
-        plan: &plan,
-        lock: request.lock.as_fd(),
-        listeners: &request.listeners,
-        hold: &request.hold,
-        plan_fds: &request.plan.fds,
-    };
-    let (supervisor_pid, init_pid, client) = start(
+    let waiting = Waiting::start(
         request.exe,
         request.argv,
         request.cgroup.as_ref(),
-        &outgoing,
+        Ahead::default(),
     )?;
-    Ok(Spawned {
-        supervisor_pid,
-        init_pid,
-        client,
-    })
+    let charge = Charge {
+        config: request.config,
+        plan: request.plan,
+        lock: request.lock,
+        listeners: request.listeners,
+        hold: request.hold,
+        attach: request.attach,
+        gated: false,
+    };
+    waiting.hand_over(charge)?.answered()
 }
 
 /// Starts a supervisor for a container whose own was killed.
@@ -146,65 +130,27 @@ pub fn adopt(request: AdoptRequest<'_>) -> Result<Adopted, SupervisorError> {
         config: &config,
         plan: &[],
         lock: request.lock.as_fd(),
+        exe: request.exe.as_fd(),
         listeners: &request.listeners,
         hold: &request.hold,
         plan_fds: &[],
     };
-    let (supervisor_pid, init_pid, client) = start(
+    let waiting = Waiting::start(
         request.exe,
         request.argv,
         request.cgroup.as_ref(),
-        &outgoing,
+        Ahead::default(),
     )?;
+    let spawned = waiting.send(&outgoing, None)?.answered()?;
     Ok(Adopted {
-        supervisor_pid,
-        init_pid: (init_pid != 0).then_some(init_pid),
-        client,
+        supervisor_pid: spawned.supervisor_pid,
+        init_pid: (spawned.init_pid != 0).then_some(spawned.init_pid),
+        client: spawned.client,
     })
 }
 
-fn start(
-    exe: &OwnedFd,
-    argv: &[&str],
-    cgroup: Option<&SupervisorCgroup>,
-    outgoing: &Outgoing<'_>,
-) -> Result<(i32, i32, Option<Client>), SupervisorError> {
-    let kernel = |what| move |e| SupervisorError::Kernel(what, e);
-    let (ours, theirs) = channel::pair().map_err(kernel("make a socket pair"))?;
-    let Launched { pid, pidfd } = execute(exe, argv, cgroup, theirs.as_fd())?;
-    drop(theirs);
-    if let Err(error) = outgoing.send(ours.as_fd()) {
-        // It waits for the rest: without the socket it ends.
-        drop(ours);
-        reap(pid);
-        return Err(error);
-    }
-    let mut client = Client::from_socket(ours, outgoing.run_dir.to_owned());
-    let n = if answered(&client, pidfd.as_fd()) {
-        client.receive().unwrap_or(0)
-    } else {
-        0
-    };
-    let outcome = match client.message(n) {
-        Some(Frame::Started(init)) => Ok(init),
-        Some(Frame::Failed { kind, errno, text }) => Err(SupervisorError::Launch {
-            message: text.to_owned(),
-            errno,
-            kind: kind_from(kind),
-        }),
-        _ => Err(SupervisorError::Died { pid }),
-    };
-    match outcome {
-        Ok(init) => Ok((pid, init, (outgoing.attach != 0).then_some(client))),
-        Err(error) => {
-            reap(pid);
-            Err(error)
-        }
-    }
-}
-
 /// Starts the program, with the socket and nothing else of ours.
-fn execute(
+pub(crate) fn execute(
     exe: &OwnedFd,
     argv: &[&str],
     cgroup: Option<&SupervisorCgroup>,
@@ -236,23 +182,4 @@ fn execute(
         cgroup_tasks: &tasks,
     })
     .map_err(|e| SupervisorError::Kernel("start the supervisor", e))
-}
-
-/// Waits for the supervisor's answer; `false` when it ended without one. Its end is watched by
-/// itself: a child in the middle of its plan still holds the other end of the socket.
-fn answered(client: &Client, supervisor: BorrowedFd<'_>) -> bool {
-    let mut fds = [
-        PollFd::new(client, PollFlags::IN),
-        PollFd::from_borrowed_fd(supervisor, PollFlags::IN),
-    ];
-    while let Err(rustix::io::Errno::INTR) = poll(&mut fds, None) {}
-    !fds[0].revents().is_empty()
-}
-
-/// Waits for the end of a supervisor that has nothing more to do.
-fn reap(pid: i32) {
-    use rustix::process::{Pid, WaitOptions, waitpid};
-    if let Some(pid) = Pid::from_raw(pid) {
-        while let Err(rustix::io::Errno::INTR) = waitpid(Some(pid), WaitOptions::empty()) {}
-    }
 }

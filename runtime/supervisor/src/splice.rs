@@ -5,15 +5,20 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::sockopt::{set_tcp_nodelay, socket_error};
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
+    socket_error,
+};
 use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, accept_with, connect, shutdown, socket_with,
 };
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 
+use crate::clock;
 use crate::server::{TOKEN_LISTENER, TOKEN_SPLICE};
 
 /// Most spliced connections at a time; further ones wait in the listener's backlog.
@@ -22,6 +27,13 @@ pub(crate) const SPLICES_MAX: usize = 128;
 const STEP: usize = 64 << 10;
 /// Steps of one connection before others have their turn.
 const TURN: usize = 16;
+/// Silence after which a peer is asked whether it is still there, how often, and how many
+/// questions may stay unanswered: one that vanished keeps its place for a minute.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+/// When accepting is tried again after there were no descriptors, in nanoseconds.
+const RETRY_NS: u64 = clock::NANOS;
 
 /// One listening socket.
 #[derive(Debug)]
@@ -56,6 +68,8 @@ pub(crate) struct Splices {
     gates: Vec<Gate>,
     connections: Vec<Option<Connection>>,
     full: bool,
+    /// When to look for descriptors again: no connection of ours may be there to end.
+    retry_at: Option<u64>,
 }
 
 enum Outcome {
@@ -97,13 +111,13 @@ impl Splices {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let near = match accept_with(&gate.socket, flags) {
             Ok(near) => near,
-            // Without descriptors the listener would be ready forever; a closed connection
-            // turns it on again.
-            Err(Errno::MFILE | Errno::NFILE) => return self.watch_gates(epoll, false),
+            Err(e) if is_shortage(e) => return self.pause(epoll),
             Err(_) => return,
         };
-        let Ok(connection) = Connection::open(near, gate.target) else {
-            return;
+        let connection = match Connection::open(near, gate.target) {
+            Ok(connection) => connection,
+            Err(e) if is_shortage(e) => return self.pause(epoll),
+            Err(_) => return,
         };
         let index = match self.connections.iter().position(Option::is_none) {
             Some(index) => index,
@@ -121,8 +135,27 @@ impl Splices {
         }
     }
 
+    /// Without descriptors the listeners would be ready forever.
+    fn pause(&mut self, epoll: &OwnedFd) {
+        self.watch_gates(epoll, false);
+        self.retry_at = Some(clock::monotonic() + RETRY_NS);
+    }
+
+    /// Whether [`Splices::retry`] has something to wait for.
+    pub(crate) const fn paused(&self) -> bool {
+        self.retry_at.is_some()
+    }
+
+    /// Accepts again once it is time to.
+    pub(crate) fn retry(&mut self, epoll: &OwnedFd) {
+        if self.retry_at.is_some_and(|at| clock::monotonic() >= at) {
+            self.watch_gates(epoll, true);
+        }
+    }
+
     fn watch_gates(&mut self, epoll: &OwnedFd, on: bool) {
         self.full = !on;
+        self.retry_at = None;
         let flags = if on {
             EventFlags::IN
         } else {
@@ -183,8 +216,10 @@ impl Connection {
             Err(Errno::INPROGRESS) => false,
             Err(e) => return Err(e),
         };
-        let _ = set_tcp_nodelay(&near, true);
-        let _ = set_tcp_nodelay(&far, true);
+        for socket in [&near, &far] {
+            let _ = set_tcp_nodelay(socket, true);
+            keep_alive(socket);
+        }
         Ok(Self {
             near,
             far,
@@ -218,6 +253,22 @@ impl Connection {
             _ => Outcome::Over,
         }
     }
+}
+
+/// Whether something the whole process or machine shares has run out.
+const fn is_shortage(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS
+    )
+}
+
+/// Has the kernel notice a peer that vanished without a word; best effort.
+fn keep_alive(socket: &OwnedFd) {
+    let _ = set_tcp_keepidle(socket, KEEPALIVE_IDLE);
+    let _ = set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL);
+    let _ = set_tcp_keepcnt(socket, KEEPALIVE_PROBES);
+    let _ = set_socket_keepalive(socket, true);
 }
 
 fn writable(socket: &OwnedFd) -> bool {
@@ -273,5 +324,27 @@ impl Half {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::sockopt::{socket_keepalive, tcp_keepcnt, tcp_keepidle, tcp_keepintvl};
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn peers_on_both_sides_are_asked_whether_they_are_there() {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gate = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(gate.local_addr().unwrap()).unwrap();
+        let near = OwnedFd::from(gate.accept().unwrap().0);
+        let connection = Connection::open(near, target.local_addr().unwrap()).unwrap();
+        for socket in [&connection.near, &connection.far] {
+            assert!(socket_keepalive(socket).unwrap());
+            assert_eq!(tcp_keepidle(socket).unwrap(), KEEPALIVE_IDLE);
+            assert_eq!(tcp_keepintvl(socket).unwrap(), KEEPALIVE_INTERVAL);
+            assert_eq!(tcp_keepcnt(socket).unwrap(), KEEPALIVE_PROBES);
+        }
     }
 }

@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use amphora_spec::Classify;
-use amphora_sys::supervise::{block_all_signals, take_inherited};
+use amphora_sys::base::Base;
+use amphora_sys::supervise::block_all_signals;
 use amphora_sys::{LaunchError, LaunchPlan, pidfd};
 use rustix::fs::{AtFlags, Mode, unlinkat};
 use rustix::io::Errno;
@@ -20,8 +21,9 @@ use crate::files::open_dir;
 use crate::frame::Frame;
 use crate::handover::{Handover, Mode as StartMode};
 use crate::server::{Init, Parts, Server};
+use crate::session::MAIN;
 use crate::state::{State, Status, proc_stat};
-use crate::{SupervisorError, adopted, clock, finish, stdio};
+use crate::{SupervisorError, adopted, again, clock, early, finish, stdio};
 
 /// The number of the socket a supervisor is born with.
 pub(crate) const HANDOVER_FD: i32 = 3;
@@ -35,22 +37,33 @@ pub(crate) const KILL: i32 = 9;
 /// `main`, before any thread is made and before anything has opened descriptor 3.
 #[must_use]
 pub fn supervise_main() -> ExitCode {
-    let Ok(socket) = take_inherited(HANDOVER_FD) else {
+    let Ok((socket, again)) = again::hand_over_socket() else {
         return ExitCode::FAILURE;
     };
     let _ = rustix::thread::set_name(c"amphora-super");
-    let prepared = block_all_signals()
-        .map_err(|e| SupervisorError::Kernel("block signals", e))
+    let blocked = block_all_signals().map_err(|e| SupervisorError::Kernel("block signals", e));
+    early::netns(socket.as_fd());
+    let base = early::base();
+    let prepared = blocked
+        .and_then(|()| again.as_ref().map_or(Ok(()), |_| again::told(&socket)))
         .and_then(|()| Handover::receive(socket.as_fd()));
+    let last = again.as_ref().map(|again| again.state);
     let started = prepared.and_then(|handover| match handover.mode {
-        StartMode::Launch => launch(handover, &socket),
+        StartMode::Launch => launch(handover, &socket, base, last.as_ref()),
         StartMode::Adopt => adopted::adopt(handover, &socket),
     });
     let mut server = match started {
         Ok(server) => server,
-        Err(error) => return refuse(socket.as_fd(), &error),
+        Err(error) => {
+            let code = refuse(socket.as_fd(), &error);
+            drop(socket);
+            return again.map_or(code, |again| again.failed(&error));
+        }
     };
     drop(socket);
+    if let Some(again) = again {
+        again.reap();
+    }
     let served = match server.parts.init {
         Some(_) => server.run().and_then(|()| finish::finish(server)),
         None => adopted::conclude(server),
@@ -95,6 +108,7 @@ pub(crate) fn open_parts(
         .lock
         .try_clone()
         .map_err(|e| SupervisorError::Kernel("keep the lock", e))?;
+    let exe = handover.exe.try_clone();
     let hold = std::mem::take(&mut handover.hold);
     Ok(Parts {
         config,
@@ -102,6 +116,8 @@ pub(crate) fn open_parts(
         data_dir,
         lock,
         hold,
+        late: exe.into_iter().collect(),
+        base: None,
         control,
         init: None,
         stdio,
@@ -109,25 +125,44 @@ pub(crate) fn open_parts(
     })
 }
 
-fn launch(mut handover: Handover, socket: &OwnedFd) -> Result<Server, SupervisorError> {
+fn launch(
+    mut handover: Handover,
+    socket: &OwnedFd,
+    base: Option<Base>,
+    last: Option<&State>,
+) -> Result<Server, SupervisorError> {
     let config = Config::decode(&handover.config)?;
     let plan_fds = std::mem::take(&mut handover.plan_fds);
     let mut plan = LaunchPlan::decode(&handover.plan, plan_fds)
         .map_err(|e| launch_error(&LaunchError::from(e)))?;
-    let mut child = None;
+    let mut console = None;
     let mut parts = open_parts(config, &mut handover, |run_dir, config| {
-        let (ours, theirs) = stdio::create(run_dir, config.open_stdin)?;
-        child = Some(theirs);
+        let (ours, theirs) = if config.tty {
+            let (socket, theirs) = stdio::console()?;
+            console = Some(socket);
+            (stdio::Stdio::default(), theirs)
+        } else {
+            stdio::create(run_dir, config.open_stdin)?
+        };
+        theirs.give(&mut plan);
         Ok(ours)
     })?;
-    plan.stdio = child.map(|ends| ends.map(|end| plan.add_fd(end)));
+    if let Some(last) = last {
+        parts.state.restarts = last.restarts;
+        parts.state.pause_ns = last.pause_ns;
+    }
     for dir in [&parts.data_dir, &parts.run_dir] {
         ExitRecord::remove(dir.as_fd())?;
     }
     parts.state.write(parts.run_dir.as_fd())?;
     // The record holds the child's pid while the child still works its plan off: whoever finds
     // this process killed here knows whom to look for.
-    let pending = amphora_sys::launch::start(&plan).map_err(|e| launch_error(&e))?;
+    parts.base = early::use_base(&mut plan, base);
+    let pending = amphora_sys::launch::start_from(&plan, parts.base.as_ref())
+        .map_err(|e| launch_error(&e))?;
+    parts
+        .late
+        .extend(pidfd::mount_namespace(pending.launched().pidfd.as_fd()));
     parts.state.init_pid = pending.launched().pid;
     parts.state.init_start = proc_stat(parts.state.init_pid)?.map_or(0, |s| s.start);
     parts.state.started_at = clock::now();
@@ -140,6 +175,10 @@ fn launch(mut handover: Handover, socket: &OwnedFd) -> Result<Server, Supervisor
     });
     parts.state.status = Status::Running;
     let init = parts.init.as_ref().and_then(|i| i.pidfd.try_clone().ok());
+    let noted = noted.and_then(|()| match console {
+        Some(socket) => parts.stdio.take_terminal(&socket, parts.config.open_stdin),
+        None => Ok(()),
+    });
     let noted = noted.and_then(|()| parts.state.write(parts.run_dir.as_fd()));
     let served = noted.and_then(|()| serve(parts, handover.listeners));
     if let (Err(_), Some(init)) = (&served, init) {
@@ -148,6 +187,7 @@ fn launch(mut handover: Handover, socket: &OwnedFd) -> Result<Server, Supervisor
     }
     let mut server = served?;
     greet(&mut server, socket, handover.attach, launched.pid);
+    note_start(&server);
     Ok(server)
 }
 
@@ -170,9 +210,17 @@ pub(crate) fn greet(server: &mut Server, socket: &OwnedFd, attach: u8, pid: i32)
         }
     } else if attach != 0 && server.parts.config.stdin_once {
         // Whoever wanted to feed it is gone.
-        server.parts.stdio.stdin = None;
+        server.end_stdin(MAIN);
     }
     after_start();
+}
+
+/// Writes what led to the start and the start itself, once nobody waits for it.
+fn note_start(server: &Server) {
+    let config = &server.parts.config;
+    let log = &config.events;
+    let start = log.line(&config.id, "start", &[]);
+    log.write(&format!("{}{start}", log.before));
 }
 
 /// What need not be done before the container runs. Its child must not inherit either.
@@ -186,7 +234,7 @@ fn after_start() {
     let _ = file.and_then(|file| rustix::io::write(&file, b"-999"));
 }
 
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(
         Resource::Nofile,
@@ -197,7 +245,7 @@ fn raise_file_limit() {
     );
 }
 
-fn launch_error(error: &LaunchError) -> SupervisorError {
+pub(crate) fn launch_error(error: &LaunchError) -> SupervisorError {
     SupervisorError::Launch {
         message: amphora_spec::error::chain(error),
         errno: error.errno().unwrap_or(0),
@@ -211,7 +259,7 @@ pub(crate) fn socket_address(run_dir: BorrowedFd<'_>) -> Result<SocketAddrUnix, 
     SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", run_dir.as_raw_fd()))
 }
 
-fn control_socket(run_dir: BorrowedFd<'_>) -> Result<OwnedFd, SupervisorError> {
+pub(crate) fn control_socket(run_dir: BorrowedFd<'_>) -> Result<OwnedFd, SupervisorError> {
     match unlinkat(run_dir, SOCKET, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(e) => return Err(SupervisorError::file("remove", SOCKET, e)),

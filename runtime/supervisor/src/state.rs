@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 0 | 8 | magic `amphstat` |
 //! | 8 | 2 | version, 1 |
-//! | 10 | 1 | status: 0 created, 1 starting, 2 running, 3 exited |
+//! | 10 | 1 | status: 0 created, 1 starting, 2 running, 3 exited, 4 restarting |
 //! | 11 | 1 | flags: 1 adopted |
 //! | 12 | 4 | pid of init in the host's pid namespace, 0 before it runs |
 //! | 16 | 8 | start time of init (`/proc/<pid>/stat` field 22, clock ticks since boot) |
@@ -15,7 +15,9 @@
 //! | 32 | 8 | start time of the supervisor |
 //! | 40 | 8 | started_at, nanoseconds since 1970 |
 //! | 48 | 8 | finished_at, nanoseconds since 1970, 0 before |
-//! | 56 | 196 | zeroes, for later versions |
+//! | 56 | 4 | restarts by itself since it was started |
+//! | 60 | 8 | pause before the last of them, nanoseconds |
+//! | 68 | 184 | zeroes, for later versions |
 //! | 252 | 4 | sum of all bytes before, modulo 2^32 |
 
 use std::io;
@@ -43,6 +45,8 @@ pub enum Status {
     Running,
     /// It has ended; the exit record says how.
     Exited,
+    /// The same, and its supervisor is about to run it again.
+    Restarting,
 }
 
 /// One state record.
@@ -66,6 +70,10 @@ pub struct State {
     pub finished_at: u64,
     /// Exit code, valid when exited.
     pub exit_code: i32,
+    /// How often it was restarted by itself since it was started.
+    pub restarts: u32,
+    /// The pause before the last of these restarts, in nanoseconds.
+    pub pause_ns: u64,
 }
 
 impl State {
@@ -98,6 +106,13 @@ impl State {
         Ok(stat.is_some_and(|s| s.start == self.init_start && !s.dead))
     }
 
+    /// Says whether its supervisor, if it is alive, is about to run it again.
+    #[must_use]
+    pub const fn restarts_soon(&self) -> bool {
+        matches!(self.status, Status::Restarting)
+            || (matches!(self.status, Status::Starting) && self.restarts > 0)
+    }
+
     fn encode(&self) -> [u8; LEN] {
         let mut out = [0; LEN];
         out[0..8].copy_from_slice(MAGIC);
@@ -107,6 +122,7 @@ impl State {
             Status::Starting => 1,
             Status::Running => 2,
             Status::Exited => 3,
+            Status::Restarting => 4,
         };
         out[11] = u8::from(self.adopted);
         out[12..16].copy_from_slice(&self.init_pid.to_le_bytes());
@@ -116,6 +132,8 @@ impl State {
         out[32..40].copy_from_slice(&self.supervisor_start.to_le_bytes());
         out[40..48].copy_from_slice(&self.started_at.to_le_bytes());
         out[48..56].copy_from_slice(&self.finished_at.to_le_bytes());
+        out[56..60].copy_from_slice(&self.restarts.to_le_bytes());
+        out[60..68].copy_from_slice(&self.pause_ns.to_le_bytes());
         let sum = sum(&out[..LEN - 4]);
         out[LEN - 4..].copy_from_slice(&sum.to_le_bytes());
         out
@@ -142,6 +160,7 @@ impl State {
             1 => Status::Starting,
             2 => Status::Running,
             3 => Status::Exited,
+            4 => Status::Restarting,
             n => return Err(bad(format!("status {n}"))),
         };
         Ok(Self {
@@ -154,6 +173,8 @@ impl State {
             supervisor_start: u64::from_le_bytes(at(bytes, 32)),
             started_at: u64::from_le_bytes(at(bytes, 40)),
             finished_at: u64::from_le_bytes(at(bytes, 48)),
+            restarts: u32::from_le_bytes(at(bytes, 56)),
+            pause_ns: u64::from_le_bytes(at(bytes, 60)),
         })
     }
 }
@@ -235,6 +256,8 @@ mod tests {
             started_at: u64::MAX,
             finished_at: 1,
             exit_code: -1,
+            restarts: 7,
+            pause_ns: 1 << 40,
         };
         let bytes = state.encode();
         assert_eq!(State::decode(&bytes).unwrap(), state);

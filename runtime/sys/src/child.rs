@@ -26,6 +26,11 @@ pub(crate) struct Child<'a> {
     report: &'a Report,
     /// Write end of the launch pipe.
     pipe: i32,
+    /// The machine's own limit of pending signals.
+    sigpending: Option<(u64, u64)>,
+    /// The soft limit of descriptors, set last where ours have large numbers: new ones get larger
+    /// ones, and ours close at the exec.
+    files: Option<u64>,
     pub(crate) regs: [Option<OwnedFd>; REGS],
     /// The container's root, once entered.
     pub(crate) root: Option<FdSlot>,
@@ -52,6 +57,9 @@ impl<'a> Child<'a> {
             envp,
             report,
             pipe,
+            // Asked for here: to the child, process 1 is another.
+            files: None,
+            sigpending: raw::get_rlimit(1, SIGPENDING).ok(),
             regs,
             root: None,
             empty: None,
@@ -89,6 +97,7 @@ impl<'a> Child<'a> {
             self.step(op)?;
         }
         self.report.step.fetch_add(1, Ordering::Release);
+        self.lower_files();
         Err(self.exec())
     }
 
@@ -98,6 +107,7 @@ impl<'a> Child<'a> {
             Op::SetNs { ns, kind } => set_ns(self.fd(*ns)?, *kind),
             Op::Unshare { flags } => raw::unshare(*flags),
             Op::ResetInherited => {
+                self.plain_limits();
                 reset_inherited();
                 Ok(())
             }
@@ -160,7 +170,7 @@ impl<'a> Child<'a> {
                 resource,
                 soft,
                 hard,
-            } => raw::set_rlimit(*resource, *soft, *hard),
+            } => self.limit(*resource, *soft, *hard),
             Op::Console { rows, cols, uid } => {
                 let socket = self.plan.console.ok_or(Errno::BADF)?;
                 self.console(self.fd(socket)?, *rows, *cols, *uid)
@@ -250,6 +260,37 @@ impl<'a> Child<'a> {
         }
     }
 
+    /// Each is best effort: raising a hard limit needs `CAP_SYS_RESOURCE`, and a container with
+    /// the caller's hard limit is better than none.
+    fn plain_limits(&mut self) {
+        let sigpending = self.sigpending.map(|(soft, hard)| (SIGPENDING, soft, hard));
+        for (resource, soft, hard) in PLAIN_LIMITS.into_iter().chain(sigpending) {
+            let Ok(now) = raw::get_rlimit(0, resource) else {
+                continue;
+            };
+            if now != (soft, hard) && self.limit(resource, soft, hard).is_err() {
+                let hard = now.1.min(hard);
+                let _ = self.limit(resource, soft.min(hard), hard);
+            }
+        }
+    }
+
+    fn limit(&mut self, resource: u32, soft: u64, hard: u64) -> Sys<()> {
+        if resource == NOFILE && self.fds.iter().any(|fd| *fd >= LARGE_FD) {
+            self.files = Some(soft);
+            return raw::set_rlimit(resource, hard, hard);
+        }
+        raw::set_rlimit(resource, soft, hard)
+    }
+
+    fn lower_files(&mut self) {
+        if let Some(soft) = self.files.take()
+            && let Ok((_, hard)) = raw::get_rlimit(0, NOFILE)
+        {
+            let _ = raw::set_rlimit(NOFILE, soft.min(hard), hard);
+        }
+    }
+
     fn exec(&self) -> Errno {
         match &self.plan.exec {
             None => Errno::NOSYS,
@@ -303,7 +344,7 @@ fn loopback_up() -> Sys<()> {
 
 /// What a process that nobody has touched starts with: (resource, soft, hard). The kernel's
 /// defaults, and the descriptor limits of a system service.
-const PLAIN_LIMITS: [(u32, u64, u64); 14] = {
+const PLAIN_LIMITS: [(u32, u64, u64); 15] = {
     const MAX: u64 = u64::MAX;
     [
         (libc::RLIMIT_CPU as u32, MAX, MAX),
@@ -313,28 +354,26 @@ const PLAIN_LIMITS: [(u32, u64, u64); 14] = {
         (libc::RLIMIT_CORE as u32, MAX, MAX),
         (libc::RLIMIT_RSS as u32, MAX, MAX),
         (libc::RLIMIT_NPROC as u32, MAX, MAX),
-        (libc::RLIMIT_NOFILE as u32, 1024, 524_288),
+        (NOFILE, 1024, 524_288),
         (libc::RLIMIT_MEMLOCK as u32, 8 << 20, 8 << 20),
         (libc::RLIMIT_AS as u32, MAX, MAX),
         (libc::RLIMIT_LOCKS as u32, MAX, MAX),
         (libc::RLIMIT_MSGQUEUE as u32, 819_200, 819_200),
         (libc::RLIMIT_NICE as u32, 0, 0),
         (libc::RLIMIT_RTPRIO as u32, 0, 0),
+        (libc::RLIMIT_RTTIME as u32, MAX, MAX),
     ]
 };
 
-/// Undoes what a shell may have set. Each part is best effort: raising a hard limit needs
-/// `CAP_SYS_RESOURCE`, and a container with the caller's hard limit is better than none.
+/// Its default depends on the machine's memory; process 1 has it.
+const SIGPENDING: u32 = libc::RLIMIT_SIGPENDING as u32;
+
+const NOFILE: u32 = libc::RLIMIT_NOFILE as u32;
+/// Descriptors from here on leave no room below the usual limit of 1024.
+const LARGE_FD: i32 = 512;
+
+/// Undoes what a shell may have set beside limits. Each part is best effort.
 fn reset_inherited() {
-    for (resource, soft, hard) in PLAIN_LIMITS {
-        let Ok(now) = raw::get_rlimit(resource) else {
-            continue;
-        };
-        if now != (soft, hard) && raw::set_rlimit(resource, soft, hard).is_err() {
-            let hard = now.1.min(hard);
-            let _ = raw::set_rlimit(resource, soft.min(hard), hard);
-        }
-    }
     raw::normal_scheduling();
     raw::all_cpus();
     raw::plain_policies();

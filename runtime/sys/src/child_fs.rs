@@ -17,6 +17,9 @@ use crate::plan::{Create, Dir, FdSlot, Place, Reg, RootSwitch};
 use crate::raw::{self, Sys};
 use crate::walk::{self, Confine};
 
+/// Type of a file system of terminals (`linux/magic.h`).
+const DEVPTS_SUPER_MAGIC: rustix::fs::FsWord = 0x1cd1;
+
 impl Child<'_> {
     fn base(&self, dir: Dir) -> Sys<(BorrowedFd<'_>, Confine)> {
         match dir {
@@ -220,12 +223,35 @@ impl Child<'_> {
     pub(crate) fn enter_dir(&self, path: &CStr) -> Sys<()> {
         if self.root.is_none() {
             // No root switch in this plan: the namespace that was joined has set it.
-            return rustix::process::chdir(path);
+            // It may lead out of it all the same, through one of our own descriptors
+            // (CVE-2024-21626).
+            rustix::process::chdir(path)?;
+            return raw::cwd_is_reachable();
         }
         let root = self.root_fd()?;
         let dir = walk::ensure(root, path, Confine::InRoot, Create::Dir)?;
         rustix::process::fchdir(&dir)?;
         raw::cwd_is_reachable()
+    }
+
+    /// Opens the multiplexer of the container's terminals. In a tree that others have touched it
+    /// must be what it is called: whoever replaced it would read along (CVE-2025-52565).
+    fn open_ptmx(&self) -> Sys<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        if let Ok(pts) = self.reg(Reg::Pts) {
+            return rustix::fs::openat(pts, c"ptmx", flags, Mode::empty());
+        }
+        // Looked at before it is opened: opening a FIFO may wait.
+        let anchor = rustix::fs::openat(
+            rustix::fs::CWD,
+            c"/dev/pts",
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        if rustix::fs::fstatfs(&anchor)?.f_type != DEVPTS_SUPER_MAGIC {
+            return Err(Errno::NODEV);
+        }
+        rustix::fs::openat(&anchor, c"ptmx", flags, Mode::empty())
     }
 
     pub(crate) fn console(
@@ -236,8 +262,7 @@ impl Child<'_> {
         uid: u32,
     ) -> Sys<()> {
         use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let main = rustix::fs::openat(self.reg(Reg::Pts)?, c"ptmx", flags, Mode::empty())?;
+        let main = self.open_ptmx()?;
         unlockpt(&main)?;
         let peer_flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let peer = ioctl_tiocgptpeer(&main, peer_flags)?;
@@ -253,11 +278,13 @@ impl Child<'_> {
         if uid != 0 {
             rustix::fs::fchown(&peer, Some(Uid::from_raw(uid)), None)?;
         }
-        let dev = self.reg(Reg::Dev)?;
-        mknod_in(dev, c"console", 0o100_600, 0, None)?;
-        let tree = clone_of(peer.as_fd(), c"", OpenTreeFlags::empty())?;
-        let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(&tree, c"", dev, c"console", from)?;
+        // A child that joins a container leaves its console alone.
+        if let Ok(dev) = self.reg(Reg::Dev) {
+            mknod_in(dev, c"console", 0o100_600, 0, None)?;
+            let tree = clone_of(peer.as_fd(), c"", OpenTreeFlags::empty())?;
+            let from = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(&tree, c"", dev, c"console", from)?;
+        }
         crate::channel::send_one(socket, main.as_fd())?;
         rustix::process::ioctl_tiocsctty(&peer)?;
         self.make_room(3)?;

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
+use crate::base::Base;
 use crate::child::{self, Child, EXISTS};
 use crate::plan::{Exec, LaunchPlan, Op, PlanError};
 use crate::raw::{CArray, CloneArgs, clone3_fork, own};
@@ -104,6 +105,7 @@ pub(crate) struct Report {
 }
 
 /// The shared page a report lives in.
+#[derive(Debug)]
 struct Shared(std::ptr::NonNull<Report>);
 
 impl Shared {
@@ -165,6 +167,18 @@ pub fn launch(plan: &LaunchPlan) -> Result<Launched, LaunchError> {
 /// # Errors
 /// When the plan is incomplete or the child cannot be made.
 pub fn start(plan: &LaunchPlan) -> Result<Pending<'_>, LaunchError> {
+    start_from(plan, None)
+}
+
+/// As [`start`]; a child with a mount namespace of its own clones it from `base`, and the plan
+/// must say so ([`LaunchPlan::cover_root`]).
+///
+/// # Errors
+/// When the plan is incomplete or the child cannot be made.
+pub fn start_from<'a>(
+    plan: &'a LaunchPlan,
+    base: Option<&Base>,
+) -> Result<Pending<'a>, LaunchError> {
     plan.check()?;
     let failed = |step| move |source: io::Error| LaunchError::Start { step, source };
     let Some(exec) = &plan.exec else {
@@ -189,7 +203,10 @@ pub fn start(plan: &LaunchPlan) -> Result<Pending<'_>, LaunchError> {
     );
 
     let home = enter_pid_namespace(plan).map_err(failed("join the pid namespace"))?;
-    let made = make(plan, child);
+    let made = match base {
+        Some(base) => made_inside(base, plan, child),
+        None => make(plan, child),
+    };
     if let Some(home) = home {
         leave_pid_namespace(home.as_fd()).map_err(failed("come back from the pid namespace"))?;
     }
@@ -224,6 +241,18 @@ fn make(plan: &LaunchPlan, mut child: Child<'_>) -> io::Result<Launched> {
     // SAFETY: the kernel has just put a new descriptor there, which nobody else knows.
     let pidfd = unsafe { own(pidfd) };
     Ok(Launched { pid, pidfd })
+}
+
+/// Makes the child out of the empty namespace. A caller that does not come back has no child.
+fn made_inside(base: &Base, plan: &LaunchPlan, child: Child<'_>) -> io::Result<Launched> {
+    let (made, back) = base.inside(|| make(plan, child))?;
+    let launched = made?;
+    if let Err(error) = back {
+        let _ = crate::pidfd::signal(launched.pidfd.as_fd(), libc::SIGKILL);
+        let _ = crate::pidfd::wait(launched.pidfd.as_fd(), crate::pidfd::Wait::Block);
+        return Err(error);
+    }
+    Ok(launched)
 }
 
 /// Makes the caller's next child be born in the plan's pid namespace; returns the way back.
@@ -395,5 +424,48 @@ fn reason(errno: i32) -> String {
         libc::E2BIG => "argument list too long".into(),
         libc::ELOOP => "too many levels of symbolic links".into(),
         _ => io::Error::from_raw_os_error(errno).to_string(),
+    }
+}
+
+/// A child that works off a plan which its parent keeps elsewhere. Readable (or hung up) when
+/// there is something to hear: then [`Parked::finish`] does not wait.
+#[derive(Debug)]
+pub struct Parked {
+    launched: Launched,
+    shared: Shared,
+    pipe: OwnedFd,
+}
+
+impl Pending<'_> {
+    /// Lets go of the plan, for a parent that has other things to do meanwhile.
+    #[must_use]
+    pub fn park(self) -> Parked {
+        Parked {
+            launched: self.launched,
+            shared: self.shared,
+            pipe: self.pipe,
+        }
+    }
+}
+
+impl Parked {
+    /// Waits until the program has been executed; `plan` is the one it was started with.
+    ///
+    /// # Errors
+    /// As [`Pending::finish`].
+    pub fn finish(self, plan: &LaunchPlan) -> Result<Launched, LaunchError> {
+        let pending = Pending {
+            plan,
+            launched: self.launched,
+            shared: self.shared,
+            pipe: self.pipe,
+        };
+        pending.finish()
+    }
+}
+
+impl AsFd for Parked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pipe.as_fd()
     }
 }

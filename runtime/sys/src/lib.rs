@@ -4,6 +4,8 @@
     reason = "the one crate that talks to the kernel beneath rustix"
 )]
 
+pub mod arena;
+pub mod base;
 pub mod bpf;
 pub mod channel;
 mod child;
@@ -20,7 +22,9 @@ mod raw;
 pub mod seccomp;
 pub mod signal;
 pub mod supervise;
+pub mod tree;
 mod walk;
+pub mod xtables;
 
 pub use launch::{LaunchError, Launched, launch};
 pub use plan::{FdSlot, LaunchPlan, Op};

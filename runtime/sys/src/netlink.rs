@@ -4,6 +4,7 @@
 //! waiting. Encoding is the business of whoever makes the messages; this file knows the common
 //! header and the acknowledgement only.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -128,10 +129,21 @@ impl Socket {
     ) -> Result<(), NetlinkError> {
         self.send_all(batch)?;
         let last = last_acknowledged(batch);
+        let mut buffer = take_buffer();
+        let result = self.receive(last, &mut buffer, each);
+        BUFFER.set(buffer);
+        result
+    }
+
+    fn receive(
+        &self,
+        last: Option<u32>,
+        buffer: &mut [u8],
+        each: &mut dyn FnMut(Message<'_>),
+    ) -> Result<(), NetlinkError> {
         let mut refused: Option<NetlinkError> = None;
-        let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
-            let got = match recv(&self.fd, buffer.as_mut_slice(), RecvFlags::DONTWAIT) {
+            let got = match recv(&self.fd, &mut *buffer, RecvFlags::DONTWAIT) {
                 Ok((_, got)) => got.min(buffer.len()),
                 Err(Errno::INTR) => continue,
                 // Nothing more will come: a batch refused as a whole has no last answer.
@@ -180,6 +192,73 @@ impl Socket {
         } else {
             Err(NetlinkError::exchange(Errno::MSGSIZE))
         }
+    }
+}
+
+/// Returns the index of a link that is there and turned on. Unlike a netlink message this waits
+/// for nobody: the kernel may be taking a namespace apart, and messages queue behind that.
+///
+/// # Errors
+/// What `ioctl(2)` answers otherwise.
+pub fn index_if_up(socket: &Socket, name: &str) -> io::Result<Option<u32>> {
+    let Some(index) = interface(socket, libc::SIOCGIFINDEX as libc::c_long, name)? else {
+        return Ok(None);
+    };
+    let flags = interface(socket, libc::SIOCGIFFLAGS as libc::c_long, name)?;
+    let up = flags.is_some_and(|[low, ..]| libc::c_int::from(low) & libc::IFF_UP != 0);
+    Ok(up.then(|| u32::from_ne_bytes(index)))
+}
+
+/// Asks about an interface; `None` when there is none of this name.
+fn interface(socket: &Socket, ask: libc::c_long, name: &str) -> io::Result<Option<[u8; 4]>> {
+    /// `struct ifreq`.
+    #[repr(C)]
+    struct Request {
+        name: [u8; 16],
+        answer: [u8; 24],
+    }
+    let mut request = Request {
+        name: [0; 16],
+        answer: [0; 24],
+    };
+    let Some(place) = request.name.get_mut(..name.len()).filter(|p| p.len() < 16) else {
+        return Ok(None);
+    };
+    place.copy_from_slice(name.as_bytes());
+    // SAFETY: these commands read the name from, and write the answer to, a `struct ifreq`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_ioctl,
+            libc::c_long::from(socket.fd.as_raw_fd()),
+            ask,
+            std::ptr::from_mut(&mut request),
+        )
+    };
+    if result == 0 {
+        return Ok(request.answer.first_chunk().copied());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        error => Err(error),
+    }
+}
+
+thread_local! {
+    /// Room for one datagram, kept from one exchange to the next.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+fn take_buffer() -> Vec<u8> {
+    let mut buffer = BUFFER.take();
+    if buffer.is_empty() {
+        buffer = vec![0; RECEIVE_BYTES];
+    }
+    buffer
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -343,6 +422,16 @@ mod tests {
             })
             .unwrap();
         assert_eq!(seen, 1);
+    }
+
+    #[test]
+    fn links_are_asked_for_without_a_message() {
+        let socket = Socket::open(ROUTE).unwrap();
+        // Whether it is up is the namespace's business.
+        let index = index_if_up(&socket, "lo").unwrap();
+        assert!(index.is_none_or(|index| index == 1), "{index:?}");
+        assert_eq!(index_if_up(&socket, "no-such-link").unwrap(), None);
+        assert_eq!(index_if_up(&socket, &"x".repeat(40)).unwrap(), None);
     }
 
     #[test]

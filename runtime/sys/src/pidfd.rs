@@ -103,6 +103,31 @@ pub fn open(pid: i32, start: u64) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// Opens the mount namespace of a process. Who holds it puts off the unmounting of all that is
+/// mounted in it, which otherwise the last process pays for with its exit.
+///
+/// # Errors
+/// What the kernel answers; before 6.11 it has no such question.
+pub fn mount_namespace(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `_IO(PIDFS_IOCTL_MAGIC, 3)`.
+    const PIDFD_GET_MNT_NAMESPACE: libc::c_ulong = 0xff03;
+    // SAFETY: this command takes no argument.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_ioctl,
+            libc::c_long::from(pidfd.as_raw_fd()),
+            PIDFD_GET_MNT_NAMESPACE,
+            0 as libc::c_long,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(result).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { crate::raw::own(fd) })
+}
+
 /// Sends a signal; says whether the process was still there to get it.
 ///
 /// # Errors

@@ -235,8 +235,9 @@ pub enum Op {
         /// Hard limit.
         hard: u64,
     },
-    /// Makes a terminal in the container's devpts, sends its controlling side over
-    /// [`LaunchPlan::console`], and makes the other side the child's stdio and `/dev/console`.
+    /// Makes a terminal in the container's devpts (the fresh one, or that of the namespace the
+    /// child has joined), sends its controlling side over [`LaunchPlan::console`], and makes the
+    /// other side the child's stdio and, in a fresh `/dev`, its console.
     Console {
         /// Rows, 0 for unset.
         rows: u16,
@@ -341,6 +342,34 @@ impl LaunchPlan {
     pub fn add_fd(&mut self, fd: OwnedFd) -> FdSlot {
         self.fds.push(fd);
         FdSlot::try_from(self.fds.len() - 1).unwrap_or(FdSlot::MAX)
+    }
+
+    /// Says whether the child gets a mount namespace of its own, and a root in it.
+    #[must_use]
+    pub fn enters_root(&self) -> bool {
+        let root = |op: &Op| matches!(op, Op::EnterRoot { .. });
+        self.clone_flags & libc::CLONE_NEWNS as u64 != 0 && self.ops.iter().any(root)
+    }
+
+    /// Has the child come out of an empty mount namespace ([`crate::base::Base`]).
+    pub fn cover_root(&mut self) {
+        for op in &mut self.ops {
+            if let Op::EnterRoot { switch, .. } = op {
+                *switch = RootSwitch::Cover;
+            }
+        }
+    }
+
+    /// Has the child wait, as late as it still may, for a byte from `release`: what is made
+    /// beside it must stand before its program runs. End of file there ends the child.
+    pub fn await_byte(&mut self, release: OwnedFd) {
+        let release = self.add_fd(release);
+        let filter = self
+            .ops
+            .iter()
+            .position(|op| matches!(op, Op::Seccomp { .. }));
+        let at = filter.unwrap_or(self.ops.len());
+        self.ops.insert(at, Op::Await { release });
     }
 
     /// Returns the plan without its descriptors as bytes.

@@ -153,14 +153,14 @@ pub(crate) fn default_signals() {
     };
 }
 
-/// Returns (soft, hard).
-pub(crate) fn get_rlimit(resource: u32) -> Sys<(u64, u64)> {
+/// Returns (soft, hard) of a process; pid 0 is the caller.
+pub(crate) fn get_rlimit(pid: i32, resource: u32) -> Sys<(u64, u64)> {
     let mut old = [0u64; 2];
     // SAFETY: `old` has room for a `struct rlimit64`.
     check(unsafe {
         libc::syscall(
             libc::SYS_prlimit64,
-            0 as c_long,
+            c_long::from(pid),
             c_long::from(resource),
             std::ptr::null::<u64>(),
             old.as_mut_ptr(),
@@ -279,8 +279,7 @@ pub(crate) fn load_seccomp(filter: &[u8], flags: u32) -> Sys<()> {
         len: u16,
         filter: *const u8,
     }
-    const INSTRUCTION: usize = 8;
-    let len = u16::try_from(filter.len() / INSTRUCTION).map_err(|_| Errno::INVAL)?;
+    let len = u16::try_from(filter.len() / crate::seccomp::INSN_LEN).map_err(|_| Errno::INVAL)?;
     let program = Program {
         len,
         filter: filter.as_ptr(),

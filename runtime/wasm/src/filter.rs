@@ -74,6 +74,9 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_acct,
     libc::SYS_quotactl,
     libc::SYS_personality,
+    // With SHM_EXEC a segment is executable memory.
+    libc::SYS_shmget,
+    libc::SYS_shmat,
     libc::SYS_syslog,
 ];
 
@@ -244,6 +247,9 @@ mod tests {
         for number in special {
             assert_eq!(answer(&runner, number, [0, 0, 3]), ALLOW);
             assert_eq!(answer(&runner, number, [0, 0, 5]), refuse);
+        }
+        for number in [libc::SYS_shmget, libc::SYS_shmat] {
+            assert_eq!(answer(&runner, number, [0; 3]), refuse, "shared memory");
         }
         let thread = libc::CLONE_THREAD.cast_unsigned();
         assert_eq!(answer(&runner, libc::SYS_clone, [thread, 0, 0]), ALLOW);

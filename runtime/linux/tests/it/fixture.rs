@@ -206,6 +206,7 @@ impl Container {
                 .map(|(destination, fd)| BundleMount { destination, fd })
                 .collect(),
             netns: self.netns.take(),
+            join: None,
             cgroup,
             module: None,
             seccomp: self.seccomp,

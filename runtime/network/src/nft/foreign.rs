@@ -6,8 +6,7 @@
 use amphora_sys::netlink::{NetlinkError, Socket, attributes};
 use rustix::io::Errno;
 
-use crate::wire::F_CREATE;
-use crate::wire::F_DUMP;
+use crate::wire::{Batch, F_CREATE, F_DUMP};
 
 use super::expressions::{Expressions, META_IIFNAME, META_OIFNAME, Verdict};
 use super::{Family, Transaction, Verb, kind, question};
@@ -18,53 +17,113 @@ const USER_CHAIN: &str = "DOCKER-USER";
 const MARK: &[u8] = b"\x00\x08amphora\x00";
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
-/// What stands in the way of our bridges in table `ip filter`.
+/// Chains that take part in forwarding, as other tools name them.
+const FORWARD_CHAINS: [(Family, &str); 4] = [
+    (Family::Ip, "FORWARD"),
+    (Family::Ip6, "FORWARD"),
+    (Family::Inet, "forward"),
+    (Family::Inet, "FORWARD"),
+];
+
+/// A chain of a table `filter` that drops what none of its rules decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ForeignFilter {
-    /// Nothing.
-    None,
-    /// `DOCKER-USER` is there: we can be accepted.
-    UserChain,
-    /// `FORWARD` drops by default and nobody offers a chain.
-    DropsForwarded,
+pub(crate) struct Dropping {
+    pub(crate) family: Family,
+    pub(crate) chain: &'static str,
 }
 
-/// Looks at one family's filter table.
-pub(crate) fn foreign_filter(
-    socket: &Socket,
-    family: Family,
-) -> Result<ForeignFilter, NetlinkError> {
-    if chain_policy(socket, family, USER_CHAIN)?.is_some() {
-        return Ok(ForeignFilter::UserChain);
-    }
-    Ok(match chain_policy(socket, family, "FORWARD")? {
-        Some(Some(0)) => ForeignFilter::DropsForwarded,
-        _ => ForeignFilter::None,
-    })
+/// What of other engines and firewalls bears on our bridges.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Foreign {
+    /// Families with a chain `DOCKER-USER`: there we can be accepted.
+    pub(crate) user_chains: Vec<Family>,
+    /// Chains that drop, where nobody offers us a chain.
+    pub(crate) dropping: Vec<Dropping>,
 }
 
-/// The chain's policy (0 drop, 1 accept) where it is a base chain; `None` without the chain.
-fn chain_policy(
-    socket: &Socket,
-    family: Family,
-    name: &str,
-) -> Result<Option<Option<u32>>, NetlinkError> {
+/// Looks at the filter tables, in one exchange with the kernel.
+pub(crate) fn look(socket: &Socket) -> Result<Foreign, NetlinkError> {
+    const NAME: u16 = 3;
     const POLICY: u16 = 5;
-    let ask = question(Verb::GetChain, family, 0, |a| {
-        a.text(1, FILTER);
-        a.text(3, name);
-    });
-    let mut policy = None;
-    let answer = socket.request(&ask.finish(), &mut |m| {
-        let mut found = attributes(m.payload.get(4..).unwrap_or_default());
-        policy = found
-            .find(|(kind, _)| *kind == POLICY)
-            .and_then(|(_, data)| data.try_into().ok().map(u32::from_be_bytes));
+    const DROP: u32 = 0;
+    let users = FAMILIES.map(|family| (family, USER_CHAIN));
+    let mut batch = Batch::default();
+    for (family, name) in users.into_iter().chain(FORWARD_CHAINS) {
+        batch.message(kind(Verb::GetChain), 0, &[family as u8, 0, 0, 0], |a| {
+            a.text(1, FILTER);
+            a.text(NAME, name);
+        });
+    }
+    let mut found = Foreign::default();
+    let answer = socket.request(&batch.finish(), &mut |m| {
+        let Some(family) = m.payload.first() else {
+            return;
+        };
+        let (mut name, mut policy) = (None, None);
+        for (kind, data) in attributes(m.payload.get(4..).unwrap_or_default()) {
+            match kind {
+                NAME => name = data.strip_suffix(b"\0"),
+                POLICY => policy = data.try_into().ok().map(u32::from_be_bytes),
+                _ => {}
+            }
+        }
+        let is =
+            |(of, chain): &(Family, &str)| *of as u8 == *family && name == Some(chain.as_bytes());
+        if let Some((family, _)) = users.into_iter().find(is) {
+            found.user_chains.push(family);
+        } else if let Some((family, chain)) = FORWARD_CHAINS.into_iter().find(is)
+            && policy == Some(DROP)
+        {
+            found.dropping.push(Dropping { family, chain });
+        }
     });
     match answer {
-        Err(error) if error.is(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error),
-        Ok(()) => Ok(Some(policy)),
+        // Those that are not there are refused one by one.
+        Err(error) if !error.is(Errno::NOENT) => return Err(error),
+        _ => {}
+    }
+    let Foreign {
+        user_chains,
+        dropping,
+    } = &mut found;
+    dropping.retain(|chain| !user_chains.contains(&chain.family));
+    Ok(found)
+}
+
+/// Says whether a rule of a chain is about this link, by its full name.
+pub(crate) fn names_link(
+    socket: &Socket,
+    chain: Dropping,
+    link: &str,
+) -> Result<bool, NetlinkError> {
+    let mut name = link.as_bytes().to_vec();
+    name.push(0);
+    let mut found = false;
+    each_rule(socket, chain.family, chain.chain, |rule| {
+        found |= rule.windows(name.len()).any(|part| part == name);
+    })?;
+    Ok(found)
+}
+
+/// Gives the attributes of every rule of a chain; none where the chain is not there.
+fn each_rule(
+    socket: &Socket,
+    family: Family,
+    chain: &str,
+    mut each: impl FnMut(&[u8]),
+) -> Result<(), NetlinkError> {
+    let ask = question(Verb::GetRule, family, F_DUMP, |a| {
+        a.text(1, FILTER);
+        a.text(2, chain);
+    });
+    let answer = socket.request(&ask.into_bytes(), &mut |m| {
+        if m.kind == kind(Verb::NewRule) {
+            each(m.payload.get(4..).unwrap_or_default());
+        }
+    });
+    match answer {
+        Err(error) if error.is(Errno::NOENT) => Ok(()),
+        other => other,
     }
 }
 
@@ -72,17 +131,10 @@ fn chain_policy(
 fn our_rules(socket: &Socket, family: Family) -> Result<Vec<Vec<u8>>, NetlinkError> {
     const HANDLE: u16 = 3;
     const USERDATA: u16 = 7;
-    let ask = question(Verb::GetRule, family, F_DUMP, |a| {
-        a.text(1, FILTER);
-        a.text(2, USER_CHAIN);
-    });
     let mut handles = Vec::new();
-    let answer = socket.request(&ask.into_bytes(), &mut |m| {
-        if m.kind != kind(Verb::NewRule) {
-            return;
-        }
+    each_rule(socket, family, USER_CHAIN, |rule| {
         let (mut handle, mut ours) = (None, false);
-        for (kind, data) in attributes(m.payload.get(4..).unwrap_or_default()) {
+        for (kind, data) in attributes(rule) {
             match kind {
                 HANDLE => handle = Some(data.to_vec()),
                 USERDATA => ours = data == MARK,
@@ -92,20 +144,17 @@ fn our_rules(socket: &Socket, family: Family) -> Result<Vec<Vec<u8>>, NetlinkErr
         if ours {
             handles.extend(handle);
         }
-    });
-    match answer {
-        Err(error) if error.is(Errno::NOENT) => Ok(Vec::new()),
-        Err(error) => Err(error),
-        Ok(()) => Ok(handles),
-    }
+    })?;
+    Ok(handles)
 }
 
-/// Accepts the bridges in `DOCKER-USER`, where that chain exists. Done already, it does nothing.
-pub(crate) fn accept_bridges(socket: &Socket, links: &[&str]) -> Result<(), NetlinkError> {
-    for family in FAMILIES {
-        if chain_policy(socket, family, USER_CHAIN)?.is_none() {
-            continue;
-        }
+/// Accepts the bridges in chain `DOCKER-USER` of these families. Done already, it does nothing.
+pub(crate) fn accept_bridges(
+    socket: &Socket,
+    families: &[Family],
+    links: &[&str],
+) -> Result<(), NetlinkError> {
+    for family in families.iter().copied() {
         let old = our_rules(socket, family)?;
         if old.len() == 2 * links.len() {
             continue;

@@ -6,7 +6,7 @@ mod foreign;
 mod table;
 
 pub(crate) use elements::{Element, add, delete, port_element, remove_batch};
-pub(crate) use foreign::{ForeignFilter, accept_bridges, foreign_filter, forget_bridges};
+pub(crate) use foreign::{Dropping, Foreign, accept_bridges, forget_bridges, look, names_link};
 pub(crate) use table::{BridgeFacts, drop_table, is_current, rebuild};
 
 use amphora_sys::netlink::Socket;

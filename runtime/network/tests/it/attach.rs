@@ -50,7 +50,7 @@ fn every_failed_first_step_leaves_a_host_that_works() {
             break;
         }
         world.networks.fail_at(usize::MAX);
-        world.attach(1, &["8080:80"]);
+        let _attachment = world.attach(1, &["8080:80"]);
         assert_eq!(world.counts(), [1, 2, 1, 1], "step {step}");
         step += 1;
     }
@@ -205,6 +205,20 @@ fn teardown_takes_everything_back() {
     assert_eq!(ruleset(), "");
     assert!(!output("ip", &["-o", "link"]).contains("amphora0"));
     assert!(!world.dir.join("run/networks").exists());
+}
+
+#[test]
+fn teardown_leaves_forwarding_to_another_engine() {
+    let world = World::new();
+    let forward = "/proc/sys/net/ipv4/ip_forward";
+    std::fs::write(forward, "0").unwrap();
+    let web = world.attach(1, &[]);
+    nft("table ip filter { chain DOCKER-USER { }; }");
+    drop(web);
+    let errors = world.networks.teardown_all();
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(std::fs::read_to_string(forward).unwrap().trim(), "1");
+    assert!(!output("ip", &["-o", "link"]).contains("amphora0"));
 }
 
 #[test]

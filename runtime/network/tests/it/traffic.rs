@@ -170,8 +170,75 @@ fn beside_docker_our_bridge_is_accepted_in_its_user_chain() {
 #[test]
 fn a_filter_that_drops_without_a_user_chain_is_told() {
     let world = World::new();
-    nft("table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }; }");
-    let hints = world.networks.hints().unwrap();
-    assert_eq!(hints.len(), 1, "{hints:?}");
-    assert!(hints[0].starts_with("table \"ip filter\" drops forwarded packets"));
+    let web = world.attach(1, &["8080:80"]);
+    serve(&world, Some(&web.netns), "[::]:80", "web");
+    assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
+    for (table, chain) in [("ip filter", "FORWARD"), ("inet filter", "forward")] {
+        nft(&format!(
+            "table {table} {{ chain {chain} {{ type filter hook forward priority 0; policy drop; }}; }}"
+        ));
+        let hints = world.networks.hints().unwrap();
+        assert_eq!(hints.len(), 1, "{hints:?}");
+        let start = format!("table \"{table}\" drops forwarded packets");
+        assert!(hints[0].starts_with(&start), "{hints:?}");
+        assert!(refused(&world, Some(&world.outside), "192.0.2.2:8080"));
+        assert_eq!(world.attach(2, &[]).firewall.hints(), hints);
+        follow(&world, &hints);
+        assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
+        let answer = ask(&world, Some(&world.outside), "192.0.2.2:8080");
+        assert!(answer.is_some(), "{}", ruleset());
+    }
+}
+
+#[test]
+fn a_legacy_filter_that_drops_is_told() {
+    let world = World::new();
+    let web = world.attach(1, &["8080:80"]);
+    serve(&world, Some(&web.netns), "[::]:80", "web");
+    let names = || std::fs::read_to_string("/proc/thread-self/net/ip_tables_names").unwrap();
+    let before = names();
+    assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
+    assert_eq!(names(), before, "looking makes no table");
+    for (program, outside) in [
+        ("iptables-legacy", "192.0.2.2:8080"),
+        ("ip6tables-legacy", "[2001:db8::2]:8080"),
+    ] {
+        sh(
+            &world,
+            &format!("{program} -A FORWARD -i elsewhere0 -j ACCEPT"),
+        );
+        assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
+        sh(&world, &format!("{program} -P FORWARD DROP"));
+        let hints = world.networks.hints().unwrap();
+        assert_eq!(hints.len(), 1, "{hints:?}");
+        assert!(
+            hints[0].contains(&format!(" of {program} drops")),
+            "{hints:?}"
+        );
+        assert!(refused(&world, Some(&world.outside), outside));
+        follow(&world, &hints);
+        assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
+        assert!(ask(&world, Some(&world.outside), outside).is_some());
+    }
+}
+
+/// Runs the commands that hints name.
+fn follow(world: &World, hints: &[String]) {
+    let commands = hints.iter().flat_map(|hint| hint.split('"'));
+    let mut ran = 0;
+    for command in
+        commands.filter(|c| c.contains("tables") && c.contains("-I ") || c.starts_with("nft "))
+    {
+        sh(world, command);
+        ran += 1;
+    }
+    assert_eq!(ran, 2 * hints.len(), "{hints:?}");
+}
+
+fn sh(world: &World, command: &str) {
+    let status = std::process::Command::new("sh")
+        .args(["-c", command])
+        .env("XTABLES_LOCKFILE", world.dir.join("xtables.lock"))
+        .status();
+    assert!(status.unwrap().success(), "{command}");
 }

@@ -86,7 +86,9 @@ impl World {
                 Release::Netlink { protocol, bytes } => {
                     kept.push(amphora_sys::netlink::replay(*protocol, bytes).unwrap());
                 }
-                Release::RemoveTree(_) => panic!("unexpected {release:?}"),
+                Release::RemoveTree(_) | Release::Claim { .. } => {
+                    panic!("unexpected {release:?}")
+                }
             }
         }
         kept

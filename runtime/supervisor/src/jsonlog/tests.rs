@@ -2,6 +2,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::config::LogDriver;
 
 #[derive(serde::Deserialize)]
 struct Line {
@@ -24,6 +25,7 @@ impl Dir {
             driver: LogDriver::JsonFile,
             max_size,
             max_files,
+            ..LogConfig::default()
         };
         Logger::new(self.0.clone(), config).unwrap()
     }

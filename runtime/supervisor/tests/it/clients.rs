@@ -231,6 +231,7 @@ fn foreground() {
         stdin: Some(in_read.as_fd()),
         stdout: Some(out_write.as_fd()),
         stderr: Some(err_write.as_fd()),
+        ..PumpStreams::default()
     };
     let end = pump(&mut client, streams, None).unwrap();
     assert_eq!(
@@ -267,6 +268,7 @@ pub(crate) fn cli_main(args: &[String]) -> ExitCode {
         stdin: None,
         stdout: Some(out.as_fd()),
         stderr: Some(err.as_fd()),
+        ..PumpStreams::default()
     };
     let end = pump(&mut client, streams, Some(&signals)).unwrap();
     let PumpEnd::Exit(status) = end else {

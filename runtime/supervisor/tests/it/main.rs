@@ -10,6 +10,7 @@
 
 mod clients;
 mod cost;
+mod execs;
 mod kills;
 mod logs;
 mod runs;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         kills::ALL,
         splices::ALL,
         cost::ALL,
+        execs::ALL,
     ]
     .concat()
     .into_iter()

@@ -15,6 +15,10 @@ pub(crate) const ALL: &[Case] = &[
         both_ways,
     ),
     ("many_spliced_connections_take_turns", many),
+    (
+        "a_spliced_port_recovers_from_a_full_descriptor_table",
+        shortage,
+    ),
     ("a_held_port_stays_taken_until_the_end", held),
 ];
 
@@ -87,6 +91,41 @@ fn many() {
         .map(|n| std::thread::spawn(move || exchange(address, 1000 * n)))
         .collect();
     assert!(threads.into_iter().all(|t| t.join().is_ok()));
+    stop(&test, &spawned);
+}
+
+/// Whether a supervisor looks at its first listener, from its epoll's table of targets.
+fn accepts(supervisor: i32) -> bool {
+    std::fs::read_dir(format!("/proc/{supervisor}/fdinfo"))
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| std::fs::read_to_string(entry.path()).ok())
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|line| line.starts_with("tfd:"))
+        .any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let after = |name| words.iter().position(|w| *w == name).map(|i| words[i + 1]);
+            let events = after("events:").map(|e| u32::from_str_radix(e, 16).unwrap());
+            after("data:") == Some("20000") && events.unwrap() & 1 != 0
+        })
+}
+
+fn shortage() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let mut test = TestBox::new();
+    let (spawned, address) = start(&mut test, Some(echo_server()));
+    until("it to accept", || accepts(spawned.supervisor_pid));
+    let pid = Pid::from_raw(spawned.supervisor_pid);
+    let few = |current| Rlimit {
+        current: Some(current),
+        maximum: rustix::process::getrlimit(Resource::Nofile).maximum,
+    };
+    let before = prlimit(pid, Resource::Nofile, few(3)).unwrap();
+    let client = std::thread::spawn(move || exchange(address, 1000));
+    until("it to give up", || !accepts(spawned.supervisor_pid));
+    prlimit(pid, Resource::Nofile, before).unwrap();
+    client.join().unwrap();
+    exchange(address, 1000);
     stop(&test, &spawned);
 }
 

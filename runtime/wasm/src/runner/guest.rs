@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs::File;
+use std::path::Path;
 
 use amphora_artifact::ModuleKind;
 use wasmtime::component::ResourceTable;
@@ -87,16 +88,14 @@ fn preopen(wasi: &mut WasiCtxBuilder, config: &RunnerConfig) -> wasmtime::Result
         let _ = wasi.preopened_dir(format!("{root}{mount}"), mount, FsPerms::ReadWrite);
     }
     if elsewhere {
-        for entry in std::fs::read_dir(&config.root)?.take(MAX_TOP_DIRECTORIES) {
-            let entry = entry?;
-            let name = entry.file_name();
-            let mounted = |n: &str| config.mounts.iter().any(|m| m.strip_prefix('/') == Some(n));
-            if let (Some(name), true) = (name.to_str(), entry.file_type()?.is_dir())
-                && !mounted(name)
-            {
-                // One that the guest's user may not open is no reason to fail.
-                let _ = wasi.preopened_dir(entry.path(), format!("/{name}"), perms);
-            }
+        let mounted = |n: &str| config.mounts.iter().any(|m| m.strip_prefix('/') == Some(n));
+        let top = std::fs::read_dir(&config.root)?.flatten().filter_map(|e| {
+            let name = e.file_name().into_string().ok()?;
+            (!mounted(&name) && is_directory(&config.root, &e.path())).then_some((name, e.path()))
+        });
+        for (name, path) in top.take(MAX_TOP_DIRECTORIES) {
+            // One that the guest's user may not open is no reason to fail.
+            let _ = wasi.preopened_dir(path, format!("/{name}"), perms);
         }
         let below = |m: &String| {
             config.cwd == *m
@@ -113,6 +112,12 @@ fn preopen(wasi: &mut WasiCtxBuilder, config: &RunnerConfig) -> wasmtime::Result
         wasi.preopened_dir(cwd, ".", own)?;
     }
     Ok(())
+}
+
+/// Whether an entry of the root is a directory in it, or a link to one.
+fn is_directory(root: &str, path: &Path) -> bool {
+    let target = path.canonicalize();
+    target.is_ok_and(|target| target.starts_with(root) && target.is_dir())
 }
 
 /// Tells a guest's own exit from a trap.

@@ -119,6 +119,7 @@ impl Container {
             root: detached(&self.temp.join("root")),
             mounts: std::mem::take(&mut self.mounts),
             netns: None,
+            join: None,
             cgroup,
             module: Some(module(&self.temp, &self.bytes)),
             seccomp: SeccompChoice::Default,

@@ -134,6 +134,7 @@ fn relative_paths_start_at_the_working_directory_and_absolute_ones_at_the_root()
             ("./name", "in work"),
             ("/srv/name", "in work"),
             ("/etc/name", "in etc"),
+            ("/short/name", "in etc"),
         ];
         for (path, text) in cases {
             let mut run = Run::new(wasi, "files", &["read", path]);
@@ -142,6 +143,11 @@ fn relative_paths_start_at_the_working_directory_and_absolute_ones_at_the_root()
                 let dir = run.root().join(dir);
                 std::fs::create_dir_all(&dir).unwrap();
                 std::fs::write(dir.join("name"), text).unwrap();
+            }
+            std::os::unix::fs::symlink("etc", run.root().join("short")).unwrap();
+            // Files do not use the places of directories up.
+            for n in 0..300 {
+                std::fs::write(run.root().join(format!("file{n}")), "").unwrap();
             }
             assert_eq!(run.run().stdout, text, "{wasi:?} {path}");
         }
