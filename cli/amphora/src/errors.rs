@@ -16,6 +16,8 @@ pub(crate) enum Failure {
     Code(u8),
     /// Reading or writing on the caller's side failed.
     Local(String),
+    /// A text with an exit code of its own.
+    Status(u8, String),
 }
 
 impl From<EngineError> for Failure {
@@ -58,6 +60,10 @@ pub(crate) fn report(failure: &Failure) -> ExitCode {
         Failure::Local(text) => {
             crate::ui::error(text);
             ExitCode::from(1)
+        }
+        Failure::Status(code, text) => {
+            crate::ui::error(text);
+            ExitCode::from(*code)
         }
         Failure::Code(code) => ExitCode::from(*code),
     }

@@ -5,11 +5,20 @@
 
 mod commands;
 mod errors;
+mod filter;
+mod format;
 mod parse;
+mod pattern;
+mod terminal;
+mod time;
 mod ui;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+
+/// Commands live for milliseconds; what runs for long never turns it on.
+#[global_allocator]
+static ALLOCATOR: amphora_sys::arena::Arena = amphora_sys::arena::Arena;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
@@ -17,7 +26,18 @@ fn main() -> ExitCode {
         Some("supervise") => amphora_supervisor::supervise_main(),
         Some(amphora_wasm::RUNNER_ENTRY) => amphora_wasm::runner_main(),
         Some(amphora_wasm::COMPILE_ENTRY) => amphora_wasm::compile_main(),
-        Some("finish") if args.len() == 5 => commands::finish(&args),
-        _ => commands::dispatch(&args),
+        Some(amphora_supervisor::COMPRESS_ENTRY) => amphora_supervisor::compress_main(),
+        Some("prepare") if args.len() == 5 => {
+            amphora_sys::arena::enable();
+            commands::prepare(&args)
+        }
+        Some("finish") if args.len() == 5 => {
+            amphora_sys::arena::enable();
+            commands::finish(&args)
+        }
+        _ => {
+            amphora_sys::arena::enable();
+            commands::dispatch(&args)
+        }
     }
 }

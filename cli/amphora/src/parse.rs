@@ -28,6 +28,28 @@ pub(crate) fn size(text: &str) -> Option<i64> {
     (value.is_finite() && value >= 0.0).then(|| (value * (1i64 << shift) as f64) as i64)
 }
 
+/// Docker's words for a value that a flag does not take.
+pub(crate) fn bad_flag(flag: &str, value: &str, why: &str) -> Failure {
+    Failure::Usage(format!(
+        "invalid argument \"{value}\" for \"{flag}\" flag: {why}"
+    ))
+}
+
+/// Parses the value of a flag that takes a size.
+pub(crate) fn size_flag(flag: &str, value: Option<&str>) -> Outcome<Option<i64>> {
+    let parsed =
+        |v: &str| size(v).ok_or_else(|| bad_flag(flag, v, &format!("invalid size: '{v}'")));
+    value.map(parsed).transpose()
+}
+
+/// The same for a size that may be -1.
+pub(crate) fn swap_flag(flag: &str, value: Option<&str>) -> Outcome<Option<i64>> {
+    match value {
+        Some("-1") => Ok(Some(-1)),
+        other => size_flag(flag, other),
+    }
+}
+
 /// Parses `--cpus` into billionths.
 pub(crate) fn cpus(text: &str) -> Option<u64> {
     let value: f64 = text.parse().ok()?;
@@ -37,6 +59,61 @@ pub(crate) fn cpus(text: &str) -> Option<u64> {
         reason = "checked range"
     )]
     (value.is_finite() && value > 0.0 && value < 1e6).then(|| (value * 1e9).round() as u64)
+}
+
+/// Parses a point in time, as nanoseconds since 1970: a duration before now (`1h30m`), a date with
+/// or without a time (UTC unless it says otherwise), or seconds since 1970.
+pub(crate) fn moment(text: &str) -> Option<i128> {
+    const NANOS: i128 = 1_000_000_000;
+    let now = jiff::Timestamp::now().as_nanosecond();
+    if let Some(span) = duration(text) {
+        return Some(now - i128::from(span));
+    }
+    if let Ok(time) = text.parse::<jiff::Timestamp>() {
+        return Some(time.as_nanosecond());
+    }
+    if text.contains('-') {
+        // Completed to a whole time.
+        let whole = "0000-01-01T00:00:00Z";
+        let bare = text.trim_end_matches('Z');
+        let full = format!("{bare}{}", whole.get(bare.len()..)?);
+        return full
+            .parse::<jiff::Timestamp>()
+            .ok()
+            .map(jiff::Timestamp::as_nanosecond);
+    }
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let nanos: i128 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+    Some(seconds.parse::<i128>().ok()? * NANOS + nanos)
+}
+
+/// Parses a duration as Go writes it, `1h30m`, `1.5s`, `100ms`, into nanoseconds.
+pub(crate) fn duration(text: &str) -> Option<i64> {
+    let (mut rest, mut total) = (text, 0.0);
+    if text == "0" {
+        return Some(0);
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| c != '.' && !c.is_ascii_digit())?;
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail
+            .find(|c: char| c == '.' || c.is_ascii_digit())
+            .unwrap_or(tail.len());
+        let (unit, next) = tail.split_at(letters);
+        let scale = match unit {
+            "ns" => 1.0,
+            "us" | "µs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 60e9,
+            "h" => 3600e9,
+            _ => return None,
+        };
+        total += number.parse::<f64>().ok()? * scale;
+        rest = next;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "checked range")]
+    (!text.is_empty() && total < 9e18).then_some(total as i64)
 }
 
 /// Completes `-e` values: `KEY` alone takes the caller's value and is dropped when there is none.

@@ -1,8 +1,6 @@
 //! The only place that prints: stdout is data, stderr everything else.
 
-use std::io::{self, IsTerminal, Write};
-
-use tabwriter::TabWriter;
+use std::io::{self, BufRead, IsTerminal, Write};
 
 /// Prints one line to stdout. A closed pipe ends the output, not the command.
 pub(crate) fn line(text: &str) {
@@ -16,6 +14,13 @@ pub(crate) fn error(text: &str) {
     let _ = writeln!(err, "{text}");
 }
 
+/// Prints warnings to stderr, a line each.
+pub(crate) fn warnings<'a>(all: impl IntoIterator<Item = &'a String>) {
+    for warning in all {
+        error(&format!("WARNING: {warning}"));
+    }
+}
+
 /// Says whether stdout is a terminal.
 pub(crate) fn stdout_is_terminal() -> bool {
     io::stdout().is_terminal()
@@ -27,14 +32,19 @@ pub(crate) fn terminal_size() -> (u16, u16) {
         .map_or((80, 24), |size| (size.ws_col.max(20), size.ws_row.max(5)))
 }
 
-/// Prints a table with Docker's column rule: at least three spaces apart.
-pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) {
-    let mut writer = TabWriter::new(io::stdout().lock()).minwidth(10).padding(3);
-    let _ = writeln!(writer, "{}", header.join("\t"));
-    for row in rows {
-        let _ = writeln!(writer, "{}", row.join("\t"));
-    }
-    let _ = writer.flush();
+/// Prints text as it is. A closed pipe ends the output, not the command.
+pub(crate) fn raw(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes());
+    let _ = out.flush();
+}
+
+/// Asks on stderr-free stdout, as Docker does, and says whether the answer is yes.
+pub(crate) fn confirm(question: &str) -> bool {
+    raw(question);
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    read.is_ok() && answer.trim().eq_ignore_ascii_case("y")
 }
 
 /// Prints a size as Docker does: decimal units, three significant digits.
@@ -61,6 +71,35 @@ pub(crate) fn human_size(bytes: u64) -> String {
     format!("{text}{}", UNITS.get(unit).unwrap_or(&"B"))
 }
 
+/// Prints a size with four significant digits: decimal units, or binary ones.
+pub(crate) fn size_of_four(bytes: u64, binary: bool) -> String {
+    const DECIMAL: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
+    const BINARY: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (base, units) = if binary {
+        (1024.0, BINARY)
+    } else {
+        (1000.0, DECIMAL)
+    };
+    #[expect(clippy::cast_precision_loss, reason = "four digits are shown")]
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= base && unit + 1 < units.len() {
+        value /= base;
+        unit += 1;
+    }
+    let digits = match value {
+        v if v >= 1000.0 => 0,
+        v if v >= 100.0 => 1,
+        v if v >= 10.0 => 2,
+        _ => 3,
+    };
+    let mut text = format!("{value:.digits$}");
+    if text.contains('.') {
+        text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
+    }
+    format!("{text}{}", units.get(unit).unwrap_or(&"B"))
+}
+
 /// Prints a span as Docker does: "About a minute", "3 hours".
 pub(crate) fn human_duration(seconds: i64) -> String {
     let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
@@ -69,8 +108,8 @@ pub(crate) fn human_duration(seconds: i64) -> String {
         1 => "1 second".to_owned(),
         2..60 => format!("{seconds} seconds"),
         60..120 => "About a minute".to_owned(),
-        120..3600 if minutes < 46 => format!("{minutes} minutes"),
-        120..5400 => "About an hour".to_owned(),
+        120..3600 => format!("{minutes} minutes"),
+        3600..5400 => "About an hour".to_owned(),
         _ if hours < 48 => format!("{hours} hours"),
         _ if hours < 24 * 14 => format!("{} days", hours / 24),
         _ if hours < 24 * 60 => format!("{} weeks", hours / 24 / 7),
@@ -93,6 +132,12 @@ pub(crate) fn ago(time: &str) -> String {
     )
 }
 
+/// Prints an RFC 3339 time as Go prints it in the caller's zone.
+pub(crate) fn local_time(time: &str) -> String {
+    time.parse::<jiff::Timestamp>()
+        .map_or_else(|_| time.to_owned(), crate::time::go_text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,12 +157,26 @@ mod tests {
     }
 
     #[test]
+    fn sizes_of_four_digits_are_docker_s() {
+        for (bytes, binary, text) in [
+            (0, false, "0B"),
+            (1_234_567, false, "1.235MB"),
+            (12_345_678, false, "12.35MB"),
+            (1536, true, "1.5KiB"),
+            (8_000_000_000, true, "7.451GiB"),
+        ] {
+            assert_eq!(size_of_four(bytes, binary), text);
+        }
+    }
+
+    #[test]
     fn spans_are_docker_s() {
         for (s, text) in [
             (0, "Less than a second"),
             (30, "30 seconds"),
             (61, "About a minute"),
             (600, "10 minutes"),
+            (3599, "59 minutes"),
             (3600, "About an hour"),
             (7200, "2 hours"),
             (200_000, "2 days"),

@@ -1,14 +1,11 @@
 //! Container commands beside `run` and `create`.
 
-use std::io;
-
-use amphora_engine::{
-    Attach, ContainerView, Engine, LogOptions, RemoveOptions, Status, StopOptions,
-};
+use amphora_engine::{Attach, AttachStreams, Engine, RemoveOptions, StopOptions};
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
 
 use super::each;
+use super::exec::{AttachArgs, ExecArgs};
+use super::foreground::{Foreground, detach_keys};
 use crate::errors::{Failure, Outcome};
 use crate::ui;
 
@@ -21,11 +18,15 @@ pub(crate) enum Container {
     Create(super::run::CreateArgs),
     /// List containers
     #[command(visible_aliases = ["list", "ps"])]
-    Ls(PsArgs),
+    Ls(super::ps::PsArgs),
     /// Display detailed information on one or more containers
-    Inspect(InspectArgs),
+    Inspect(super::inspect::ContainerArgs),
+    /// Remove all stopped containers
+    Prune(super::prune::ContainerArgs),
     #[command(flatten)]
     Short(Short),
+    #[command(flatten)]
+    Change(super::change::Change),
 }
 
 /// Container commands that stand at the top level too.
@@ -33,9 +34,13 @@ pub(crate) enum Container {
 pub(crate) enum Short {
     /// List containers
     #[command(name = "ps")]
-    Ps(PsArgs),
+    Ps(super::ps::PsArgs),
     /// Start one or more stopped containers
     Start(StartArgs),
+    /// Execute a command in a running container
+    Exec(ExecArgs),
+    /// Attach local standard input, output, and error streams to a running container
+    Attach(AttachArgs),
     /// Stop one or more running containers
     Stop(StopArgs),
     /// Restart one or more containers
@@ -46,14 +51,18 @@ pub(crate) enum Short {
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
     /// Fetch the logs of a container
-    Logs(LogsArgs),
+    Logs(super::logs::LogsArgs),
     /// Block until one or more containers stop, then print their exit codes
     Wait(Names),
+    /// Display a live stream of container(s) resource usage statistics
+    Stats(super::stats::StatsArgs),
+    /// Display the running processes of a container
+    Top(super::top::TopArgs),
     /// List port mappings of a container
     Port(PortArgs),
     /// Return low-level information on containers, images and volumes
     #[command(name = "inspect")]
-    InspectAny(InspectArgs),
+    InspectAny(super::inspect::InspectArgs),
 }
 
 /// Names of containers.
@@ -62,29 +71,6 @@ pub(crate) struct Names {
     /// Names or ids
     #[arg(required = true, value_name = "CONTAINER")]
     names: Vec<String>,
-}
-
-/// Flags of `ps`.
-#[derive(Debug, Args)]
-pub(crate) struct PsArgs {
-    /// Show all containers (default shows just running)
-    #[arg(short, long)]
-    all: bool,
-    /// Only display container IDs
-    #[arg(short, long)]
-    quiet: bool,
-    /// Don't truncate output
-    #[arg(long)]
-    no_trunc: bool,
-    /// Show the latest created container
-    #[arg(short, long)]
-    latest: bool,
-    /// Show n last created containers
-    #[arg(short = 'n', long, value_name = "N")]
-    last: Option<usize>,
-    /// Format output: table or json
-    #[arg(long, value_parser = ["table", "json"])]
-    format: Option<String>,
 }
 
 /// Flags of `start`.
@@ -96,6 +82,9 @@ pub(crate) struct StartArgs {
     /// Attach container's STDIN
     #[arg(short, long)]
     interactive: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long)]
+    detach_keys: Option<String>,
     /// Names or ids
     #[arg(required = true, value_name = "CONTAINER")]
     names: Vec<String>,
@@ -140,22 +129,6 @@ pub(crate) struct RmArgs {
     names: Vec<String>,
 }
 
-/// Flags of `logs`.
-#[derive(Debug, Args)]
-pub(crate) struct LogsArgs {
-    /// Follow log output
-    #[arg(short, long)]
-    follow: bool,
-    /// Number of lines to show from the end of the logs
-    #[arg(short = 'n', long, default_value = "all")]
-    tail: String,
-    /// Show timestamps
-    #[arg(short, long)]
-    timestamps: bool,
-    /// Name or id
-    container: String,
-}
-
 /// Arguments of `port`.
 #[derive(Debug, Args)]
 pub(crate) struct PortArgs {
@@ -166,28 +139,16 @@ pub(crate) struct PortArgs {
     port: Option<String>,
 }
 
-/// Arguments of `inspect`.
-#[derive(Debug, Args)]
-pub(crate) struct InspectArgs {
-    /// Only objects of this type
-    #[arg(long = "type", value_parser = ["container", "image", "volume"])]
-    kind: Option<String>,
-    /// Names or ids
-    #[arg(required = true, value_name = "NAME|ID")]
-    names: Vec<String>,
-}
-
 /// Carries out `container …`.
 pub(crate) fn container(engine: impl FnOnce() -> Outcome<Engine>, command: Container) -> Outcome {
     match command {
         Container::Run(args) => exit(super::run::run(engine, args)),
         Container::Create(args) => exit(super::run::create(engine, args)),
-        Container::Ls(args) => ps(&engine()?, &args),
-        Container::Inspect(args) => {
-            let engine = engine()?;
-            inspect(&args.names, |name| engine.inspect_container(name))
-        }
+        Container::Ls(args) => super::ps::ps(&engine()?, &args),
+        Container::Inspect(args) => super::inspect::container(&engine()?, &args),
+        Container::Prune(args) => super::prune::containers(&engine()?, &args),
         Container::Short(command) => short(engine, command),
+        Container::Change(command) => super::change::change(engine, command),
     }
 }
 
@@ -205,8 +166,10 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
     let engine = engine()?;
     let engine = &engine;
     match command {
-        Short::Ps(args) => ps(engine, &args),
+        Short::Ps(args) => super::ps::ps(engine, &args),
         Short::Start(args) => start(engine, &args),
+        Short::Exec(args) => super::exec::exec(engine, args),
+        Short::Attach(args) => super::exec::attach(engine, &args),
         Short::Stop(args) => each(&args.names, |name| {
             stop(engine, name, &args)?;
             ui::line(name);
@@ -214,7 +177,10 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
         }),
         Short::Restart(args) => each(&args.names, |name| {
             stop(engine, name, &args)?;
-            engine.start(&engine.find(name)?, Attach::None)?;
+            let id = engine.find(name)?;
+            let started = engine.start(&id, Attach::None)?;
+            ui::warnings(started.iter().flat_map(|s| &s.warnings));
+            engine.note_action(&id, "restart", &[])?;
             ui::line(name);
             Ok(())
         }),
@@ -229,7 +195,10 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
                 volumes: args.volumes,
             };
             each(&args.names, |name| match engine.find(name) {
-                Err(amphora_engine::EngineError::NoSuchContainer(_)) if args.force => Ok(()),
+                Err(e @ amphora_engine::EngineError::NoSuchContainer(_)) if args.force => {
+                    ui::error(&crate::errors::daemon_text(&e));
+                    Ok(())
+                }
                 Err(e) => Err(e.into()),
                 Ok(id) => {
                     engine.remove(&id, options)?;
@@ -238,19 +207,16 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
                 }
             })
         }
-        Short::Logs(args) => logs(engine, &args),
+        Short::Logs(args) => super::logs::logs(engine, &args),
         Short::Wait(args) => each(&args.names, |name| {
             let code = engine.wait(&engine.find(name)?)?;
             ui::line(&code.to_string());
             Ok(())
         }),
+        Short::Stats(args) => super::stats::stats(engine, &args),
+        Short::Top(args) => super::top::top(engine, &args),
         Short::Port(args) => port(engine, &args),
-        Short::InspectAny(args) => inspect(&args.names, |name| match args.kind.as_deref() {
-            Some("container") => engine.inspect_container(name),
-            Some("image") => engine.inspect_image(name),
-            Some("volume") => engine.inspect_volume(name),
-            _ => engine.inspect(name),
-        }),
+        Short::InspectAny(args) => super::inspect::any(engine, &args),
     }
 }
 
@@ -265,7 +231,8 @@ fn stop(engine: &Engine, name: &str, args: &StopArgs) -> Outcome {
 fn start(engine: &Engine, args: &StartArgs) -> Outcome {
     if !args.attach && !args.interactive {
         return each(&args.names, |name| {
-            engine.start(&engine.find(name)?, Attach::None)?;
+            let started = engine.start(&engine.find(name)?, Attach::None)?;
+            ui::warnings(started.iter().flat_map(|s| &s.warnings));
             ui::line(name);
             Ok(())
         });
@@ -275,58 +242,32 @@ fn start(engine: &Engine, args: &StartArgs) -> Outcome {
             "you cannot start and attach multiple containers at once".into(),
         ));
     };
-    let attach = if args.interactive {
-        Attach::OutputAndInput
-    } else {
-        Attach::Output
-    };
-    let signals = super::foreground::hold(true)?;
     let id = engine.find(name)?;
-    let started = engine.start(&id, attach)?;
-    let Some(client) = started.and_then(|s| s.client) else {
-        return Ok(());
+    let config = engine.view(&id)?.config;
+    let streams = AttachStreams {
+        stdin: args.interactive && config.open_stdin,
+        stdout: true,
+        stderr: !config.tty,
+        size: None,
     };
-    match super::foreground::follow(engine, &id, client, args.interactive, signals.as_ref())? {
+    let keys = detach_keys(args.detach_keys.as_deref())?;
+    crate::terminal::check(streams.stdin, config.tty)?;
+    let foreground = Foreground::new(streams, config.tty, keys, !config.tty)?;
+    let started = engine.start(&id, Attach::To(foreground.streams()))?;
+    ui::warnings(started.iter().flat_map(|s| &s.warnings));
+    let client = match started.and_then(|s| s.client) {
+        Some(client) => client,
+        // It ran already: then this is `attach`.
+        None => {
+            let mut client = engine.attach(&id, foreground.streams())?;
+            foreground.repaint(&mut client);
+            client
+        }
+    };
+    match foreground.follow(engine, &id, client)? {
         0 => Ok(()),
         code => Err(Failure::Code(code)),
     }
-}
-
-fn logs(engine: &Engine, args: &LogsArgs) -> Outcome {
-    let tail = match args.tail.as_str() {
-        "all" => None,
-        number => Some(number.parse().map_err(|_| {
-            Failure::Local(format!("invalid argument \"{number}\" for \"--tail\" flag"))
-        })?),
-    };
-    let options = LogOptions {
-        follow: args.follow,
-        tail,
-        timestamps: args.timestamps,
-    };
-    let id = engine.find(&args.container)?;
-    Ok(engine.logs(
-        &id,
-        options,
-        &mut io::stdout().lock(),
-        &mut io::stderr().lock(),
-    )?)
-}
-
-/// Prints the JSON array of what is found; reports the rest and fails.
-pub(crate) fn inspect(
-    names: &[String],
-    mut f: impl FnMut(&str) -> amphora_engine::Result<Value>,
-) -> Outcome {
-    let mut found = Vec::new();
-    let outcome = each(names, |name| {
-        found.push(f(name)?);
-        Ok(())
-    });
-    let text = serde_json::to_string_pretty(&found)
-        .map_err(|e| Failure::Local(format!("failed to render: {e}")))?;
-    ui::line(&text);
-    outcome
 }
 
 fn port(engine: &Engine, args: &PortArgs) -> Outcome {
@@ -356,123 +297,4 @@ fn port(engine: &Engine, args: &PortArgs) -> Outcome {
         ))),
         _ => Ok(()),
     }
-}
-
-fn ps(engine: &Engine, args: &PsArgs) -> Outcome {
-    let count = args.last.or(args.latest.then_some(1));
-    let mut views = engine.list(args.all || count.is_some())?;
-    views.truncate(count.unwrap_or(usize::MAX));
-    if args.quiet {
-        for view in &views {
-            ui::line(&id_text(view, args.no_trunc));
-        }
-        return Ok(());
-    }
-    if args.format.as_deref() == Some("json") {
-        for view in &views {
-            ui::line(&row_json(view).to_string());
-        }
-        return Ok(());
-    }
-    let header = [
-        "CONTAINER ID",
-        "IMAGE",
-        "COMMAND",
-        "CREATED",
-        "STATUS",
-        "PORTS",
-        "NAMES",
-    ];
-    let rows: Vec<Vec<String>> = views
-        .iter()
-        .map(|view| {
-            vec![
-                id_text(view, args.no_trunc),
-                view.config.image.clone(),
-                command_text(view, args.no_trunc),
-                ui::ago(&view.config.created),
-                status_text(view),
-                ports_text(view),
-                view.config.name.clone(),
-            ]
-        })
-        .collect();
-    ui::table(&header, &rows);
-    Ok(())
-}
-
-fn row_json(view: &ContainerView) -> Value {
-    json!({
-        "ID": view.config.id.short(),
-        "Image": view.config.image,
-        "Command": command_text(view, false),
-        "CreatedAt": view.config.created,
-        "RunningFor": ui::ago(&view.config.created),
-        "State": view.status.as_str(),
-        "Status": status_text(view),
-        "Ports": ports_text(view),
-        "Names": view.config.name,
-        "Labels": view.config.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(","),
-        "Networks": view.config.host.network.name(),
-        "Executor": view.config.executor.to_string(),
-    })
-}
-
-fn id_text(view: &ContainerView, whole: bool) -> String {
-    if whole {
-        view.config.id.hex()
-    } else {
-        view.config.id.short()
-    }
-}
-
-fn command_text(view: &ContainerView, whole: bool) -> String {
-    let text = view.config.args().join(" ");
-    if whole || text.chars().count() <= 20 {
-        return format!("\"{text}\"");
-    }
-    let cut: String = text.chars().take(19).collect();
-    format!("\"{cut}…\"")
-}
-
-fn status_text(view: &ContainerView) -> String {
-    match view.status {
-        Status::Created => "Created".to_owned(),
-        Status::Dead => "Dead".to_owned(),
-        Status::Running => {
-            let since = view.started_at().unwrap_or_default();
-            format!("Up {}", ui::human_duration(ui::age(&since).unwrap_or(0)))
-        }
-        Status::Exited => {
-            let (code, when) = view
-                .exit
-                .as_ref()
-                .map(|e| (e.code, e.finished_at.clone()))
-                .unwrap_or_default();
-            format!("Exited ({code}) {}", ui::ago(&when))
-        }
-    }
-}
-
-fn ports_text(view: &ContainerView) -> String {
-    let mut parts: Vec<String> = view
-        .ports
-        .iter()
-        .map(|p| {
-            let host = std::net::SocketAddr::new(p.host_ip, p.host_port);
-            format!("{host}->{}/{}", p.container_port, p.protocol)
-        })
-        .collect();
-    if view.status == Status::Running {
-        for exposed in &view.config.exposed {
-            let (port, protocol) = exposed.split_once('/').unwrap_or((exposed, "tcp"));
-            let published = view.ports.iter().any(|p| {
-                p.container_port.to_string() == port && p.protocol.to_string() == protocol
-            });
-            if !published {
-                parts.push(exposed.clone());
-            }
-        }
-    }
-    parts.join(", ")
 }

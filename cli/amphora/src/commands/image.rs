@@ -5,12 +5,10 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use amphora_distribution::{PlainProgress, Progress, Silent, TtyProgress};
-use amphora_engine::{Engine, EngineError, ImageSummary};
+use amphora_engine::{Engine, EngineError};
 use amphora_spec::{Platform, Reference};
 use clap::{Args, Subcommand};
-use serde_json::json;
 
-use super::container::inspect;
 use super::each;
 use crate::errors::{Failure, Outcome};
 use crate::{parse, ui};
@@ -23,11 +21,15 @@ const MAX_MODULE: u64 = 256 << 20;
 pub(crate) enum Image {
     /// List images
     #[command(visible_alias = "list")]
-    Ls(ImagesArgs),
+    Ls(super::images::ImagesArgs),
     /// Add a WebAssembly module or component as an image
     Add(AddArgs),
     /// Display detailed information on one or more images
-    Inspect(NamesArgs),
+    Inspect(super::inspect::OtherArgs),
+    /// Show the history of an image
+    History(super::history::HistoryArgs),
+    /// Remove unused images
+    Prune(super::prune::AllArgs),
     /// Remove one or more images
     #[command(visible_alias = "remove")]
     Rm(RmiArgs),
@@ -37,13 +39,17 @@ pub(crate) enum Image {
     Load(LoadArgs),
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     Tag(TagArgs),
+    /// Import the contents from a tarball to create a filesystem image
+    Import(super::import::ImportArgs),
 }
 
 /// Image commands that stand at the top level.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Short {
     /// List images
-    Images(ImagesArgs),
+    Images(super::images::ImagesArgs),
+    /// Show the history of an image
+    History(super::history::HistoryArgs),
     /// Remove one or more images
     Rmi(RmiArgs),
     /// Download an image from a registry
@@ -52,29 +58,8 @@ pub(crate) enum Short {
     Load(LoadArgs),
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     Tag(TagArgs),
-}
-
-/// Flags of `images`.
-#[derive(Debug, Args)]
-pub(crate) struct ImagesArgs {
-    /// Show all images (there are no hidden ones)
-    #[arg(short, long)]
-    all: bool,
-    /// Only show image IDs
-    #[arg(short, long)]
-    quiet: bool,
-    /// Don't truncate output
-    #[arg(long)]
-    no_trunc: bool,
-    /// Show digests
-    #[arg(long)]
-    digests: bool,
-    /// Format output: table or json
-    #[arg(long, value_parser = ["table", "json"])]
-    format: Option<String>,
-    /// Only this repository
-    #[arg(value_name = "REPOSITORY[:TAG]")]
-    repository: Option<String>,
+    /// Import the contents from a tarball to create a filesystem image
+    Import(super::import::ImportArgs),
 }
 
 /// Arguments of `image add`.
@@ -85,14 +70,6 @@ pub(crate) struct AddArgs {
     tag: String,
     /// The `.wasm` file; "-" for STDIN
     file: PathBuf,
-}
-
-/// Names of images.
-#[derive(Debug, Args)]
-pub(crate) struct NamesArgs {
-    /// Names or ids
-    #[arg(required = true, value_name = "IMAGE")]
-    names: Vec<String>,
 }
 
 /// Flags of `rmi`.
@@ -146,13 +123,16 @@ pub(crate) struct TagArgs {
 pub(crate) fn image(engine: impl FnOnce() -> Outcome<Engine>, command: Image) -> Outcome {
     let engine = engine()?;
     match command {
-        Image::Ls(args) => images(&engine, &args),
+        Image::Ls(args) => super::images::images(&engine, &args),
         Image::Add(args) => add(&engine, &args),
-        Image::Inspect(args) => inspect(&args.names, |name| engine.inspect_image(name)),
+        Image::Inspect(args) => super::inspect::other(&engine, super::inspect::Kind::Image, &args),
+        Image::History(args) => super::history::history(&engine, &args),
+        Image::Prune(args) => super::prune::images(&engine, &args),
         Image::Rm(args) => remove(&engine, &args),
         Image::Pull(args) => pull(&engine, &args),
         Image::Load(args) => load(&engine, &args),
         Image::Tag(args) => tag(&engine, &args),
+        Image::Import(args) => super::import::import(&engine, &args),
     }
 }
 
@@ -160,11 +140,13 @@ pub(crate) fn image(engine: impl FnOnce() -> Outcome<Engine>, command: Image) ->
 pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) -> Outcome {
     let engine = engine()?;
     match command {
-        Short::Images(args) => images(&engine, &args),
+        Short::Images(args) => super::images::images(&engine, &args),
+        Short::History(args) => super::history::history(&engine, &args),
         Short::Rmi(args) => remove(&engine, &args),
         Short::Pull(args) => pull(&engine, &args),
         Short::Load(args) => load(&engine, &args),
         Short::Tag(args) => tag(&engine, &args),
+        Short::Import(args) => super::import::import(&engine, &args),
     }
 }
 
@@ -291,90 +273,4 @@ fn remove(engine: &Engine, args: &RmiArgs) -> Outcome {
             }
         }
     })
-}
-
-fn images(engine: &Engine, args: &ImagesArgs) -> Outcome {
-    let mut rows = engine.images()?;
-    if let Some(filter) = &args.repository {
-        rows.retain(|row| matches_filter(row, filter));
-    }
-    rows.sort_by(|a, b| b.record.config.created.cmp(&a.record.config.created));
-    if args.quiet {
-        let mut seen = std::collections::BTreeSet::new();
-        for row in rows.iter().filter(|r| seen.insert(r.record.image_id)) {
-            ui::line(&id_text(row, args.no_trunc));
-        }
-        return Ok(());
-    }
-    if args.format.as_deref() == Some("json") {
-        for row in &rows {
-            let (repository, tag) = names(row);
-            ui::line(
-                &json!({
-                    "Repository": repository, "Tag": tag, "ID": id_text(row, args.no_trunc),
-                    "Digest": row.target.digest, "CreatedAt": row.record.config.created,
-                    "CreatedSince": created(row), "Size": ui::human_size(row.record.size),
-                    "Platform": row.record.config.platform().to_string(),
-                })
-                .to_string(),
-            );
-        }
-        return Ok(());
-    }
-    let mut header = vec!["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
-    if args.digests {
-        header.insert(2, "DIGEST");
-    }
-    let table: Vec<Vec<String>> = rows
-        .iter()
-        .map(|row| {
-            let (repository, tag) = names(row);
-            let mut cells = vec![
-                repository,
-                tag,
-                id_text(row, args.no_trunc),
-                created(row),
-                ui::human_size(row.record.size),
-            ];
-            if args.digests {
-                cells.insert(2, row.target.digest.to_string());
-            }
-            cells
-        })
-        .collect();
-    ui::table(&header, &table);
-    Ok(())
-}
-
-fn matches_filter(row: &ImageSummary, filter: &str) -> bool {
-    row.reference
-        .as_ref()
-        .is_some_and(|r| r.familiar_repository() == filter || r.familiar() == filter)
-}
-
-fn names(row: &ImageSummary) -> (String, String) {
-    let none = || "<none>".to_owned();
-    match &row.reference {
-        Some(r) => (
-            r.familiar_repository(),
-            r.tag().map_or_else(none, str::to_owned),
-        ),
-        None => (none(), none()),
-    }
-}
-
-fn created(row: &ImageSummary) -> String {
-    row.record
-        .config
-        .created
-        .as_deref()
-        .map_or_else(|| "N/A".to_owned(), ui::ago)
-}
-
-fn id_text(row: &ImageSummary, whole: bool) -> String {
-    if whole {
-        row.record.image_id.to_string()
-    } else {
-        row.record.image_id.short()
-    }
 }

@@ -1,12 +1,35 @@
 //! The command tree. One file a family; every file parses, calls the engine, prints.
 
+mod change;
+mod commit;
 mod container;
+mod cp;
+mod df;
+mod diff;
+mod events;
+mod exec;
+mod export;
 mod foreground;
+mod history;
 mod image;
+mod images;
+mod import;
+mod info;
+mod inspect;
+mod logs;
+mod pause;
+mod prune;
+mod ps;
+mod rename;
 mod run;
+mod run_flags;
+mod stats;
 mod system;
+mod top;
 mod unsupported;
+mod update;
 mod volume;
+mod volume_ls;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -44,6 +67,24 @@ struct Global {
     insecure_registry: Vec<String>,
 }
 
+/// The same command line as far as `run` goes: building the whole tree takes longer than the
+/// rest of a start.
+#[derive(Debug, Parser)]
+#[command(name = "amphora", version, disable_help_subcommand = true)]
+struct RunCli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: OnlyRun,
+}
+
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+enum OnlyRun {
+    /// Create and run a new container from an image
+    Run(Box<run::RunArgs>),
+}
+
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 enum Command {
@@ -63,6 +104,8 @@ enum Command {
     #[command(flatten)]
     ContainerShort(container::Short),
     #[command(flatten)]
+    Change(change::Change),
+    #[command(flatten)]
     ImageShort(image::Short),
     #[command(flatten)]
     System(system::System),
@@ -70,6 +113,13 @@ enum Command {
 
 /// Parses and carries out one command.
 pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
+    // What is wrong with a command line, the whole tree says best.
+    if args.iter().any(|arg| arg == "run")
+        && let Ok(RunCli { global, command }) = RunCli::try_parse_from(args)
+    {
+        let OnlyRun::Run(args) = command;
+        return run::run(|| open(&global), *args);
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return unsupported::explain(&error, args),
@@ -80,6 +130,7 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
         Command::Create(args) => return run::create(engine, args),
         Command::Container(command) => container::container(engine, command),
         Command::ContainerShort(command) => container::short(engine, command),
+        Command::Change(command) => change::change(engine, command),
         Command::Image(command) => image::image(engine, command),
         Command::ImageShort(command) => image::short(engine, command),
         Command::Volume(command) => volume::volume(engine, command),
@@ -105,6 +156,24 @@ pub(crate) fn finish(args: &[OsString]) -> ExitCode {
     match done {
         Some(Ok(())) => ExitCode::SUCCESS,
         // Nobody listens here; what is left is found by the next command's reconcile.
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// Hidden entry before a restart: `prepare ROOT RUN_ROOT ID`, started by a supervisor.
+pub(crate) fn prepare(args: &[OsString]) -> ExitCode {
+    let text = |i: usize| args.get(i).and_then(|a| a.to_str()).unwrap_or_default();
+    let global = Global {
+        root: Some(text(2).into()),
+        run_root: Some(text(3).into()),
+        insecure_registry: Vec::new(),
+    };
+    let done = open(&global)
+        .ok()
+        .and_then(|engine| text(4).parse().ok().map(|id| engine.prepare(&id)));
+    match done {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        // The supervisor was told, and records it.
         _ => ExitCode::FAILURE,
     }
 }

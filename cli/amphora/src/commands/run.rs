@@ -3,14 +3,18 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use amphora_engine::logging::LogSettings;
 use amphora_engine::{
-    Attach, CreateOptions, Engine, EngineError, HostConfig, MountPoint, NetworkMode,
+    Attach, AttachStreams, CreateOptions, Engine, EngineError, HostConfig, MountPoint, NetworkMode,
 };
 use amphora_spec::Reference;
+use amphora_supervisor::RestartPolicy;
 use clap::{Args, ValueEnum};
 
 use crate::errors::{Failure, Outcome, daemon_text, run_code};
 use crate::{parse, ui};
+
+use super::foreground::Foreground;
 
 /// Flags that `run` and `create` share.
 #[derive(Debug, Args)]
@@ -67,6 +71,12 @@ pub(crate) struct CreateArgs {
     /// Keep STDIN open even if not attached
     #[arg(short, long)]
     interactive: bool,
+    /// Allocate a pseudo-TTY
+    #[arg(short, long)]
+    tty: bool,
+    /// Attach to STDIN, STDOUT or STDERR
+    #[arg(short, long)]
+    attach: Vec<String>,
     /// Memory limit
     #[arg(short, long)]
     memory: Option<String>,
@@ -124,15 +134,23 @@ pub(crate) struct CreateArgs {
     /// Timeout (in seconds) to stop a container
     #[arg(long)]
     stop_timeout: Option<u64>,
-    /// Logging driver: json-file or none
-    #[arg(long, value_enum, default_value = "json-file")]
-    log_driver: LogDriver,
-    /// Restart policy; only "no" for now
-    #[arg(long, value_parser = ["no"], default_value = "no")]
+    /// Logging driver for the container: json-file, local, none, journald or syslog
+    #[arg(long, default_value = "")]
+    log_driver: String,
+    /// Log driver options
+    #[arg(long)]
+    log_opt: Vec<String>,
+    /// Restart policy to apply when a container exits: no, always, unless-stopped
+    /// or on-failure[:N]
+    #[arg(long, default_value = "no")]
     restart: String,
     /// Write the container ID to the file
     #[arg(long)]
     cidfile: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    limits: super::run_flags::LimitFlags,
+    #[command(flatten)]
+    shares: super::run_flags::ShareFlags,
     /// Image to run
     image: String,
     /// Command and its arguments
@@ -147,12 +165,6 @@ enum Pull {
     Never,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LogDriver {
-    JsonFile,
-    None,
-}
-
 /// Flags of `run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -162,6 +174,9 @@ pub(crate) struct RunArgs {
     /// Proxy received signals to the process
     #[arg(long, default_value = "true", action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     sig_proxy: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long)]
+    detach_keys: Option<String>,
     #[command(flatten)]
     create: CreateArgs,
 }
@@ -180,11 +195,12 @@ pub(crate) fn create(engine: impl FnOnce() -> Outcome<Engine>, args: CreateArgs)
         let engine = engine()?;
         let (pull, quiet, cidfile) = (args.pull, args.quiet, args.cidfile.clone());
         check_cidfile(cidfile.as_deref())?;
+        attach_streams(&args, false)?;
         let options = options(args)?;
         let image = ensure(&engine, &options, pull, quiet)?;
         let id = retry(
             image,
-            || engine.create(options.clone()),
+            || Ok(engine.create(options.clone())?),
             || fetch(&engine, &options, quiet, true),
         )?;
         write_cidfile(cidfile.as_deref(), &id.hex())?;
@@ -193,6 +209,8 @@ pub(crate) fn create(engine: impl FnOnce() -> Outcome<Engine>, args: CreateArgs)
     };
     match made() {
         Ok(()) => ExitCode::SUCCESS,
+        // Docker's `create` says what the engine said, and no more.
+        Err(failure @ Failure::Engine(_)) => crate::errors::report(&failure),
         Err(failure) => fail("create", &failure),
     }
 }
@@ -208,6 +226,10 @@ fn fail(verb: &str, failure: &Failure) -> ExitCode {
             ui::error(&format!("amphora: {text}{hint}"));
             ExitCode::from(125)
         }
+        Failure::Status(code, text) => {
+            ui::error(text);
+            ExitCode::from(*code)
+        }
         Failure::Code(code) => ExitCode::from(*code),
     }
 }
@@ -217,52 +239,93 @@ fn try_run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> Outcome<u
     let RunArgs {
         detach,
         sig_proxy,
+        detach_keys,
         create,
     } = args;
-    let (pull, quiet, interactive) = (create.pull, create.quiet, create.interactive);
+    let (pull, quiet, tty) = (create.pull, create.quiet, create.tty);
+    if detach && !create.attach.is_empty() {
+        ui::error("conflicting options: cannot specify both --attach and --detach");
+        return Err(Failure::Code(1));
+    }
+    let keys = super::foreground::detach_keys(detach_keys.as_deref())?;
+    let streams = attach_streams(&create, detach)?;
+    crate::terminal::check(streams.stdin, tty)?;
     let cidfile = create.cidfile.clone();
     check_cidfile(cidfile.as_deref())?;
-    let options = options(create)?;
-    let attach = match (detach, interactive) {
-        (true, _) => Attach::None,
-        (false, false) => Attach::Output,
-        (false, true) => Attach::OutputAndInput,
-    };
+    let mut options = options(create)?;
+    options.stdin_once = options.open_stdin && streams.stdin;
     let fresh = ensure(&engine, &options, pull, quiet)?;
-    let signals = super::foreground::hold(!detach && sig_proxy)?;
-    let started = retry(
+    let (started, foreground) = retry(
         fresh,
         || {
-            engine.run(options.clone(), attach, |id| {
+            // Held from here on only: a pull is the caller's to interrupt.
+            let foreground =
+                Foreground::new(streams, tty && !detach, keys.clone(), !detach && sig_proxy)?;
+            let attach = if detach {
+                Attach::None
+            } else {
+                Attach::To(foreground.streams())
+            };
+            let started = engine.run(options.clone(), attach, |id| {
                 write_cidfile(cidfile.as_deref(), &id.hex()).map_err(|_| {
                     EngineError::Invalid(format!("failed to write container ID of {id}"))
                 })
-            })
+            })?;
+            Ok((started, foreground))
         },
         || fetch(&engine, &options, quiet, true),
     )?;
-    for warning in &started.warnings {
-        ui::error(&format!("WARNING: {warning}"));
-    }
+    ui::warnings(&started.warnings);
     let Some(client) = started.client else {
         ui::line(&started.id.hex());
         return Ok(0);
     };
-    super::foreground::follow(&engine, &started.id, client, interactive, signals.as_ref())
+    if !streams.stdout && !streams.stderr {
+        ui::line(&started.id.hex());
+    }
+    foreground.follow(&engine, &started.id, client)
+}
+
+/// What `-a`, or else `-i` and `-d`, attach to.
+fn attach_streams(args: &CreateArgs, detach: bool) -> Outcome<AttachStreams> {
+    let mut streams = AttachStreams::default();
+    for name in &args.attach {
+        match name.to_ascii_lowercase().as_str() {
+            "stdin" => streams.stdin = true,
+            "stdout" => streams.stdout = true,
+            "stderr" => streams.stderr = true,
+            _ => {
+                return Err(Failure::Usage(format!(
+                    "invalid argument \"{name}\" for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR"
+                )));
+            }
+        }
+    }
+    if args.attach.is_empty() && !detach {
+        streams.stdin = args.interactive;
+        streams.stdout = true;
+        streams.stderr = true;
+    }
+    // With a terminal there is one stream of output.
+    if args.tty {
+        streams.stdout |= streams.stderr;
+        streams.stderr = false;
+    }
+    Ok(streams)
 }
 
 /// Runs `make`; when the image is missing, pulls it and tries once more.
 fn retry<T>(
     fresh: bool,
-    make: impl Fn() -> Result<T, EngineError>,
+    make: impl Fn() -> Outcome<T>,
     pull: impl FnOnce() -> Outcome,
 ) -> Outcome<T> {
     match make() {
-        Err(EngineError::NoSuchImage(_)) if !fresh => {
+        Err(Failure::Engine(EngineError::NoSuchImage(_))) if !fresh => {
             pull()?;
-            Ok(make()?)
+            make()
         }
-        other => Ok(other?),
+        other => other,
     }
 }
 
@@ -285,7 +348,7 @@ fn fetch(engine: &Engine, options: &CreateOptions, quiet: bool, announce: bool) 
         .parse()
         .map_err(|e: amphora_spec::reference::ReferenceError| Failure::Usage(e.to_string()))?;
     let reference = reference.with_default_tag();
-    if announce {
+    if announce && !quiet {
         ui::error(&format!(
             "Unable to find image '{}' locally",
             reference.familiar()
@@ -314,7 +377,18 @@ fn write_cidfile(path: Option<&std::path::Path>, id: &str) -> Outcome {
         .map_err(|e| Failure::Local(format!("failed to write {}: {e}", path.display())))
 }
 
+/// Reads the flags. What is wrong with one is the command line's fault, whoever finds it.
 fn options(args: CreateArgs) -> Outcome<CreateOptions> {
+    read_options(args).map_err(|failure| match failure {
+        Failure::Engine(e @ EngineError::Invalid(_)) => {
+            Failure::Usage(amphora_spec::error::chain(&e))
+        }
+        other => other,
+    })
+}
+
+fn read_options(args: CreateArgs) -> Outcome<CreateOptions> {
+    amphora_engine::expose(&args.shares.expose, std::iter::empty())?;
     let mut host = HostConfig {
         auto_remove: args.rm,
         publish_all: args.publish_all,
@@ -326,10 +400,13 @@ fn options(args: CreateArgs) -> Outcome<CreateOptions> {
         cap_drop: args.cap_drop.clone(),
         read_only: args.read_only,
         extra_hosts: args.add_host.clone(),
-        log_none: args.log_driver == LogDriver::None,
+        restart: restart(&args.restart, args.rm)?,
+        log: log(&args.log_driver, &args.log_opt)?,
         ..HostConfig::default()
     };
     limits(&mut host, &args)?;
+    super::run_flags::limits(&mut host, &args.limits)?;
+    super::run_flags::shares(&mut host, &args.shares)?;
     mounts(&mut host, &args.volume, &args.tmpfs)?;
     ports(&mut host, &args.publish)?;
     Ok(CreateOptions {
@@ -343,9 +420,13 @@ fn options(args: CreateArgs) -> Outcome<CreateOptions> {
         workdir: args.workdir,
         user: args.user,
         hostname: args.hostname,
-        labels: parse::pairs(&args.label),
+        domainname: args.shares.domainname.unwrap_or_default(),
+        expose: args.shares.expose,
+        labels: super::run_flags::labels(&args.label, &args.shares.label_file)?,
         annotations: parse::pairs(&args.annotation),
         open_stdin: args.interactive,
+        stdin_once: args.interactive,
+        tty: args.tty,
         stop_signal: args.stop_signal,
         stop_timeout: args.stop_timeout,
         host,
@@ -381,24 +462,33 @@ fn limits(host: &mut HostConfig, args: &CreateArgs) -> Outcome {
             parse::ulimit(text).ok_or_else(|| bad("--ulimit", text, "invalid ulimit argument"))?,
         );
     }
-    for text in &args.security_opt {
-        match text.as_str() {
-            "no-new-privileges" | "no-new-privileges=true" | "no-new-privileges:true" => {
-                host.no_new_privileges = true;
-            }
-            "no-new-privileges=false" | "no-new-privileges:false" => {}
-            "seccomp=unconfined" | "seccomp:unconfined" => host.seccomp_unconfined = true,
-            other => {
-                return Err(Failure::Usage(format!(
-                    "security option \"{other}\" is not supported"
-                )));
-            }
-        }
-    }
+    super::run_flags::security(host, &args.security_opt)?;
     Ok(())
 }
 
-fn default_platform() -> Option<String> {
+fn restart(text: &str, remove: bool) -> Outcome<RestartPolicy> {
+    let policy = amphora_engine::restart::parse(text).map_err(|e| Failure::Usage(e.to_string()))?;
+    if policy.is_some() && remove {
+        let text = "conflicting options: cannot specify both --restart and --rm";
+        return Err(Failure::Usage(text.to_owned()));
+    }
+    Ok(policy)
+}
+
+/// Reads `--log-driver` and `--log-opt`.
+fn log(driver: &str, options: &[String]) -> Outcome<LogSettings> {
+    if driver == "none" && !options.is_empty() {
+        return Err(Failure::Usage(format!(
+            "invalid logging opts for driver {driver}"
+        )));
+    }
+    Ok(LogSettings {
+        driver: driver.to_owned(),
+        options: parse::pairs(options),
+    })
+}
+
+pub(crate) fn default_platform() -> Option<String> {
     std::env::var("DOCKER_DEFAULT_PLATFORM")
         .ok()
         .filter(|v| !v.is_empty())
@@ -417,17 +507,25 @@ fn mounts(host: &mut HostConfig, volumes: &[String], tmpfs: &[String]) -> Outcom
     for text in volumes {
         let parsed =
             amphora_engine::volume_spec(text).map_err(|e| Failure::Usage(e.to_string()))?;
+        if let MountPoint::Bind { source, .. } | MountPoint::Volume { name: source, .. } = &parsed {
+            // As given, but for a source that was relative.
+            let rest = text.split_once(':').map(|(_, rest)| rest);
+            let anonymous = matches!(
+                parsed,
+                MountPoint::Volume {
+                    anonymous: true,
+                    ..
+                }
+            );
+            let shown = rest.map_or_else(|| source.clone(), |rest| format!("{source}:{rest}"));
+            host.binds.extend((!anonymous).then_some(shown));
+        }
         host.mounts.push(parsed);
     }
     for text in tmpfs {
-        let (destination, options) = text.split_once(':').unwrap_or((text, ""));
-        let options = options
-            .split(',')
-            .filter(|o| !o.is_empty())
-            .map(str::to_owned)
-            .collect();
+        let (destination, options) = super::run_flags::tmpfs(text)?;
         host.mounts.push(MountPoint::Tmpfs {
-            destination: destination.to_owned(),
+            destination,
             options,
         });
     }

@@ -7,36 +7,19 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::ui;
 
-/// Flags of `docker run` and its kin that are known and refused.
+/// Flags of the docker client that are known and refused where a command has them not.
 const KNOWN: &[&str] = &[
-    "--attach",
-    "--blkio-weight",
-    "--blkio-weight-device",
     "--cgroup-parent",
-    "--cgroupns",
     "--cpu-count",
     "--cpu-percent",
-    "--cpu-period",
-    "--cpu-quota",
     "--cpu-rt-period",
     "--cpu-rt-runtime",
-    "--cpuset-mems",
-    "--detach-keys",
-    "--device",
-    "--device-cgroup-rule",
-    "--device-read-bps",
-    "--device-read-iops",
-    "--device-write-bps",
-    "--device-write-iops",
     "--disable-content-trust",
     "--dns",
     "--dns-option",
     "--dns-search",
-    "--domainname",
-    "--expose",
     "--filter",
     "--gpus",
-    "--group-add",
     "--health-cmd",
     "--health-interval",
     "--health-retries",
@@ -46,41 +29,39 @@ const KNOWN: &[&str] = &[
     "--init",
     "--ip",
     "--ip6",
-    "--ipc",
     "--isolation",
     "--kernel-memory",
-    "--label-file",
     "--link",
     "--link-local-ip",
-    "--log-opt",
     "--mac-address",
-    "--memory-reservation",
-    "--memory-swappiness",
-    "--mount",
     "--network-alias",
     "--no-healthcheck",
     "--no-prune",
-    "--oom-kill-disable",
-    "--oom-score-adj",
     "--opt",
-    "--pid",
-    "--privileged",
-    "--since",
     "--size",
     "--storage-opt",
-    "--sysctl",
-    "--tty",
     "--tree",
-    "--until",
     "--use-api-socket",
-    "--userns",
-    "--uts",
     "--volume-driver",
-    "--volumes-from",
     "--all-tags",
-    "--details",
-    "-t",
-    "-a",
+    "--cluster",
+    "--availability",
+    "--checkpoint",
+    "--checkpoint-dir",
+    "--group",
+    "--io-maxbandwidth",
+    "--io-maxiops",
+    "--limit-bytes",
+    "--no-stdin",
+    "--platform",
+    "--required-bytes",
+    "--restart",
+    "--scope",
+    "--secret",
+    "--sharing",
+    "--topology-preferred",
+    "--topology-required",
+    "--type",
     "-f",
     "-s",
     "-o",
@@ -120,11 +101,22 @@ pub(crate) fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
             ExitCode::from(1)
         }
         ErrorKind::MissingRequiredArgument => {
-            ui::error(&format!(
-                "amphora: 'amphora {}' requires at least 1 argument\n\n{}",
-                command(args),
-                hint(args)
-            ));
+            let missing = context(error, ContextKind::InvalidArg);
+            let flag = missing
+                .split([' ', ',', '='])
+                .find_map(|w| w.strip_prefix("--"));
+            let command = command(args);
+            let number = match command.trim_start_matches("container ") {
+                "exec" => "at least 2 arguments",
+                "attach" => "1 argument",
+                "tag" | "image tag" | "rename" | "cp" => "2 arguments",
+                _ => "at least 1 argument",
+            };
+            let text = match flag {
+                Some(flag) => format!("required flag(s) \"{flag}\" not set"),
+                None => format!("amphora: 'amphora {command}' requires {number}"),
+            };
+            ui::error(&format!("{text}\n\n{}", hint(args)));
             ExitCode::from(1)
         }
         _ => {
@@ -148,7 +140,7 @@ fn context(error: &clap::Error, kind: ContextKind) -> String {
 }
 
 fn command(args: &[OsString]) -> String {
-    const GROUPS: [&str; 3] = ["container", "image", "volume"];
+    const GROUPS: [&str; 4] = ["container", "image", "system", "volume"];
     let mut words = args
         .iter()
         .skip(1)

@@ -3,7 +3,6 @@
 use amphora_engine::Engine;
 use clap::{Args, Subcommand};
 
-use super::container::inspect;
 use super::each;
 use crate::errors::{Failure, Outcome};
 use crate::{parse, ui};
@@ -14,10 +13,12 @@ pub(crate) enum Volume {
     /// Create a volume
     Create(CreateArgs),
     /// Display detailed information on one or more volumes
-    Inspect(Names),
+    Inspect(super::inspect::OtherArgs),
     /// List volumes
     #[command(visible_alias = "list")]
-    Ls(LsArgs),
+    Ls(super::volume_ls::LsArgs),
+    /// Remove unused local volumes
+    Prune(super::prune::AllArgs),
     /// Remove one or more volumes
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
@@ -35,22 +36,6 @@ pub(crate) struct CreateArgs {
     /// Name
     #[arg(value_name = "VOLUME")]
     name: Option<String>,
-}
-
-/// Names of volumes.
-#[derive(Debug, Args)]
-pub(crate) struct Names {
-    /// Names
-    #[arg(required = true, value_name = "VOLUME")]
-    names: Vec<String>,
-}
-
-/// Flags of `volume ls`.
-#[derive(Debug, Args)]
-pub(crate) struct LsArgs {
-    /// Only display volume names
-    #[arg(short, long)]
-    quiet: bool,
 }
 
 /// Flags of `volume rm`.
@@ -80,20 +65,11 @@ pub(crate) fn volume(engine: impl FnOnce() -> Outcome<Engine>, command: Volume) 
             ui::line(&volume.name);
             Ok(())
         }
-        Volume::Inspect(args) => inspect(&args.names, |name| engine.inspect_volume(name)),
-        Volume::Ls(args) => {
-            let volumes = engine.volumes()?;
-            if args.quiet {
-                volumes.iter().for_each(|v| ui::line(&v.name));
-                return Ok(());
-            }
-            let rows: Vec<Vec<String>> = volumes
-                .into_iter()
-                .map(|v| vec!["local".to_owned(), v.name])
-                .collect();
-            ui::table(&["DRIVER", "VOLUME NAME"], &rows);
-            Ok(())
+        Volume::Inspect(args) => {
+            super::inspect::other(&engine, super::inspect::Kind::Volume, &args)
         }
+        Volume::Ls(args) => super::volume_ls::ls(&engine, &args),
+        Volume::Prune(args) => super::prune::volumes(&engine, &args),
         Volume::Rm(args) => each(&args.names, |name| {
             if args.force && engine.volume(name).is_err() {
                 return Ok(());

@@ -23,8 +23,8 @@ fn unknown_flags_and_missing_arguments() {
     let s = Sandbox::ready();
     s.run(&["run", "--bogus", "probe-linux"])
         .fails(125, "unknown flag: --bogus");
-    s.run(&["run", "--privileged", "probe-linux"])
-        .fails(125, "flag --privileged is not supported");
+    s.run(&["run", "--gpus", "all", "probe-linux"])
+        .fails(125, "flag --gpus is not supported");
     s.run(&["run"]).fails(1, "requires at least 1 argument");
     s.run(&["frobnicate"]).fails(1, "unknown command");
     s.run(&["run", "--rm", "-m", "1m", "probe-linux"])

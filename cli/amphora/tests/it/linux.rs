@@ -3,7 +3,7 @@
 use crate::fixtures::busybox_image;
 use crate::sandbox::{Sandbox, path};
 
-fn busybox() -> Sandbox {
+pub(crate) fn busybox() -> Sandbox {
     let mut s = Sandbox::new();
     let archive = s.dir.join("bb.tar");
     busybox_image("bb").write_docker(&archive);
@@ -30,10 +30,10 @@ fn namespaces_are_its_own() {
         &[],
         "for n in pid mnt net uts ipc cgroup; do readlink /proc/self/ns/$n; done",
     );
-    for (line, name) in inside
-        .lines()
-        .zip(["pid", "mnt", "net", "uts", "ipc", "cgroup"])
-    {
+    let names = ["pid", "mnt", "net", "uts", "ipc", "cgroup"];
+    assert_eq!(inside.lines().count(), names.len(), "{inside}");
+    for (line, name) in inside.lines().zip(names) {
+        assert!(line.starts_with(&format!("{name}:[")), "{inside}");
         let outside = std::fs::read_link(format!("/proc/thread-self/ns/{name}")).unwrap();
         assert_ne!(line, outside.to_str().unwrap());
     }
@@ -159,11 +159,11 @@ fn users_and_directories() {
 #[test]
 fn the_caller_does_not_leak_in() {
     let s = busybox();
-    let look = "umask; cut -d \" \" -f 19 /proc/self/stat; ulimit -n; ls -l /proc/self/fd | grep -c pipe; grep -E 'Sig(Ign|Blk)' /proc/self/status; env; cat /proc/self/oom_score_adj; cat /proc/self/sessionid";
+    let look = "umask; cut -d \" \" -f 19 /proc/self/stat; ulimit -n; ls -l /proc/self/fd | grep -c pipe; grep -E 'Sig(Ign|Blk)' /proc/self/status; env; cat /proc/self/oom_score_adj; cat /proc/self/sessionid; cat /proc/self/limits";
     let plain = sh(&s, &["-h", "h"], look);
     let mut command = std::process::Command::new("sh");
     let script = format!(
-        "ulimit -S -n 64; umask 077; trap '' TERM HUP INT; exec 9</etc/passwd; exec nice -n 10 {} run --rm -h h bb sh -c '{}'",
+        "ulimit -S -n 64; umask 077; trap '' TERM HUP INT; exec 9</etc/passwd; exec nice -n 10 prlimit --sigpending=100: --rttime=5000000: {} run --rm -h h bb sh -c '{}'",
         env!("CARGO_BIN_EXE_amphora"),
         look.replace('\'', "'\\''")
     );
@@ -313,4 +313,96 @@ fn mount_targets_cannot_leave_the_root() {
         "alive"
     );
     assert!(!s.dir.join("f").exists(), "a mount left the root: {out:?}");
+}
+
+#[test]
+fn the_host_s_files_are_not_a_host_network_s_to_change() {
+    let s = busybox();
+    let files = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
+    let read = || files.map(|f| std::fs::read(f).unwrap_or_default());
+    let before = read();
+    let script = "cat /etc/hosts; for f in hosts resolv.conf hostname; do echo scribble >>/etc/$f; done; hostname";
+    let flags = ["--network", "host", "--add-host", "extra:192.0.2.7"];
+    let shown = sh(&s, &flags, script);
+    assert_eq!(read(), before);
+    assert!(shown.contains("192.0.2.7\textra\n"), "{shown}");
+    let name = rustix::system::uname();
+    let name = name.nodename().to_string_lossy();
+    assert_eq!(shown.lines().last(), Some(&*name));
+}
+
+#[test]
+fn a_tmpfs_in_a_volume_is_not_covered_by_it() {
+    let s = busybox();
+    let flags = ["-v", "outer:/srv", "--tmpfs", "/srv/cache"];
+    sh(
+        &s,
+        &flags,
+        "echo secret >/srv/cache/key; echo kept >/srv/file",
+    );
+    assert_eq!(
+        sh(&s, &["-v", "outer:/srv"], "ls /srv /srv/cache"),
+        "/srv:\ncache\nfile\n\n/srv/cache:\n"
+    );
+    s.run(&["volume", "rm", "outer"]).ok();
+}
+
+#[test]
+fn an_anonymous_volume_stays_while_another_container_names_it() {
+    let s = busybox();
+    s.run(&[
+        "run", "-d", "--rm", "--name", "first", "-v", "/data", "bb", "sleep", "600",
+    ])
+    .ok();
+    let shown = s.inspect("first");
+    let volume = shown["Mounts"][0]["Name"].as_str().unwrap().to_owned();
+    let bind = format!("{volume}:/x");
+    s.run(&[
+        "run",
+        "--name",
+        "second",
+        "-v",
+        &bind,
+        "bb",
+        "sh",
+        "-c",
+        "echo mine >/x/file",
+    ])
+    .ok();
+    s.run(&["stop", "-t", "0", "first"]).ok();
+    s.settle();
+    assert_eq!(
+        s.run(&["run", "--rm", "-v", &bind, "bb", "cat", "/x/file"])
+            .ok(),
+        "mine\n"
+    );
+    s.run(&["rm", "second"]).ok();
+    s.run(&["volume", "rm", &volume]).ok();
+}
+
+#[test]
+fn a_start_that_fails_keeps_the_last_exit_code() {
+    let s = busybox();
+    let args = [
+        "run", "--name", "three", "-p", "8085:80", "bb", "sh", "-c", "exit 3",
+    ];
+    s.run(&args).fails(3, "");
+    let taken = std::net::TcpListener::bind("0.0.0.0:8085").unwrap();
+    s.run(&["start", "three"]).fails(1, "8085");
+    assert_eq!(s.inspect("three")["State"]["Status"], "exited");
+    assert_eq!(s.run(&["wait", "three"]).ok(), "3\n");
+    drop(taken);
+    s.run(&["start", "-a", "three"]).fails(3, "");
+    s.run(&["rm", "three"]).ok();
+}
+
+#[test]
+fn forced_removal_of_what_is_not_there_says_so_and_succeeds() {
+    let s = busybox();
+    let out = s.run(&["rm", "-f", "nobody"]);
+    assert_eq!((out.code, out.stdout.as_str()), (0, ""));
+    assert!(out.stderr.contains("No such container: nobody"), "{out:?}");
+    s.run(&["run", "-d", "--name", "long", "bb", "true"]).ok();
+    s.run(&["stop", "-t", "9223372036854775807", "long"]).ok();
+    s.run(&["rm", "long"]).ok();
 }

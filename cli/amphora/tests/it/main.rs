@@ -4,18 +4,38 @@
     clippy::expect_used,
     clippy::unwrap_used,
     clippy::panic,
-    clippy::print_stdout,
     reason = "a test's way to fail"
 )]
 
+mod dockerd;
 mod fixtures;
 mod leak;
 mod sandbox;
 
+mod beside;
 mod both;
+mod change;
+mod commit;
+mod copy;
 mod errors;
+mod events;
+mod exec;
+mod faults;
+mod flags;
+mod flags_run;
+mod foreground;
+mod format;
 mod forms;
+mod images;
 mod linux;
+mod logging;
+mod options;
+mod ports;
+mod prune;
+mod ps;
 mod registry;
+mod restart;
+mod stats;
 mod supervisor;
+mod terminal;
 mod v2;

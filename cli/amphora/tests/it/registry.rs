@@ -9,7 +9,7 @@ use crate::fixtures::{Blob, Image, Wrap, busybox_image, digest, file};
 use crate::sandbox::{Sandbox, path, wait_until};
 
 /// A registry in the test's network namespace.
-struct Registry {
+pub(crate) struct Registry {
     child: Child,
     port: u16,
 }
@@ -22,7 +22,7 @@ impl Drop for Registry {
 }
 
 impl Registry {
-    fn start(s: &Sandbox) -> Self {
+    pub(crate) fn start(s: &Sandbox) -> Self {
         let port = 5000;
         let dir = s.dir.join("registry");
         std::fs::create_dir_all(&dir).unwrap();
@@ -97,7 +97,7 @@ impl Registry {
     }
 
     /// Pushes an image; the first blob is its manifest.
-    fn push(&self, repository: &str, tag: &str, blobs: &[Blob]) {
+    pub(crate) fn push(&self, repository: &str, tag: &str, blobs: &[Blob]) {
         for blob in &blobs[1..] {
             if blob.media_type.contains("manifest") {
                 let target = format!("/v2/{repository}/manifests/{}", digest(&blob.bytes));
@@ -282,4 +282,27 @@ fn damage_is_found_and_nothing_stays() {
     s.run(&["pull", "-q", "localhost:5000/bad"]).ok();
     s.run(&["pull", "localhost:5000/absent"])
         .fails(1, "not found");
+}
+
+#[test]
+fn a_pull_from_a_silent_registry_can_be_interrupted() {
+    let s = Sandbox::ready();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let image = format!("{}/app", silent.local_addr().unwrap());
+    for words in [&["run", "--rm"][..], &["create"], &["pull"]] {
+        let args: Vec<&str> = words.iter().copied().chain([image.as_str()]).collect();
+        let mut child = s
+            .command(&args)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let _connection = silent.accept().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        wait_until("the command to end", Duration::from_secs(5), || {
+            child.try_wait().unwrap().is_some()
+        });
+    }
+    assert_eq!(s.run(&["ps", "-aq"]).ok(), "");
 }

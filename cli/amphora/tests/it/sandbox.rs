@@ -1,5 +1,6 @@
 //! One test's world.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,8 +16,10 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Longest the engine may take to clean up behind a command.
 const SETTLE: Duration = Duration::from_secs(20);
 
-/// Cgroups and processes are the machine's, so tests take turns.
+/// Cgroups are the machine's, so tests take turns.
 static TURN: Mutex<()> = Mutex::new(());
+/// The same between several runs of this program: locked while a test runs.
+const TURN_FILE: &str = "amphora-it.lock";
 
 /// What a command did.
 #[derive(Debug, Clone)]
@@ -60,6 +63,8 @@ impl Output {
 pub(crate) struct Sandbox {
     pub(crate) dir: PathBuf,
     baseline: Option<Snapshot>,
+    // The order matters: the file's lock goes first.
+    _machine: std::fs::File,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -72,6 +77,9 @@ impl Sandbox {
     /// The same with a store of limited size.
     pub(crate) fn with_tmpfs(options: &str) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let machine =
+            std::fs::File::create(std::env::temp_dir().join(TURN_FILE)).expect("lock file");
+        machine.lock().expect("lock");
         // SAFETY: only the calling thread moves, and it shares no descriptor table assumption.
         #[expect(unsafe_code, reason = "a test's own namespaces")]
         unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWNET) }.expect("unshare");
@@ -95,6 +103,7 @@ impl Sandbox {
         Self {
             dir,
             baseline: None,
+            _machine: machine,
             _turn: turn,
         }
     }
@@ -122,7 +131,8 @@ impl Sandbox {
         sandbox
     }
 
-    fn prepare(&mut self) {
+    /// Loads the probes and runs each once, then marks.
+    pub(crate) fn prepare(&mut self) {
         self.load_probes();
         self.run(&["run", "--rm", "probe-linux"]).ok();
         self.run(&["run", "--rm", "probe-wasm"]).ok();
@@ -241,12 +251,13 @@ impl Drop for Sandbox {
     }
 }
 
-fn finish(mut command: Command) -> Output {
+/// Runs a command to its end.
+pub(crate) fn finish(mut command: Command) -> Output {
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("start amphora");
+        .expect("start the command");
     let (out, err) = (
         child.stdout.take().expect("pipe"),
         child.stderr.take().expect("pipe"),
@@ -323,7 +334,11 @@ pub(crate) fn has_controller(name: &str) -> bool {
     let here = root.join(name).is_dir() || v2.split_whitespace().any(|c| c == name);
     if !here {
         let test = std::thread::current().name().unwrap_or("?").to_owned();
-        println!("SKIPPED: {test}: no cgroup controller {name}");
+        // Past the capture of what a test prints: it is to be seen although the test passes.
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: {test}: no cgroup controller {name}"
+        );
     }
     here
 }

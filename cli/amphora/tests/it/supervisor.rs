@@ -1,11 +1,12 @@
 //! Supervisors outlive their command line; a killed one is replaced by the next command.
 
+use std::io::Write;
 use std::process::Stdio;
 use std::time::Duration;
 
 use crate::sandbox::{Sandbox, path, wait_until};
 
-fn supervisor_pid(s: &Sandbox, name: &str) -> i32 {
+pub(crate) fn supervisor_pid(s: &Sandbox, name: &str) -> i32 {
     let init = s.inspect(name)["State"]["Pid"].as_i64().unwrap();
     let stat = std::fs::read_to_string(format!("/proc/{init}/stat")).unwrap();
     stat.rsplit(')')
@@ -18,7 +19,7 @@ fn supervisor_pid(s: &Sandbox, name: &str) -> i32 {
         .unwrap()
 }
 
-fn kill(pid: i32) {
+pub(crate) fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     wait_until("the process to end", Duration::from_secs(5), || {
@@ -105,7 +106,7 @@ fn a_killed_supervisor_of_a_container_that_ended_is_put_right() {
 }
 
 /// Lists the system calls of one run of the command line, in order.
-fn calls_of(s: &Sandbox, args: &[&str]) -> Vec<String> {
+pub(crate) fn calls_of(s: &Sandbox, args: &[&str]) -> Vec<String> {
     let log = s.dir.join("calls");
     let status = traced(s, &["-o", log.to_str().unwrap()], args);
     assert!(status.success());
@@ -117,7 +118,7 @@ fn calls_of(s: &Sandbox, args: &[&str]) -> Vec<String> {
 }
 
 /// Runs the command line, and it alone, under strace.
-fn traced(s: &Sandbox, options: &[&str], args: &[&str]) -> std::process::ExitStatus {
+pub(crate) fn traced(s: &Sandbox, options: &[&str], args: &[&str]) -> std::process::ExitStatus {
     std::process::Command::new("strace")
         .arg("-qq")
         .args(options)
@@ -206,18 +207,44 @@ fn any_system_call_that_fails_is_undone() {
 
 #[test]
 fn foreground_output_of_a_full_log_disk_is_complete() {
+    const ROOM_TO_START: u64 = 1 << 20;
     let s = Sandbox::with_tmpfs("size=40m");
     s.load_probes();
     let filler = s.dir.join("filler");
-    let mut size = 38 << 20;
-    while std::fs::write(&filler, vec![0u8; size]).is_err() && size > 1 << 16 {
-        size -= 1 << 19;
-    }
-    let out = s.run(&["run", "--rm", "probe-linux", "lines", "100000"]);
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while file.write_all(&[0; 64 << 10]).is_ok() {}
+    let full = file.metadata().unwrap().len();
+    file.set_len(full - ROOM_TO_START).unwrap();
+    let out = s.run(&["run", "--name", "loud", "probe-linux", "lines", "100000"]);
+    assert_eq!(out.ok().lines().count(), 100_000);
+    let logged = s.run(&["logs", "loud"]).ok().lines().count();
+    assert!(logged < 100_000, "the disk was not full");
     std::fs::remove_file(path(&filler)).unwrap();
-    if out.code == 0 {
-        assert_eq!(out.stdout.lines().count(), 100_000);
-    } else {
-        assert!(out.stderr.contains("No space left"), "{out:?}");
+    s.run(&["rm", "loud"]).ok();
+}
+
+#[test]
+fn a_container_is_taken_over_in_its_own_network_namespace_only() {
+    let s = Sandbox::ready();
+    let publish = ["run", "-d", "--name", "far", "-p", "8087:80"];
+    s.run(&[&publish[..], &["probe-linux", "serve", "80", "answer"]].concat())
+        .ok();
+    crate::both::serving(&s, "far");
+    kill(supervisor_pid(&s, "far"));
+    std::thread::scope(|scope| {
+        let elsewhere = scope.spawn(|| {
+            // SAFETY: only this thread moves.
+            #[expect(unsafe_code, reason = "a command line in another namespace")]
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+                .unwrap();
+            s.run(&["stop", "-t", "0", "far"])
+        });
+        let refused = elsewhere.join().unwrap();
+        refused.fails(1, "its ports are in another network namespace");
+    });
+    assert!(s.run(&["ps"]).ok().contains("Up "));
+    for address in ["127.0.0.1:8087", "[::1]:8087"] {
+        assert_eq!(crate::both::ask(address).expect(address), "answer\n");
     }
+    s.run(&["rm", "-f", "far"]).ok();
 }

@@ -1,0 +1,228 @@
+//! `info` and `version`.
+
+use amphora_engine::{Engine, Status};
+use amphora_template::{Missing, Mode, Object, Template, Value};
+use clap::Args;
+use serde_json::{Value as Json, json};
+
+use crate::errors::{Failure, Outcome};
+use crate::{format, ui};
+
+/// Keys of `info` that are maps in Docker's types.
+const MAPS: &[&str] = &["Runtimes", "Details", "IndexConfigs"];
+/// Keys that are lists.
+const SLICES: &[&str] = &["Labels", "Warnings", "SecurityOptions"];
+
+/// Flags of `info` and `version`.
+#[derive(Debug, Args)]
+pub(crate) struct FormatArgs {
+    /// Format output using a Go template or 'json'
+    #[arg(short, long, value_name = "STRING")]
+    format: Option<String>,
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+/// The architecture in Go's words.
+fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn operating_system() -> String {
+    read("/etc/os-release")
+        .lines()
+        .find_map(|l| l.strip_prefix("PRETTY_NAME="))
+        .map_or_else(|| "Linux".to_owned(), |v| v.trim_matches('"').to_owned())
+}
+
+/// Prints JSON through a template; `false` when there is none.
+fn through(format: Option<&str>, json: &Json, kind: &'static str) -> Outcome<bool> {
+    let text = match format {
+        None | Some("") => return Ok(false),
+        Some("json") => "{{json .}}",
+        Some(text) => text,
+    };
+    let template =
+        Template::parse(text).map_err(|e| Failure::Status(64, format::parsing_error(&e)))?;
+    let value = match Value::from_json(json, MAPS, SLICES) {
+        Value::Object(object) if text != "{{json .}}" => {
+            Value::Object(Object::new(object.fields, Missing::Type(kind)))
+        }
+        other => other,
+    };
+    let out = template
+        .execute(&value, Mode::Rows)
+        .map_err(|e| Failure::Local(format::parsing_error(&e)))?;
+    ui::line(&out);
+    Ok(true)
+}
+
+fn version_json() -> Json {
+    let version = env!("CARGO_PKG_VERSION");
+    json!({
+        "Client": {
+            "Version": version,
+            "Os": "linux",
+            "Arch": go_arch(),
+            "Context": "default",
+            "Platform": { "Name": "amphora" },
+        },
+        "Server": {
+            "Platform": { "Name": "amphora" },
+            "Version": version,
+            "Os": "linux",
+            "Arch": go_arch(),
+            "KernelVersion": read("/proc/sys/kernel/osrelease"),
+            "Components": [{ "Name": "Engine", "Version": version, "Details": {} }],
+        },
+    })
+}
+
+/// Carries out `version`.
+pub(crate) fn version(args: &FormatArgs) -> Outcome {
+    let json = version_json();
+    if through(args.format.as_deref(), &json, "system.versionInfo")? {
+        return Ok(());
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    let arch = go_arch();
+    ui::raw(&format!(
+        "Client: amphora\n Version:           {version}\n OS/Arch:           linux/{arch}\n Context:           default\n\n\
+         Server: amphora\n Engine:\n  Version:          {version}\n  OS/Arch:          linux/{arch}\n"
+    ));
+    Ok(())
+}
+
+fn info_json(engine: &Engine) -> Outcome<Json> {
+    let containers = engine.ps(true)?;
+    let running = containers
+        .iter()
+        .filter(|c| c.status == Status::Running)
+        .count();
+    let paused = containers
+        .iter()
+        .filter(|c| c.view.as_ref().is_some_and(|v| v.paused))
+        .count();
+    let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let images: std::collections::BTreeSet<_> = engine
+        .images()?
+        .into_iter()
+        .map(|i| i.record.image_id)
+        .collect();
+    Ok(json!({
+        "Containers": containers.len(),
+        "ContainersRunning": running - paused,
+        "ContainersPaused": paused,
+        "ContainersStopped": containers.len() - running,
+        "Images": images.len(),
+        "Driver": "overlay2",
+        "LoggingDriver": "json-file",
+        "CgroupDriver": "cgroupfs",
+        "CgroupVersion": if v2 { "2" } else { "1" },
+        "Plugins": {
+            "Volume": ["local"],
+            "Network": ["bridge", "host", "null"],
+            "Log": ["json-file", "none"],
+        },
+        "KernelVersion": read("/proc/sys/kernel/osrelease"),
+        "OperatingSystem": operating_system(),
+        "OSType": "linux",
+        "Architecture": std::env::consts::ARCH,
+        "NCPU": cpus,
+        "MemTotal": engine.machine_memory(),
+        "DockerRootDir": engine.data_root(),
+        "Name": read("/proc/sys/kernel/hostname"),
+        "ServerVersion": env!("CARGO_PKG_VERSION"),
+        "ClientInfo": { "Version": env!("CARGO_PKG_VERSION"), "Context": "default", "Debug": false },
+        "Runtimes": { "linux": {}, "wasm": {} },
+        "DefaultRuntime": "linux",
+        "SecurityOptions": ["name=seccomp,profile=builtin"],
+        "Swarm": { "LocalNodeState": "inactive" },
+        "LiveRestoreEnabled": true,
+        "Debug": false,
+        "ExperimentalBuild": false,
+        "SystemTime": crate::time::nano_text(jiff::Timestamp::now()),
+        "Labels": null,
+        "Warnings": null,
+    }))
+}
+
+/// Carries out `info`.
+pub(crate) fn info(engine: &Engine, args: &FormatArgs) -> Outcome {
+    let json = info_json(engine)?;
+    if through(args.format.as_deref(), &json, "system.dockerInfo")? {
+        return Ok(());
+    }
+    let field = |name: &str| match json.pointer(name) {
+        Some(Json::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => String::new(),
+    };
+    let list = |name: &str| {
+        let list = json.pointer(name).and_then(Json::as_array);
+        let words: Vec<&str> = list
+            .into_iter()
+            .flatten()
+            .filter_map(Json::as_str)
+            .collect();
+        words.join(" ")
+    };
+    let memory = json.get("MemTotal").and_then(Json::as_u64).unwrap_or(0);
+    let mut out = format!(
+        "Client: amphora\n Version:    {}\n Context:    default\n Debug Mode: false\n\nServer:\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    for (indent, title, value) in [
+        (1, "Containers", field("/Containers")),
+        (2, "Running", field("/ContainersRunning")),
+        (2, "Paused", field("/ContainersPaused")),
+        (2, "Stopped", field("/ContainersStopped")),
+        (1, "Images", field("/Images")),
+        (1, "Server Version", field("/ServerVersion")),
+        (1, "Storage Driver", field("/Driver")),
+        (1, "Logging Driver", field("/LoggingDriver")),
+        (1, "Cgroup Driver", field("/CgroupDriver")),
+        (1, "Cgroup Version", field("/CgroupVersion")),
+        (1, "Plugins", String::new()),
+        (2, "Volume", list("/Plugins/Volume")),
+        (2, "Network", list("/Plugins/Network")),
+        (2, "Log", list("/Plugins/Log")),
+        (1, "Swarm", "inactive".to_owned()),
+        (1, "Runtimes", "linux wasm".to_owned()),
+        (1, "Default Runtime", field("/DefaultRuntime")),
+        (1, "Security Options", String::new()),
+        (2, "seccomp", String::new()),
+        (3, "Profile", "builtin".to_owned()),
+        (1, "Kernel Version", field("/KernelVersion")),
+        (1, "Operating System", field("/OperatingSystem")),
+        (1, "OSType", field("/OSType")),
+        (1, "Architecture", field("/Architecture")),
+        (1, "CPUs", field("/NCPU")),
+        (1, "Total Memory", ui::size_of_four(memory, true)),
+        (1, "Name", field("/Name")),
+        (1, "Docker Root Dir", field("/DockerRootDir")),
+        (1, "Debug Mode", "false".to_owned()),
+        (1, "Experimental", "false".to_owned()),
+        (1, "Live Restore Enabled", "true".to_owned()),
+    ] {
+        // Docker writes the names of security options without a colon.
+        let colon = if title == "seccomp" { "" } else { ":" };
+        let gap = if value.is_empty() { "" } else { " " };
+        out.push_str(&format!(
+            "{}{title}{colon}{gap}{value}\n",
+            " ".repeat(indent)
+        ));
+    }
+    ui::raw(&out);
+    Ok(())
+}

@@ -1,0 +1,583 @@
+//! `ps`: the list of containers.
+
+use amphora_engine::{ContainerView, Engine, Listed, Status};
+use amphora_spec::Reference;
+use clap::Args;
+
+use crate::errors::{Failure, Outcome};
+use crate::filter::{Filters, has_label, invalid, matches};
+use crate::format::{Format, Row};
+use crate::ui;
+
+/// Docker's table.
+const TABLE: &str =
+    "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
+const TYPE: &str = "*formatter.ContainerContext";
+const HEADERS: [(&str, &str); 15] = [
+    ("ID", "CONTAINER ID"),
+    ("Names", "NAMES"),
+    ("Image", "IMAGE"),
+    ("Command", "COMMAND"),
+    ("CreatedAt", "CREATED AT"),
+    ("RunningFor", "CREATED"),
+    ("Ports", "PORTS"),
+    ("State", "STATE"),
+    ("Status", "STATUS"),
+    ("Size", "SIZE"),
+    ("Labels", "LABELS"),
+    ("Mounts", "MOUNTS"),
+    ("LocalVolumes", "LOCAL VOLUMES"),
+    ("Networks", "NETWORKS"),
+    ("Executor", "EXECUTOR"),
+];
+/// Names of filters that Docker knows.
+const FILTERS: [&str; 16] = [
+    "ancestor",
+    "before",
+    "exited",
+    "expose",
+    "health",
+    "id",
+    "is-task",
+    "label",
+    "name",
+    "network",
+    "publish",
+    "since",
+    "status",
+    "volume",
+    "isolation",
+    "executor",
+];
+const STATES: [&str; 7] = [
+    "created",
+    "restarting",
+    "running",
+    "removing",
+    "paused",
+    "exited",
+    "dead",
+];
+
+/// Flags of `ps`.
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    /// Show all containers (default shows just running)
+    #[arg(short, long)]
+    all: bool,
+    /// Filter output based on conditions provided
+    #[arg(short, long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Format output using a Go template, 'table', 'table TEMPLATE' or 'json'
+    #[arg(long, value_name = "STRING")]
+    format: Option<String>,
+    /// Show n last created containers (includes all states)
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value = "-1",
+        allow_hyphen_values = true
+    )]
+    last: i64,
+    /// Show the latest created container (includes all states)
+    #[arg(short, long)]
+    latest: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Only display container IDs
+    #[arg(short, long)]
+    quiet: bool,
+    /// Display total file sizes
+    #[arg(short, long)]
+    size: bool,
+}
+
+/// Carries out `ps`.
+pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Outcome {
+    let filters = Filters::parse(&args.filter, "-f, --filter", &FILTERS)?;
+    let table = if args.size {
+        format!("{TABLE}\t{{{{.Size}}}}")
+    } else {
+        TABLE.to_owned()
+    };
+    let format = if args.quiet && args.format.is_none() {
+        Format::parse(Some("{{.ID}}"), &table)?
+    } else {
+        Format::parse(args.format.as_deref(), &table)?
+    };
+    let count = if args.latest { 1 } else { args.last };
+    let count = usize::try_from(count).ok().filter(|n| *n > 0);
+    let check = Check::new(engine, &filters)?;
+    let all = args.all || count.is_some() || filters.has("status");
+    let mut rows = Vec::new();
+    let mut listed = engine.ps(all)?;
+    check.cut(&mut listed);
+    listed.retain(|c| check.holds(c));
+    listed.truncate(count.unwrap_or(usize::MAX));
+    let sizes = args.size || format.uses("Size");
+    for container in &listed {
+        rows.push(row(engine, container, args.no_trunc, sizes, &format));
+    }
+    format.print(TYPE, &HEADERS, rows)
+}
+
+fn row(engine: &Engine, c: &Listed, whole: bool, sizes: bool, format: &Format) -> Row {
+    let s = &c.summary;
+    let fields = HEADERS
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| format.shows(name));
+    let row = Row::of(fields.map(|name| (name, field(engine, c, name, whole, sizes))));
+    if format.shows("Label") {
+        row.with_labels(&s.labels)
+    } else {
+        row
+    }
+}
+
+fn field(engine: &Engine, c: &Listed, name: &str, whole: bool, sizes: bool) -> String {
+    let s = &c.summary;
+    match name {
+        "ID" => cut_id(&s.id, whole),
+        "Names" => s.name.clone(),
+        "Image" => image_text(&s.image, whole),
+        "Command" => command_text(&s.args, whole),
+        "CreatedAt" => ui::local_time(&s.created),
+        "RunningFor" => ui::ago(&s.created),
+        "Ports" => ports_text(c),
+        "State" => state_word(c).to_owned(),
+        "Status" => status_text(c),
+        "Size" => size_text(engine, c, sizes),
+        "Labels" => {
+            let labels: Vec<String> = s.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            labels.join(",")
+        }
+        "Mounts" => {
+            let shown = |source: &str| {
+                if whole {
+                    source.to_owned()
+                } else {
+                    ellipsis(source, 15)
+                }
+            };
+            let mounts = s.mounts.iter().filter(|m| m.kind != "tmpfs");
+            let mounts: Vec<String> = mounts.map(|m| shown(&m.source)).collect();
+            mounts.join(",")
+        }
+        "LocalVolumes" => {
+            let volumes = s.mounts.iter().filter(|m| m.kind == "volume");
+            volumes.count().to_string()
+        }
+        "Networks" => s.network.clone(),
+        _ => s.executor.clone(),
+    }
+}
+
+fn cut_id(id: &str, whole: bool) -> String {
+    if whole {
+        id.to_owned()
+    } else {
+        id.chars().take(12).collect()
+    }
+}
+
+fn image_text(image: &str, whole: bool) -> String {
+    match image.strip_prefix("sha256:") {
+        Some(hex) if !whole => hex.chars().take(12).collect(),
+        _ => image.to_owned(),
+    }
+}
+
+/// Docker's cut: the last place is the ellipsis.
+pub(crate) fn ellipsis(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    let cut: String = text.chars().take(width.saturating_sub(1)).collect();
+    format!("{cut}…")
+}
+
+fn command_text(args: &[String], whole: bool) -> String {
+    let mut text = args.first().cloned().unwrap_or_default();
+    for arg in args.iter().skip(1) {
+        text.push(' ');
+        if arg.contains(' ') {
+            text.push_str(&format!("'{arg}'"));
+        } else {
+            text.push_str(arg);
+        }
+    }
+    let text = if whole { text } else { ellipsis(&text, 20) };
+    format!(
+        "\"{}\"",
+        text.replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('\n', "\\n")
+            .replace('\t', "\\t")
+    )
+}
+
+fn size_text(engine: &Engine, c: &Listed, wanted: bool) -> String {
+    let size = c
+        .summary
+        .id
+        .parse()
+        .ok()
+        .filter(|_| wanted)
+        .and_then(|id| engine.container_size(&id).ok());
+    match size {
+        Some(size) if size.root > 0 => format!(
+            "{} (virtual {})",
+            ui::human_size(size.writable),
+            ui::human_size(size.root)
+        ),
+        other => ui::human_size(other.map_or(0, |s| s.writable)),
+    }
+}
+
+/// Docker's word for the state.
+fn state_word(c: &Listed) -> &'static str {
+    c.view.as_ref().map_or(c.status.as_str(), view_word)
+}
+
+fn view_word(view: &ContainerView) -> &'static str {
+    view.state_word()
+}
+
+/// Docker's word for the health; `none` without a check.
+fn health_word(_c: &Listed) -> &'static str {
+    "none"
+}
+
+/// Docker's STATUS column.
+fn status_text(c: &Listed) -> String {
+    let ended = |word: &str| {
+        let (code, at) = c
+            .ended
+            .as_ref()
+            .map_or((0, ""), |e| (e.code, e.at.as_str()));
+        format!("{word} ({code}) {}", ui::ago(at))
+    };
+    match c.status.as_str() {
+        "created" => "Created".to_owned(),
+        "running" => {
+            let since = c.view.as_ref().and_then(ContainerView::started_at);
+            let up = since.as_deref().and_then(ui::age).unwrap_or(0);
+            let note = match (state_word(c), health_word(c)) {
+                ("paused", _) => " (Paused)".to_owned(),
+                (_, "none") => String::new(),
+                (_, "starting") => " (health: starting)".to_owned(),
+                (_, health) => format!(" ({health})"),
+            };
+            format!("Up {}{note}", ui::human_duration(up))
+        }
+        "exited" => ended("Exited"),
+        "restarting" => ended("Restarting"),
+        _ => "Dead".to_owned(),
+    }
+}
+
+/// A container's line in `system df -v`.
+pub(crate) fn df_line(c: &Listed, size: &str) -> String {
+    let s = &c.summary;
+    let volumes = s.mounts.iter().filter(|m| m.kind == "volume").count();
+    format!(
+        "{}\t{}\t{}\t{volumes}\t{size}\t{}\t{}\t{}",
+        cut_id(&s.id, false),
+        image_text(&s.image, false),
+        command_text(&s.args, false),
+        ui::ago(&s.created),
+        status_text(c),
+        s.name,
+    )
+}
+
+/// One port as the PORTS column groups it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Port {
+    private: u16,
+    ip: String,
+    public: u16,
+    kind: String,
+}
+
+fn ports(c: &Listed) -> Vec<Port> {
+    let Some(view) = c.view.as_ref().filter(|v| v.status == Status::Running) else {
+        return Vec::new();
+    };
+    let mut ports: Vec<Port> = view
+        .ports
+        .iter()
+        .map(|p| Port {
+            private: p.container_port,
+            ip: p.host_ip.to_string(),
+            public: p.host_port,
+            kind: p.protocol.to_string(),
+        })
+        .collect();
+    for exposed in &c.summary.exposed {
+        let (port, kind) = exposed.split_once('/').unwrap_or((exposed, "tcp"));
+        let Ok(private) = port.parse() else { continue };
+        if !ports.iter().any(|p| p.private == private && p.kind == kind) {
+            ports.push(Port {
+                private,
+                ip: String::new(),
+                public: 0,
+                kind: kind.to_owned(),
+            });
+        }
+    }
+    ports.sort();
+    ports
+}
+
+fn ports_text(c: &Listed) -> String {
+    grouped(&ports(c))
+}
+
+/// Docker's grouping: runs of ports that are the same on both sides become a range.
+fn grouped(ports: &[Port]) -> String {
+    let mut groups: Vec<(String, u16, u16)> = Vec::new();
+    let (mut out, mut mapped) = (Vec::new(), Vec::new());
+    for port in ports {
+        if !port.ip.is_empty() && port.public != port.private {
+            let host = join_host(&port.ip, &port.public.to_string());
+            mapped.push(format!("{host}->{}/{}", port.private, port.kind));
+            continue;
+        }
+        let key = format!("{}/{}", port.ip, port.kind);
+        match groups.iter_mut().find(|g| g.0 == key) {
+            None => groups.push((key, port.private, port.private)),
+            Some(group) if u32::from(group.2) + 1 == u32::from(port.private) => {
+                group.2 = port.private;
+            }
+            Some(group) => {
+                out.push(group_text(group));
+                *group = (key, port.private, port.private);
+            }
+        }
+    }
+    out.extend(groups.iter().map(group_text));
+    out.extend(mapped);
+    out.join(", ")
+}
+
+fn group_text((key, first, last): &(String, u16, u16)) -> String {
+    let (ip, kind) = key.rsplit_once('/').unwrap_or(("", key));
+    let range = if first == last {
+        first.to_string()
+    } else {
+        format!("{first}-{last}")
+    };
+    if ip.is_empty() {
+        format!("{range}/{kind}")
+    } else {
+        format!("{}->{range}/{kind}", join_host(ip, &range))
+    }
+}
+
+fn join_host(ip: &str, port: &str) -> String {
+    if ip.contains(':') {
+        format!("[{ip}]:{port}")
+    } else {
+        format!("{ip}:{port}")
+    }
+}
+
+/// The filters with what they need to be looked up once.
+struct Check<'a> {
+    filters: &'a Filters,
+    /// Image ids of `ancestor`.
+    images: Vec<String>,
+    exited: Vec<i32>,
+    is_task: Option<bool>,
+    before: Option<String>,
+    since: Option<String>,
+}
+
+impl<'a> Check<'a> {
+    fn new(engine: &Engine, filters: &'a Filters) -> Outcome<Self> {
+        for value in filters.values("status") {
+            if !STATES.contains(&value) {
+                return Err(invalid(&format!("status={value}")));
+            }
+        }
+        let mut exited = Vec::new();
+        for value in filters.values("exited") {
+            exited.push(value.parse().map_err(|_| {
+                Failure::Engine(amphora_engine::EngineError::Invalid(format!(
+                    "strconv.Atoi: parsing \"{value}\": invalid syntax"
+                )))
+            })?);
+        }
+        for name in ["publish", "expose"] {
+            for value in filters.values(name) {
+                port_range(value).ok_or_else(|| invalid(&format!("{name}={value}")))?;
+            }
+        }
+        let mut images = Vec::new();
+        for value in filters.values("ancestor") {
+            match engine.image(value) {
+                Ok((record, _)) => images.push(record.image_id.to_string()),
+                Err(amphora_engine::EngineError::NoSuchImage(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let created = |name: &str| -> Outcome<Option<String>> {
+            let mut found = None;
+            for value in filters.values(name) {
+                let view = engine.view(&engine.find(value)?)?;
+                found = Some(view.config.id.hex());
+            }
+            Ok(found)
+        };
+        Ok(Self {
+            filters,
+            images,
+            exited,
+            is_task: filters.flag("is-task")?,
+            before: created("before")?,
+            since: created("since")?,
+        })
+    }
+
+    /// Carries out `before` and `since` over the list, newest first.
+    fn cut(&self, listed: &mut Vec<Listed>) {
+        let place = |id: &Option<String>, listed: &[Listed]| {
+            id.as_ref()
+                .and_then(|id| listed.iter().position(|c| c.summary.id == *id))
+        };
+        if let Some(at) = place(&self.since, listed) {
+            listed.truncate(at);
+        }
+        if let Some(at) = place(&self.before, listed) {
+            listed.drain(..=at);
+        }
+    }
+
+    fn holds(&self, c: &Listed) -> bool {
+        let (f, s) = (self.filters, &c.summary);
+        f.any("id", |v| matches(v, &s.id) || s.id.starts_with(v))
+            && f.any("name", |v| {
+                matches(v, &s.name) || matches(v, &format!("/{}", s.name))
+            })
+            && f.all("label", |v| has_label(&s.labels, v))
+            && f.any("status", |v| state_word(c) == v)
+            && f.any("health", |v| health_word(c) == v)
+            && f.any("executor", |v| s.executor == v)
+            && self.is_task != Some(true)
+            && (!f.has("exited")
+                || c.ended
+                    .as_ref()
+                    .is_some_and(|e| self.exited.contains(&e.code)))
+            && (!f.has("ancestor") || self.descends(c))
+            && f.any("network", |v| s.network == v || network_id(c) == Some(v))
+            && f.any("volume", |v| {
+                s.mounts.iter().any(|m| m.source == v || m.destination == v)
+            })
+            && self.port("publish", c, |p| p.public != 0)
+            && self.port("expose", c, |_| true)
+    }
+
+    /// An image by id, or by a name that the container was made with.
+    fn descends(&self, c: &Listed) -> bool {
+        let name = |text: &str| {
+            text.parse::<Reference>()
+                .map(|r| r.with_default_tag().to_string())
+                .ok()
+        };
+        self.images.contains(&c.summary.image_id)
+            || self
+                .filters
+                .values("ancestor")
+                .any(|v| name(v).is_some() && name(v) == name(&c.summary.image))
+    }
+
+    fn port(&self, filter: &str, c: &Listed, f: impl Fn(&Port) -> bool) -> bool {
+        if !self.filters.has(filter) {
+            return true;
+        }
+        let ports = ports(c);
+        self.filters.any(filter, |value| {
+            port_range(value).is_some_and(|(first, last, kind)| {
+                ports.iter().filter(|p| f(p) && p.kind == kind).any(|p| {
+                    let port = if filter == "publish" {
+                        p.public
+                    } else {
+                        p.private
+                    };
+                    (first..=last).contains(&port)
+                })
+            })
+        })
+    }
+}
+
+fn network_id(c: &Listed) -> Option<&str> {
+    let endpoint = c.view.as_ref()?.endpoint.as_ref()?;
+    Some(endpoint.network_id.as_str())
+}
+
+fn port_range(text: &str) -> Option<(u16, u16, String)> {
+    let (range, kind) = text.split_once('/').unwrap_or((text, "tcp"));
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then(|| (first, last, kind.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_grouped_as_docker_does() {
+        let port = |ip: &str, public, private| Port {
+            private,
+            ip: ip.to_owned(),
+            public,
+            kind: "tcp".to_owned(),
+        };
+        let text = |mut list: Vec<Port>| {
+            list.sort();
+            grouped(&list)
+        };
+        assert_eq!(text(vec![port("", 0, 80)]), "80/tcp");
+        assert_eq!(text(vec![port("0.0.0.0", 80, 80)]), "0.0.0.0:80->80/tcp");
+        assert_eq!(
+            text(vec![port("0.0.0.0", 8080, 80), port("::", 8080, 80)]),
+            "0.0.0.0:8080->80/tcp, [::]:8080->80/tcp"
+        );
+        assert_eq!(
+            text(
+                (0..3)
+                    .flat_map(|i| [port("0.0.0.0", 80 + i, 80 + i), port("::", 80 + i, 80 + i)])
+                    .collect()
+            ),
+            "0.0.0.0:80-82->80-82/tcp, [::]:80-82->80-82/tcp"
+        );
+        assert_eq!(
+            text(vec![port("", 0, 80), port("", 0, 81), port("", 0, 90)]),
+            "80-81/tcp, 90/tcp"
+        );
+    }
+
+    #[test]
+    fn commands_are_quoted_and_cut() {
+        let text = |list: &[&str], whole| {
+            let list: Vec<String> = list.iter().map(|s| (*s).to_owned()).collect();
+            command_text(&list, whole)
+        };
+        assert_eq!(text(&["sh"], false), "\"sh\"");
+        assert_eq!(
+            text(&["sh", "-c", "echo a; sleep 10"], true),
+            "\"sh -c 'echo a; sleep 10'\""
+        );
+        assert_eq!(
+            text(&["sh", "-c", "echo a; sleep 10"], false),
+            "\"sh -c 'echo a; slee…\""
+        );
+        assert_eq!(text(&["a\"b"], false), "\"a\\\"b\"");
+    }
+}
