@@ -43,20 +43,20 @@ impl Demo {
         self.clean();
         say("Two images, assembled on the spot: one Linux, one WebAssembly");
         self.run(&["load", "-i", text(archive)?])?;
-        self.run(&["image", "add", text(wasm)?, "-t", "demo-wasm"])?;
+        self.run(&["image", "add", text(wasm)?, "-t", "amphora-demo-wasm"])?;
         self.run(&["images"])?;
 
         say("The same command runs both; the image decides how");
-        self.run(&["run", "--rm", "demo-linux"])?;
-        self.run(&["run", "--rm", "demo-wasm"])?;
+        self.run(&["run", "--rm", "amphora-demo-linux"])?;
+        self.run(&["run", "--rm", "amphora-demo-wasm"])?;
 
         say("They share a volume: Wasm writes, Linux reads");
         self.run(&[
             "run",
             "--rm",
             "-v",
-            "demo:/data",
-            "demo-wasm",
+            "amphora-demo:/data",
+            "amphora-demo-wasm",
             "write",
             "/data/note",
             "written by Wasm",
@@ -65,19 +65,19 @@ impl Demo {
             "run",
             "--rm",
             "-v",
-            "demo:/data:ro",
-            "demo-linux",
+            "amphora-demo:/data:ro",
+            "amphora-demo-linux",
             "cat",
             "/data/note",
         ])?;
 
         say("They share a network: a Linux server, a Wasm server, each asked by the other kind");
-        self.serve("demo-a", "demo-linux", "18080")?;
-        self.serve("demo-b", "demo-wasm", "18081")?;
-        let linux = format!("{}:80", self.address("demo-a")?);
-        let wasm = format!("{}:80", self.address("demo-b")?);
-        self.run(&["run", "--rm", "demo-wasm", "fetch", &linux])?;
-        self.run(&["run", "--rm", "demo-linux", "fetch", &wasm])?;
+        self.serve("amphora-demo-a", "amphora-demo-linux", "18080")?;
+        self.serve("amphora-demo-b", "amphora-demo-wasm", "18081")?;
+        let linux = format!("{}:80", self.address("amphora-demo-a")?);
+        let wasm = format!("{}:80", self.address("amphora-demo-b")?);
+        self.run(&["run", "--rm", "amphora-demo-wasm", "fetch", &linux])?;
+        self.run(&["run", "--rm", "amphora-demo-linux", "fetch", &wasm])?;
 
         say("Both ports are published on this machine");
         for port in ["18080", "18081"] {
@@ -87,9 +87,9 @@ impl Demo {
             );
         }
         self.run(&["ps"])?;
-        self.run(&["logs", "demo-b"])?;
-        self.run(&["stop", "-t", "1", "demo-a", "demo-b"])?;
-        self.run(&["rm", "demo-a", "demo-b"])?;
+        self.run(&["logs", "amphora-demo-b"])?;
+        self.run(&["stop", "-t", "1", "amphora-demo-a", "amphora-demo-b"])?;
+        self.run(&["rm", "amphora-demo-a", "amphora-demo-b"])?;
         say("That was the main job: it works.");
         Ok(())
     }
@@ -147,9 +147,9 @@ impl Demo {
     /// Removes what the demo makes, whether it is there or not.
     fn clean(&self) {
         let steps: [&[&str]; 3] = [
-            &["rm", "-f", "demo-a", "demo-b"],
-            &["volume", "rm", "-f", "demo"],
-            &["rmi", "-f", "demo-linux", "demo-wasm"],
+            &["rm", "-f", "amphora-demo-a", "amphora-demo-b"],
+            &["volume", "rm", "-f", "amphora-demo"],
+            &["rmi", "-f", "amphora-demo-linux", "amphora-demo-wasm"],
         ];
         for args in steps {
             let _ = self
@@ -238,7 +238,8 @@ fn image(program: &[u8]) -> Result<Vec<u8>> {
     .to_string();
     let mut entry = descriptor("manifest.v1+json", manifest.as_bytes());
     if let Some(entry) = entry.as_object_mut() {
-        let name = json!({ "io.containerd.image.name": "docker.io/library/demo-linux:latest" });
+        let name =
+            json!({ "io.containerd.image.name": "docker.io/library/amphora-demo-linux:latest" });
         entry.insert("annotations".to_owned(), name);
     }
     let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();

@@ -9,7 +9,7 @@ use serde::Deserialize;
 /// From the bottom up. A crate may use only what lies on a lower floor; the pairs in
 /// [`SAME_FLOOR`] excepted.
 const FLOORS: &[&[&str]] = &[
-    &["amphora-spec"],
+    &["amphora-spec", "amphora-template"],
     &["amphora-sys"],
     &["amphora-cgroup", "amphora-content", "amphora-docker-model"],
     &[

@@ -47,7 +47,10 @@ fn run() -> Result<()> {
             setup::run()?;
             suite::run(&root, &rest)
         }
-        Some("lint") => lint(&root),
+        Some("lint") => {
+            setup::targets()?;
+            lint(&root)
+        }
         Some("peers") => peers::run(&root, &rest),
         _ => bail!("{USAGE}"),
     }

@@ -5,16 +5,20 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 10] = [
     "busybox-static",
     "docker-registry",
+    "docker.io",
     "e2fsprogs",
     "iproute2",
+    "iptables",
     "nftables",
     "procps",
     "strace",
     "util-linux",
 ];
+/// Debian 13 has the client of `docker.io` in a package of its own.
+const CLIENT: (&str, &str) = ("docker", "docker-cli");
 const TARGETS: [&str; 3] = [
     "x86_64-unknown-linux-musl",
     "wasm32-wasip1",
@@ -27,25 +31,33 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 pub(crate) fn run() -> Result<()> {
     let missing: Vec<&str> = PACKAGES.into_iter().filter(|p| !installed(p)).collect();
     if !missing.is_empty() {
-        println!("xtask: installing {}", missing.join(" "));
-        let own_policy = !std::path::Path::new(POLICY).exists();
-        if own_policy {
-            shell(&format!(
-                "printf '#!/bin/sh\\nexit 101\\n' > {POLICY} && chmod 755 {POLICY}"
-            ))?;
-        }
-        let outcome = shell("apt-get update -q || true").and_then(|()| {
-            let list = missing.join(" ");
-            shell(&format!(
-                "DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends {list}"
-            ))
-        });
-        if own_policy {
-            shell(&format!("rm -f {POLICY}"))?;
-        }
-        outcome?;
+        shell("apt-get update -q || true")?;
+        install(&missing)?;
+    }
+    let (program, package) = CLIENT;
+    if !in_path(program) {
+        install(&[package])?;
     }
     targets()
+}
+
+/// Installs packages without starting their services.
+fn install(packages: &[&str]) -> Result<()> {
+    let list = packages.join(" ");
+    println!("xtask: installing {list}");
+    let own_policy = !std::path::Path::new(POLICY).exists();
+    if own_policy {
+        shell(&format!(
+            "printf '#!/bin/sh\\nexit 101\\n' > {POLICY} && chmod 755 {POLICY}"
+        ))?;
+    }
+    let outcome = shell(&format!(
+        "DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends {list}"
+    ));
+    if own_policy {
+        shell(&format!("rm -f {POLICY}"))?;
+    }
+    outcome
 }
 
 /// Adds the compilation targets that are missing.
@@ -75,6 +87,11 @@ fn installed(package: &str) -> bool {
         .args(["-W", "-f", "${Status}", package])
         .output();
     output.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("ok installed"))
+}
+
+fn in_path(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
 fn shell(script: &str) -> Result<()> {

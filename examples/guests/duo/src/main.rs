@@ -1,8 +1,8 @@
 //! One small program for both worlds: the same source is built for Linux (static musl) and for
 //! WASI, so that every test case runs the same commands in both kinds of container.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{IsTerminal, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 fn main() {
@@ -42,6 +42,8 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             std::io::stdin().read_to_end(&mut text)?;
             std::io::stdout().write_all(&text)?;
         }
+        ["tty"] => println!("terminal: {} {}", std::io::stdin().is_terminal(), std::io::stdout().is_terminal()),
+        ["echo"] => echo()?,
         ["both", out, err] => {
             println!("{out}");
             eprintln!("{err}");
@@ -59,6 +61,7 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             std::thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(1)));
         }
         ["serve", port, text] => serve(port, text)?,
+        ["serve-udp", port, text] => serve_udp(port, text)?,
         ["fetch", address] => {
             let mut stream = TcpStream::connect(address)?;
             stream.write_all(b"hello\n")?;
@@ -73,6 +76,20 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             std::process::exit(2);
         }
     }
+    Ok(())
+}
+
+/// Repeats every line until it is told to go.
+fn echo() -> std::io::Result<()> {
+    println!("ready");
+    for line in std::io::stdin().lines() {
+        let line = line?;
+        println!("<{line}>");
+        if line == "bye" {
+            break;
+        }
+    }
+    println!("done");
     Ok(())
 }
 
@@ -92,6 +109,18 @@ fn serve(port: &str, text: &str) -> std::io::Result<()> {
         let _ = stream.write_all(format!("{text}\n").as_bytes());
     }
     Ok(())
+}
+
+/// Answers every datagram with one line.
+fn serve_udp(port: &str, text: &str) -> std::io::Result<()> {
+    let socket = UdpSocket::bind(format!("0.0.0.0:{port}"))?;
+    println!("serving");
+    std::io::stdout().flush()?;
+    let mut datagram = [0u8; 64];
+    loop {
+        let (_, from) = socket.recv_from(&mut datagram)?;
+        socket.send_to(format!("{text}\n").as_bytes(), from)?;
+    }
 }
 
 /// Touches memory a megabyte at a time and says how far it came.
