@@ -1,7 +1,5 @@
 //! Errors as Docker prints them, and exit codes as Docker returns them.
 
-use std::process::ExitCode;
-
 use amphora_engine::EngineError;
 use amphora_spec::{Classify, ErrorKind, error::chain};
 
@@ -47,24 +45,24 @@ pub(crate) fn run_code(error: &EngineError) -> u8 {
 }
 
 /// Reports a failure of a plain command and returns its exit code.
-pub(crate) fn report(failure: &Failure) -> ExitCode {
+pub(crate) fn report(failure: &Failure) -> u8 {
     match failure {
         Failure::Engine(error) => {
             crate::ui::error(&daemon_text(error));
-            ExitCode::from(1)
+            1
         }
         Failure::Usage(text) => {
             crate::ui::error(text);
-            ExitCode::from(125)
+            125
         }
         Failure::Local(text) => {
             crate::ui::error(text);
-            ExitCode::from(1)
+            1
         }
         Failure::Status(code, text) => {
             crate::ui::error(text);
-            ExitCode::from(*code)
+            *code
         }
-        Failure::Code(code) => ExitCode::from(*code),
+        Failure::Code(code) => *code,
     }
 }

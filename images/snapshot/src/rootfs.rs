@@ -48,11 +48,7 @@ impl Layers {
             source,
         };
         let mut names = Short::default();
-        let short: Vec<PathBuf> = lowers
-            .iter()
-            .map(|lower| names.shorten(lower))
-            .collect::<io::Result<_>>()
-            .map_err(refused)?;
+        let short = names.shorten_all(&lowers).map_err(refused)?;
         let Some(upper) = upper else {
             return overlay(&short, None).map_err(refused);
         };
@@ -86,11 +82,7 @@ impl Layers {
             source,
         };
         let mut names = Short::default();
-        let short: Vec<PathBuf> = lowers
-            .iter()
-            .map(|lower| names.shorten(lower))
-            .collect::<io::Result<_>>()
-            .map_err(refused)?;
+        let short = names.shorten_all(&lowers).map_err(refused)?;
         overlay(&short, None).map_err(refused)
     }
 
@@ -159,5 +151,9 @@ impl Short {
         let name = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd()));
         self.open.push(dir);
         Ok(name)
+    }
+
+    fn shorten_all(&mut self, paths: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+        paths.iter().map(|path| self.shorten(path)).collect()
     }
 }

@@ -86,7 +86,7 @@ fn unlimited_is_spelt_out() {
 fn zero_means_not_given() {
     let json = r#"{"memory":{"limit":0,"swap":0,"reservation":0},
         "cpu":{"shares":0,"quota":0,"period":0,"realtimeRuntime":0},"pids":{"limit":0},
-        "network":{},"hugepageLimits":[],"blockIO":{"weight":0,"weightDevice":[]}}"#;
+        "network":{},"hugepageLimits":[],"blockIO":{"weight":0,"weightDevice":null}}"#;
     for version in [Version::V1, Version::V2] {
         assert_eq!(files(version, json), Ok(Vec::new()));
     }

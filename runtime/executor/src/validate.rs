@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use amphora_spec::runtime::{Linux, Mount, Namespace, Process, Spec};
+use amphora_spec::runtime::{IPC_SYSCTLS, Linux, Mount, Namespace, Process, Spec};
 
 use crate::{Bundle, ExecutorError, caps, mounts, options};
 
@@ -109,19 +109,9 @@ fn namespaces(spec: &Spec) -> Result {
 
 /// Only parameters that belong to a namespace of the container's own.
 fn sysctl(namespaces: &[Namespace], name: &str, value: &str) -> Result {
-    const IPC: [&str; 8] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ];
     text("linux.sysctl", value)?;
     let dotted = name.replace('/', ".");
-    let needed = if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+    let needed = if IPC_SYSCTLS.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
         "ipc"
     } else if dotted.starts_with("net.") {
         "network"

@@ -9,6 +9,7 @@ pub mod error;
 pub mod id;
 pub mod image;
 pub mod media;
+mod null;
 pub mod platform;
 pub mod reference;
 pub mod release;

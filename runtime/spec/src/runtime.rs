@@ -7,6 +7,20 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::null::null_default;
+
+/// Kernel parameters of an IPC namespace, beside all below `fs.mqueue.`.
+pub const IPC_SYSCTLS: [&str; 8] = [
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+    "kernel.shm_rmid_forced",
+];
+
 type Unknown = BTreeMap<String, serde_json::Value>;
 
 /// `config.json`.
@@ -329,24 +343,35 @@ pub struct BlockIo {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
     /// Weight for single devices.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub weight_device: Vec<WeightDevice>,
     /// Bytes read in a second.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub throttle_read_bps_device: Vec<ThrottleDevice>,
     /// Bytes written in a second.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub throttle_write_bps_device: Vec<ThrottleDevice>,
     /// Reads in a second.
     #[serde(
         rename = "throttleReadIOPSDevice",
-        skip_serializing_if = "Vec::is_empty"
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
     )]
     pub throttle_read_iops_device: Vec<ThrottleDevice>,
     /// Writes in a second.
     #[serde(
         rename = "throttleWriteIOPSDevice",
-        skip_serializing_if = "Vec::is_empty"
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
     )]
     pub throttle_write_iops_device: Vec<ThrottleDevice>,
     /// Fields that are not understood.

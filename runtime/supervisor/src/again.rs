@@ -19,7 +19,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use crate::config::Config;
-use crate::error::{kind_from, kind_number};
+use crate::error::kind_number;
 use crate::exit::ExitRecord;
 use crate::files::{self, open_dir};
 use crate::frame::{self, Frame};
@@ -343,21 +343,6 @@ impl Again {
         }
         state.status = Status::Exited;
         state.write(run_dir)
-    }
-}
-
-/// Waits for the first message of `prepare`; an error when it says that it failed.
-pub(crate) fn told(socket: &OwnedFd) -> Result<(), SupervisorError> {
-    let mut message = vec![0; frame::PAYLOAD_MAX];
-    let n = frame::receive(socket.as_fd(), &mut message, RecvFlags::PEEK)
-        .map_err(SupervisorError::kernel("hear the prepare program"))?;
-    match Frame::decode(message.get(..n).unwrap_or_default()) {
-        Some(Frame::Failed { kind, errno, text }) => Err(SupervisorError::Launch {
-            message: text.to_owned(),
-            errno,
-            kind: kind_from(kind),
-        }),
-        _ => Ok(()),
     }
 }
 

@@ -15,6 +15,8 @@ use rustix::net::{
 };
 
 use crate::SupervisorError;
+use crate::error::kind_from;
+use crate::frame::{FRAME_MAX, Frame};
 use crate::start::raise_file_limit;
 
 const MAGIC: &[u8; 8] = b"amphhand";
@@ -29,6 +31,8 @@ const BYTES_MAX: usize = 16 << 20;
 const FDS_MAX: usize = 32_768;
 /// Descriptors that fit beside our own into any sane limit.
 const FDS_FEW: usize = 256;
+
+const UNKNOWN: &str = "unknown header";
 
 /// Why a supervisor is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +152,8 @@ fn receive_part(
     let message = loop {
         let mut slices = [IoSliceMut::new(bytes)];
         match recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(Errno::INTR) => {}
+            // Said once when the sender ended without reading all of ours; what it sent follows.
+            Err(Errno::INTR | Errno::CONNRESET) => {}
             other => break other.map_err(SupervisorError::kernel("receive the hand-over"))?,
         }
     };
@@ -171,13 +176,22 @@ fn receive_part(
 }
 
 impl Handover {
-    /// Receives everything.
+    /// Receives everything; in its place may come word that there is nothing to launch.
     pub(crate) fn receive(socket: BorrowedFd<'_>) -> Result<Self, SupervisorError> {
-        let mut header = [0; HEADER_LEN];
+        let mut first = vec![0; FRAME_MAX];
         let mut fds = Vec::new();
-        let n = receive_part(socket, &mut header, &mut fds)?;
-        if n != HEADER_LEN || &header[0..8] != MAGIC || header[8] != VERSION {
-            return Err(malformed("unknown header"));
+        let n = receive_part(socket, &mut first, &mut fds)?;
+        let first = first.get(..n).unwrap_or_default();
+        if let Some(Frame::Failed { kind, errno, text }) = Frame::decode(first) {
+            return Err(SupervisorError::Launch {
+                message: text.to_owned(),
+                errno,
+                kind: kind_from(kind),
+            });
+        }
+        let header: [u8; HEADER_LEN] = first.try_into().map_err(|_| malformed(UNKNOWN))?;
+        if &header[0..8] != MAGIC || header[8] != VERSION {
+            return Err(malformed(UNKNOWN));
         }
         let [config_len, plan_len] = [12, 16].map(|at| {
             let bytes = [header[at], header[at + 1], header[at + 2], header[at + 3]];
@@ -305,6 +319,23 @@ mod tests {
         let received = receive_part(b.as_fd(), &mut [0], &mut Vec::new());
         let errno = received.unwrap_err().errno();
         assert_eq!(errno, Errno::MFILE.raw_os_error());
+    }
+
+    #[test]
+    fn word_of_a_failure_arrives_from_a_sender_that_did_not_listen() {
+        let (a, b) = amphora_sys::channel::pair().unwrap();
+        amphora_sys::channel::send(b.as_fd(), &[0; 4], &[]).unwrap();
+        let failed = Frame::Failed {
+            kind: 0,
+            errno: 0,
+            text: "port is already allocated",
+        };
+        failed
+            .send(a.as_fd(), rustix::net::SendFlags::empty())
+            .unwrap();
+        drop(a);
+        let error = Handover::receive(b.as_fd()).unwrap_err();
+        assert_eq!(error.to_string(), "port is already allocated");
     }
 
     #[test]

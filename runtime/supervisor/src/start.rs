@@ -44,9 +44,7 @@ pub fn supervise_main() -> ExitCode {
     let blocked = block_all_signals().map_err(|e| SupervisorError::Kernel("block signals", e));
     early::netns(socket.as_fd());
     let base = early::base();
-    let prepared = blocked
-        .and_then(|()| again.as_ref().map_or(Ok(()), |_| again::told(&socket)))
-        .and_then(|()| Handover::receive(socket.as_fd()));
+    let prepared = blocked.and_then(|()| Handover::receive(socket.as_fd()));
     let last = again.as_ref().map(|again| again.state);
     let started = prepared.and_then(|handover| match handover.mode {
         StartMode::Launch => launch(handover, &socket, base, last.as_ref()),

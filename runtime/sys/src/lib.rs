@@ -24,6 +24,7 @@ pub mod signal;
 pub mod supervise;
 pub mod tree;
 mod walk;
+pub mod xattr;
 pub mod xtables;
 
 pub use launch::{LaunchError, Launched, launch};

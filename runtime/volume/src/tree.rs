@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use amphora_sys::xattr::whole;
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags, chmodat, chownat,
     fchmod, fchown, fgetxattr, flistxattr, fsetxattr, futimens, linkat, mkdirat, mknodat, openat,
@@ -21,7 +22,6 @@ use crate::error::{Result, VolumeError, file};
 /// Two descriptors are open per level.
 const DEPTH_MAX: usize = 400;
 /// Longest list of attribute names, and longest attribute, that the kernel knows.
-const XATTR_BYTES_MAX: usize = 64 * 1024;
 
 /// What a copy has done.
 #[derive(Debug, Default)]
@@ -176,23 +176,6 @@ fn xattrs(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reads with a small buffer first: most files have no or few attributes.
-fn whole(
-    mut read: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Vec<u8>> {
-    let mut small = [0; 512];
-    match read(&mut small) {
-        Ok(length) => Ok(small.get(..length).unwrap_or_default().to_vec()),
-        Err(Errno::RANGE) => {
-            let mut large = vec![0; XATTR_BYTES_MAX];
-            let length = read(&mut large)?;
-            large.truncate(length);
-            Ok(large)
-        }
-        Err(errno) => Err(errno),
-    }
 }
 
 fn own(target: BorrowedFd<'_>, name: &CStr, meta: &Stat) -> io::Result<()> {

@@ -152,12 +152,10 @@ pub(crate) fn container(engine: impl FnOnce() -> Outcome<Engine>, command: Conta
     }
 }
 
-fn exit(code: std::process::ExitCode) -> Outcome {
-    // An exit code can only be compared; 0 to 255 are tried.
-    let found = (0..=u8::MAX).find(|c| std::process::ExitCode::from(*c) == code);
-    match found {
-        Some(0) => Ok(()),
-        other => Err(Failure::Code(other.unwrap_or(1))),
+fn exit(code: u8) -> Outcome {
+    match code {
+        0 => Ok(()),
+        code => Err(Failure::Code(code)),
     }
 }
 

@@ -118,7 +118,7 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
         && let Ok(RunCli { global, command }) = RunCli::try_parse_from(args)
     {
         let OnlyRun::Run(args) = command;
-        return run::run(|| open(&global), *args);
+        return ExitCode::from(run::run(|| open(&global), *args));
     }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -126,8 +126,8 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
     };
     let engine = || open(&cli.global);
     let outcome = match cli.command {
-        Command::Run(args) => return run::run(engine, args),
-        Command::Create(args) => return run::create(engine, args),
+        Command::Run(args) => return ExitCode::from(run::run(engine, args)),
+        Command::Create(args) => return ExitCode::from(run::create(engine, args)),
         Command::Container(command) => container::container(engine, command),
         Command::ContainerShort(command) => container::short(engine, command),
         Command::Change(command) => change::change(engine, command),
@@ -138,7 +138,7 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => report(&failure),
+        Err(failure) => ExitCode::from(report(&failure)),
     }
 }
 

@@ -114,6 +114,22 @@ fn agreed(force: bool, warning: &str) -> bool {
         ))
 }
 
+/// Prunes one kind of object after `warning` was answered, and tells what went.
+fn one_kind(
+    force: bool,
+    warning: &str,
+    title: &str,
+    prune: impl FnOnce() -> Outcome<Pruned>,
+) -> Outcome {
+    if !agreed(force, warning) {
+        return Ok(());
+    }
+    let pruned = prune()?;
+    list(title, &pruned);
+    total(pruned.bytes);
+    Ok(())
+}
+
 fn list(title: &str, pruned: &Pruned) {
     if pruned.removed.is_empty() {
         return;
@@ -134,13 +150,9 @@ fn total(bytes: u64) {
 pub(crate) fn containers(engine: &Engine, args: &ContainerArgs) -> Outcome {
     let rule = Rule::new(&args.filter, &FILTERS)?;
     let warning = "WARNING! This will remove all stopped containers.";
-    if !agreed(args.force, warning) {
-        return Ok(());
-    }
-    let pruned = rule.containers(engine)?;
-    list("Deleted Containers:", &pruned);
-    total(pruned.bytes);
-    Ok(())
+    one_kind(args.force, warning, "Deleted Containers:", || {
+        rule.containers(engine)
+    })
 }
 
 /// Carries out `image prune`.
@@ -153,13 +165,9 @@ pub(crate) fn images(engine: &Engine, args: &AllArgs) -> Outcome {
     } else {
         "WARNING! This will remove all dangling images."
     };
-    if !agreed(args.force, warning) {
-        return Ok(());
-    }
-    let pruned = rule.images(engine, all)?;
-    list("Deleted Images:", &pruned);
-    total(pruned.bytes);
-    Ok(())
+    one_kind(args.force, warning, "Deleted Images:", || {
+        rule.images(engine, all)
+    })
 }
 
 /// Carries out `volume prune`.
@@ -171,13 +179,9 @@ pub(crate) fn volumes(engine: &Engine, args: &AllArgs) -> Outcome {
     } else {
         "WARNING! This will remove anonymous local volumes not used by at least one container."
     };
-    if !agreed(args.force, warning) {
-        return Ok(());
-    }
-    let pruned = rule.volumes(engine, all)?;
-    list("Deleted Volumes:", &pruned);
-    total(pruned.bytes);
-    Ok(())
+    one_kind(args.force, warning, "Deleted Volumes:", || {
+        rule.volumes(engine, all)
+    })
 }
 
 /// Carries out `system prune`.

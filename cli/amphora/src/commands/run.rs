@@ -1,7 +1,6 @@
 //! `run` and `create`.
 
 use std::io::{IsTerminal, Write};
-use std::process::ExitCode;
 
 use amphora_engine::logging::LogSettings;
 use amphora_engine::{
@@ -182,15 +181,15 @@ pub(crate) struct RunArgs {
 }
 
 /// `run`.
-pub(crate) fn run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> ExitCode {
+pub(crate) fn run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> u8 {
     match try_run(engine, args) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(failure) => fail("run", &failure),
     }
 }
 
 /// `create`.
-pub(crate) fn create(engine: impl FnOnce() -> Outcome<Engine>, args: CreateArgs) -> ExitCode {
+pub(crate) fn create(engine: impl FnOnce() -> Outcome<Engine>, args: CreateArgs) -> u8 {
     let made = || -> Outcome {
         let engine = engine()?;
         let (pull, quiet, cidfile) = (args.pull, args.quiet, args.cidfile.clone());
@@ -208,29 +207,29 @@ pub(crate) fn create(engine: impl FnOnce() -> Outcome<Engine>, args: CreateArgs)
         Ok(())
     };
     match made() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         // Docker's `create` says what the engine said, and no more.
         Err(failure @ Failure::Engine(_)) => crate::errors::report(&failure),
         Err(failure) => fail("create", &failure),
     }
 }
 
-fn fail(verb: &str, failure: &Failure) -> ExitCode {
+fn fail(verb: &str, failure: &Failure) -> u8 {
     let hint = format!("\n\nRun 'amphora {verb} --help' for more information");
     match failure {
         Failure::Engine(error) => {
             ui::error(&format!("amphora: {}{hint}", daemon_text(error)));
-            ExitCode::from(run_code(error))
+            run_code(error)
         }
         Failure::Usage(text) | Failure::Local(text) => {
             ui::error(&format!("amphora: {text}{hint}"));
-            ExitCode::from(125)
+            125
         }
         Failure::Status(code, text) => {
             ui::error(text);
-            ExitCode::from(*code)
+            *code
         }
-        Failure::Code(code) => ExitCode::from(*code),
+        Failure::Code(code) => *code,
     }
 }
 

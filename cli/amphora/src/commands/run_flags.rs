@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use amphora_engine::HostConfig;
 use amphora_engine::devices::device_spec;
 use amphora_engine::limits::DeviceRate;
+use amphora_spec::runtime::IPC_SYSCTLS;
 use clap::Args;
 
 use crate::errors::{Failure, Outcome};
@@ -204,18 +205,9 @@ pub(crate) fn shares(host: &mut HostConfig, flags: &ShareFlags) -> Outcome {
 
 /// Only parameters that belong to a namespace.
 fn sysctl(text: &str) -> Option<(String, String)> {
-    const IPC: [&str; 8] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ];
     let (name, value) = text.split_once('=')?;
-    let known = IPC.contains(&name) || name.starts_with("net.") || name.starts_with("fs.mqueue.");
+    let known =
+        IPC_SYSCTLS.contains(&name) || name.starts_with("net.") || name.starts_with("fs.mqueue.");
     known.then(|| (name.to_owned(), value.to_owned()))
 }
 

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use amphora_content::tarball::{Entry, EntryKind, TarWriter};
+use amphora_sys::xattr::whole;
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, flistxattr, fstat, fstatfs, major,
     minor, openat, readlinkat, statat,
@@ -16,7 +17,6 @@ use rustix::io::Errno;
 /// Deepest tree; a descriptor is open per level.
 const DEPTH_MAX: usize = 400;
 /// Longest list of attribute names, and longest attribute, that the kernel knows.
-const XATTR_BYTES_MAX: usize = 64 << 10;
 
 /// File systems whose files are the kernel's, by the magic numbers of `statfs(2)`: proc, sysfs,
 /// cgroup, cgroup2, devpts, mqueue, securityfs, debugfs, tracefs, bpf.
@@ -302,21 +302,4 @@ pub(crate) fn xattrs(file: BorrowedFd<'_>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>
         }
     }
     Ok(out)
-}
-
-/// Reads with a small buffer first: most files have no or few attributes.
-fn whole(
-    mut read: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
-) -> rustix::io::Result<Vec<u8>> {
-    let mut small = [0; 512];
-    match read(&mut small) {
-        Ok(length) => Ok(small.get(..length).unwrap_or_default().to_vec()),
-        Err(Errno::RANGE) => {
-            let mut large = vec![0; XATTR_BYTES_MAX];
-            let length = read(&mut large)?;
-            large.truncate(length);
-            Ok(large)
-        }
-        Err(errno) => Err(errno),
-    }
 }

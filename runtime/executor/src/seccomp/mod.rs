@@ -11,13 +11,11 @@ mod compile;
 mod docker;
 mod error;
 mod rules;
-mod wasm;
 
 pub use arch::Arch;
 pub use compile::{Filter, compile, compile_for};
 pub use docker::{default_filter, default_profile, docker_profile};
 pub use error::SeccompError;
-pub use wasm::{wasm_runner_filter, wasm_runner_profile};
 
 #[cfg(test)]
 mod tests;

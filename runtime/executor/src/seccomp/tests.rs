@@ -7,10 +7,7 @@ use proptest::prelude::*;
 
 use super::docker::default_profile_for;
 use super::rules::{ALLOW, KILL_PROCESS, Rules};
-use super::{
-    Arch, Filter, compile, compile_for, default_filter, docker_profile, wasm_runner_filter,
-    wasm_runner_profile,
-};
+use super::{Arch, Filter, compile, compile_for, default_filter, docker_profile};
 
 /// What containers have unless told otherwise.
 const DEFAULT_CAPS: [&str; 14] = [
@@ -292,42 +289,6 @@ fn fast_path_equals_the_compiler() {
 }
 
 #[test]
-fn runner_profile_denies_programs_and_new_code_only() {
-    check(Arch::X86_64, &wasm_runner_profile(), &numbers());
-    check(Arch::Aarch64, &wasm_runner_profile(), &numbers());
-    let program = wasm_runner_filter();
-    let answer = |name: &str, args: [u64; 6]| {
-        let number = Arch::NATIVE.number(name).expect("a call");
-        run(&program, Arch::NATIVE.audit(), number, &args)
-    };
-    for name in [
-        "openat2",
-        "clone3",
-        "memfd_create",
-        "process_madvise",
-        "futex",
-        "accept4",
-    ] {
-        assert_eq!(answer(name, [u64::MAX; 6]), ALLOW, "{name}");
-    }
-    for name in [
-        "execve",
-        "execveat",
-        "ptrace",
-        "mount",
-        "bpf",
-        "keyctl",
-        "personality",
-    ] {
-        assert_eq!(answer(name, [0; 6]), 0x0005_0001, "{name}");
-    }
-    for name in ["mmap", "mprotect", "pkey_mprotect"] {
-        assert_eq!(answer(name, [0, 0, 3, 0, 0, 0]), ALLOW, "{name}");
-        assert_eq!(answer(name, [0, 0, 5, 0, 0, 0]), 0x0005_0001, "{name}");
-    }
-}
-
-#[test]
 fn malformed_profiles_are_refused_by_field() {
     let refuse = |json: &str, part: &str| {
         let profile: Seccomp = serde_json::from_str(json).expect("test input");
@@ -559,23 +520,4 @@ fn the_kernel_answers_as_expected_under_the_default() {
         ]
     });
     assert_eq!(got, [1, 38, 0, 1, 1, 0, 1]);
-}
-
-#[test]
-fn the_runner_gets_no_new_code() {
-    let filter = Filter {
-        program: wasm_runner_filter(),
-        flags: 0,
-    };
-    let got = under(&filter, || {
-        use syscalls::Sysno;
-        let spawned = std::thread::spawn(|| 7).join().expect("threads start");
-        assert_eq!(spawned, 7);
-        [
-            errno(Sysno::mprotect, [0, 4096, 5]),
-            errno(Sysno::execve, [0, 0, 0]),
-            errno(Sysno::getppid, [0, 0, 0]),
-        ]
-    });
-    assert_eq!(got, [1, 1, 0]);
 }
