@@ -112,6 +112,9 @@ impl Networks {
         for (key, value) in [
             (format!("net/ipv4/conf/{}/route_localnet", config.link), "1"),
             (format!("net/ipv6/conf/{}/accept_ra", config.link), "0"),
+            // Until its link-local address is checked, seconds, a bridge looks for no neighbour
+            // on behalf of others; the address comes from our own hardware address.
+            (format!("net/ipv6/conf/{}/accept_dad", config.link), "0"),
         ] {
             sysctl::set_if_there(&key, value).map_err(kernel(format!("set {key}")))?;
         }

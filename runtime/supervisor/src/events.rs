@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, stat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -113,11 +114,14 @@ pub fn append_events(path: &Path, lines: &str) -> io::Result<()> {
         return Ok(());
     }
     flock(file.as_fd(), FlockOperation::LockExclusive)?;
-    let (own, now) = (fstat(&file)?, stat(path)?);
-    if own.st_ino == now.st_ino {
-        std::fs::rename(path, path.with_extension("1"))?;
+    match stat(path) {
+        Ok(now) if now.st_ino == fstat(&file)?.st_ino => {
+            std::fs::rename(path, path.with_extension("1"))
+        }
+        // Another writer has moved it.
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
+        Err(e) => Err(e.into()),
     }
-    Ok(())
 }
 
 /// What a supervisor needs to write its container's events.

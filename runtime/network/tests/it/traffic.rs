@@ -1,7 +1,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use crate::world::{World, ask, ip, nft, refused, ruleset, serve, socket, supervise};
+use crate::world::{World, ask, ip, nft, output, refused, ruleset, serve, socket, supervise};
 
 #[test]
 fn a_published_port_is_reached_from_everywhere() {
@@ -12,6 +12,10 @@ fn a_published_port_is_reached_from_everywhere() {
     let _held = supervise(std::mem::take(&mut web.listeners));
     let gateway = web.endpoint.gateway;
     let v6 = web.endpoint.address6.unwrap();
+    // A bridge whose own address is still being checked asks for no neighbour.
+    let bridge = |what| output("ip", &["-6", "addr", "show", "dev", "amphora0", what]);
+    assert_eq!(bridge("tentative"), "");
+    assert!(bridge("permanent").contains("inet6 fe80::"));
     let reached = |netns, address: &str| {
         let answer = ask(&world, netns, address);
         assert!(
@@ -236,6 +240,7 @@ fn follow(world: &World, hints: &[String]) {
 }
 
 fn sh(world: &World, command: &str) {
+    let _quiet = crate::world::quiet();
     let status = std::process::Command::new("sh")
         .args(["-c", command])
         .env("XTABLES_LOCKFILE", world.dir.join("xtables.lock"))

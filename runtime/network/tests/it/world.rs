@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -120,8 +120,9 @@ impl Drop for World {
     }
 }
 
-/// Keeps other tests from starting programs: between fork and exec a child holds copies of every
-/// socket, also of those closed here meanwhile, and their ports seem taken.
+/// Keeps other tests from running programs: a child holds copies of every socket, also of those
+/// closed here meanwhile, and their ports seem taken. The kernel closes them only after it has
+/// let the parent go on, so that a program is waited for under this lock.
 pub fn quiet() -> MutexGuard<'static, ()> {
     static SPAWN: Mutex<()> = Mutex::new(());
     SPAWN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -143,17 +144,10 @@ pub fn request(n: u8, ports: &[&str]) -> AttachRequest {
 }
 
 pub fn output(program: &str, args: &[&str]) -> String {
-    let child = {
+    let output = {
         let _quiet = quiet();
-        let mut command = Command::new(program);
-        command
-            .args(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
+        Command::new(program).args(args).output().unwrap()
     };
-    let output = child.wait_with_output().unwrap();
     assert!(
         output.status.success(),
         "{program} {args:?}: {}",

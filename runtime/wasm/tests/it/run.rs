@@ -59,7 +59,9 @@ fn files_are_read_and_written_beneath_the_root() {
         for name in ["b", "a", "c"] {
             std::fs::write(run.root().join(name), name).unwrap();
         }
-        assert_eq!(run.run().stdout, "a\nb\nc\n");
+        let listed = run.run();
+        succeeds(&listed);
+        assert_eq!(listed.stdout, "a\nb\nc\n");
 
         let run = Run::new(wasi, "files", &["rename", "/dir/a", "/b"]);
         std::fs::create_dir(run.root().join("dir")).unwrap();
