@@ -23,8 +23,11 @@ const DIRECTORIES: [&str; 9] = [
     "var",
 ];
 
+/// The programs of the root file system.
+const PROGRAMS: [&str; 3] = ["hello", "pause", "lines"];
 const HELLO: &str = include_str!("../guests/hello.rs");
 const PAUSE: &str = include_str!("../guests/pause.rs");
+const LINES: &str = include_str!("../guests/lines.rs");
 const HELLO_WASM: &str = include_str!("../guests/hello_wasm.rs");
 
 /// The fixtures in one directory.
@@ -46,13 +49,14 @@ impl Fixtures {
         };
         fixtures.compile_static("hello", HELLO)?;
         fixtures.compile_static("pause", PAUSE)?;
+        fixtures.compile_static("lines", LINES)?;
         fixtures.compile_wasm()?;
         fixtures.make_rootfs()?;
         fixtures.make_archive()?;
         Ok(fixtures)
     }
 
-    /// A root file system directory with `/bin/hello` and `/bin/pause`.
+    /// A root file system directory with [`PROGRAMS`] in `/bin`.
     #[must_use]
     pub fn rootfs(&self) -> PathBuf {
         self.dir.join("rootfs")
@@ -112,7 +116,7 @@ impl Fixtures {
         for directory in DIRECTORIES {
             fs::create_dir_all(root.join(directory))?;
         }
-        for program in ["hello", "pause"] {
+        for program in PROGRAMS {
             fs::copy(self.dir.join(program), root.join("bin").join(program))?;
         }
         Ok(())
@@ -145,29 +149,29 @@ impl Fixtures {
             header.set_size(0);
             tar.append_data(&mut header, directory, std::io::empty())?;
         }
-        for program in ["hello", "pause"] {
+        for program in PROGRAMS {
             let bytes = fs::read(self.dir.join(program))?;
             append_file(&mut tar, &format!("bin/{program}"), &bytes, 0o755)?;
         }
         Ok(tar.into_inner()?)
     }
 
-    /// Writes a runc-style bundle that runs `/bin/hello`, from the runtime's own default
+    /// Writes a runc-style bundle that runs `program`, from the runtime's own default
     /// specification when `spec` makes one.
     ///
     /// # Errors
     /// When the specification is not JSON or a file cannot be written.
-    pub fn bundle(&self, dir: &Path, spec: &str) -> Result<()> {
+    pub fn bundle(&self, dir: &Path, spec: &str, program: &str) -> Result<()> {
         let mut spec: Value = serde_json::from_str(spec).context("not a specification")?;
         let root = dir.join("rootfs");
         for directory in DIRECTORIES {
             fs::create_dir_all(root.join(directory))?;
         }
-        for program in ["hello", "pause"] {
+        for program in PROGRAMS {
             fs::copy(self.dir.join(program), root.join("bin").join(program))?;
         }
         for (pointer, value) in [
-            ("/process/args", json!(["/bin/hello"])),
+            ("/process/args", json!([program])),
             ("/process/terminal", json!(false)),
             ("/root/path", json!("rootfs")),
         ] {

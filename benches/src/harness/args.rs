@@ -18,7 +18,7 @@ pub enum CgroupView {
 #[command(name = "amphora-bench")]
 pub struct Args {
     /// Rows of the budget table, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "2,3,4,5,8,10,13")]
+    #[arg(long, value_delimiter = ',', default_value = "2,3,4,5,8,10,11,13,15")]
     pub rows: Vec<u32>,
     /// Rounds of the interleaved rows
     #[arg(long, default_value_t = 100)]
@@ -35,6 +35,9 @@ pub struct Args {
     /// Megabytes of the image of row 13
     #[arg(long, default_value_t = 500)]
     pub pull_mb: usize,
+    /// Megabytes that a container writes in row 15
+    #[arg(long, default_value_t = 100)]
+    pub log_mb: u32,
     /// What the engines see as cgroups
     #[arg(long, value_enum, default_value = "v2")]
     pub cgroup: CgroupView,

@@ -3,9 +3,11 @@
 
 mod args;
 mod engine;
+mod exec;
 mod host;
 mod idle;
 mod list;
+mod logs;
 mod pull;
 mod registry;
 mod report;

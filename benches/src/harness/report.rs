@@ -9,7 +9,7 @@ use super::timing::Outcome;
 use crate::stats::Summary;
 
 /// One contestant in one row.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) summary: Option<Summary>,

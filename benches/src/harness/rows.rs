@@ -2,7 +2,7 @@
 //! [`measure`].
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::engine::{Engine, Kind, command, environment, find, output, strings};
 use super::host::Place;
 use super::report::{Budget, Entry, Report, Row};
 use super::timing::{Contestant, Sample, Timed, interleave, pids};
-use super::{idle, list, pull};
+use super::{exec, idle, list, logs, pull};
 
 /// Longest wait for a clean host after a sequence.
 const CLEAN: Duration = Duration::from_secs(60);
@@ -52,7 +52,9 @@ fn measure(number: u32, args: &Args, place: &Place) -> Result<Vec<Row>> {
         5 => vec![wasm(args, place)?],
         8 => idle::row(args, place)?,
         10 => vec![list::row(args, place)],
+        11 => exec::rows(args, place),
         13 => pull::rows(args, place)?,
+        15 => logs::rows(args, place),
         other => anyhow::bail!("row {other} has no measurement yet"),
     })
 }
@@ -132,18 +134,27 @@ fn amphora_hello(place: &Place) -> Result<Timed> {
     engine.run_timed(&["--rm", "hello"])
 }
 
-/// A runtime run on a bundle made from its own default specification.
-fn bare_runtime(name: &str, place: &Place) -> Result<Timed> {
+/// A runtime and a bundle for it, made from its own default specification.
+pub(super) fn bundle(name: &str, place: &Place, run: &str) -> Result<(PathBuf, String)> {
     let program = find(name).context("not installed")?;
-    let dir = place.store.join(format!("bundle-{name}"));
+    let label = Path::new(run).file_name().unwrap_or_default();
+    let dir = place
+        .store
+        .join(format!("bundle-{name}-{}", label.display()));
     std::fs::create_dir_all(&dir)?;
     let mut spec = command(&program, &strings(&["spec"]));
     let made = spec.current_dir(&dir).output()?;
     anyhow::ensure!(made.status.success(), "it makes no specification");
     let text = std::fs::read_to_string(dir.join("config.json"))?;
-    place.fixtures.bundle(&dir, &text)?;
+    place.fixtures.bundle(&dir, &text, run)?;
     let bundle = dir.to_str().context("a path of text")?;
-    let args = strings(&["run", "--bundle", bundle, &format!("bench-{name}")]);
+    Ok((program, bundle.to_owned()))
+}
+
+/// A runtime run on a bundle made from its own default specification.
+fn bare_runtime(name: &str, place: &Place) -> Result<Timed> {
+    let (program, bundle) = bundle(name, place, "/bin/hello")?;
+    let args = strings(&["run", "--bundle", &bundle, &format!("bench-{name}")]);
     output(&program, &args)?;
     Timed::new(&program, &args, &environment())
 }
