@@ -80,7 +80,7 @@ pub struct Listed {
     /// How it ended, if it did.
     pub ended: Option<Ended>,
     /// Everything, for one that has a run directory.
-    pub view: Option<ContainerView>,
+    pub view: Option<Box<ContainerView>>,
 }
 
 /// What tells one state of a file from the next.
@@ -143,7 +143,7 @@ impl From<ContainerView> for Listed {
             summary: Summary::of(&view.config),
             status: view.status,
             ended: ended.filter(|_| view.status != Status::Running),
-            view: Some(view),
+            view: Some(Box::new(view)),
         }
     }
 }

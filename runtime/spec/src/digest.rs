@@ -63,12 +63,16 @@ impl Digest {
     /// Returns the 64 hexadecimal digits, a safe file name.
     #[must_use]
     pub fn hex(&self) -> String {
-        use fmt::Write;
-        let mut out = String::with_capacity(64);
+        const DIGITS: [char; 16] = [
+            '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
+        ];
+        let digit = |value: u8| DIGITS[usize::from(value & 15)];
+        let mut text = String::with_capacity(2 * self.0.len());
         for byte in self.0 {
-            let _ = write!(out, "{byte:02x}");
+            text.push(digit(byte >> 4));
+            text.push(digit(byte));
         }
-        out
+        text
     }
 
     /// Returns the first 12 digits, Docker's short form.
@@ -120,6 +124,12 @@ impl<'de> Deserialize<'de> for Digest {
 /// 32 bytes that read and print as 64 hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct HexId(pub(crate) [u8; 32]);
+
+impl From<HexId> for Digest {
+    fn from(id: HexId) -> Self {
+        Self(id.0)
+    }
+}
 
 impl fmt::Display for HexId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

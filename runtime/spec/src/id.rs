@@ -32,7 +32,7 @@ impl ContainerId {
     /// Returns the 64 digits.
     #[must_use]
     pub fn hex(&self) -> String {
-        self.0.to_string()
+        crate::Digest::from(self.0).hex()
     }
 
     /// Returns the first 12 digits.

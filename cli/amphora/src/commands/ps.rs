@@ -112,6 +112,9 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Outcome {
     let check = Check::new(engine, &filters)?;
     let all = args.all || count.is_some() || filters.has("status");
     let mut rows = Vec::new();
+    if all {
+        amphora_sys::arena::enable_more();
+    }
     let mut listed = engine.ps(all)?;
     check.cut(&mut listed);
     listed.retain(|c| check.holds(c));
@@ -239,7 +242,7 @@ fn size_text(engine: &Engine, c: &Listed, wanted: bool) -> String {
 
 /// Docker's word for the state.
 fn state_word(c: &Listed) -> &'static str {
-    c.view.as_ref().map_or(c.status.as_str(), view_word)
+    c.view.as_deref().map_or(c.status.as_str(), view_word)
 }
 
 fn view_word(view: &ContainerView) -> &'static str {
@@ -263,7 +266,7 @@ fn status_text(c: &Listed) -> String {
     match c.status.as_str() {
         "created" => "Created".to_owned(),
         "running" => {
-            let since = c.view.as_ref().and_then(ContainerView::started_at);
+            let since = c.view.as_deref().and_then(ContainerView::started_at);
             let up = since.as_deref().and_then(ui::age).unwrap_or(0);
             let note = match (state_word(c), health_word(c)) {
                 ("paused", _) => " (Paused)".to_owned(),
