@@ -74,6 +74,8 @@ impl RetryPolicy {
 pub struct ClientConfig {
     /// Hosts (with port, as in a reference) that speak plain HTTP, beside the loopback ones.
     pub insecure: BTreeSet<String>,
+    /// Where images of Docker Hub are looked for first, in this order: a scheme and a host each.
+    pub mirrors: Vec<String>,
     /// Loopback hosts that speak HTTPS after all.
     pub secure: BTreeSet<String>,
     /// Credentials by the domain of the reference (`docker.io`, `registry.example:5000`).
@@ -94,6 +96,7 @@ impl Default for ClientConfig {
     fn default() -> Self {
         Self {
             insecure: BTreeSet::new(),
+            mirrors: Vec::new(),
             secure: BTreeSet::new(),
             credentials: BTreeMap::new(),
             roots_pem: None,

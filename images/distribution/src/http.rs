@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use amphora_spec::Reference;
+use amphora_spec::reference::DEFAULT_DOMAIN;
 use serde::Deserialize;
 use ureq::http::{HeaderMap, Response, StatusCode, header};
 use ureq::tls::{PemItem, RootCerts, TlsConfig};
@@ -80,7 +81,25 @@ struct Answer {
 
 impl Repo {
     pub(crate) fn new(config: &ClientConfig, reference: &Reference) -> Self {
-        let base = url::base(config, reference.domain());
+        Self::at(url::base(config, reference.domain()), reference)
+    }
+
+    /// The mirrors of a repository, those that are asked first before the others.
+    pub(crate) fn mirrors(config: &ClientConfig, reference: &Reference) -> Vec<Self> {
+        if reference.domain() != DEFAULT_DOMAIN {
+            return Vec::new();
+        }
+        let mirrors = config.mirrors.iter().cloned();
+        mirrors
+            .map(|base| Self {
+                // What is secret is the registry's own, and no mirror's.
+                domain: String::new(),
+                ..Self::at(base, reference)
+            })
+            .collect()
+    }
+
+    fn at(base: String, reference: &Reference) -> Self {
         Self {
             domain: reference.domain().to_owned(),
             path: reference.path().to_owned(),

@@ -109,10 +109,31 @@ impl Client {
             Some(digest) => reference.at_digest(*digest),
             None => reference.clone().with_default_tag(),
         };
+        for mirror in Repo::mirrors(&self.http.config, &reference) {
+            // Whatever is wrong with a mirror, the registry itself has the last word.
+            if let Ok(fetched) =
+                self.pull_from(&mirror, store, layers, &reference, platform, progress)
+            {
+                return Ok(fetched);
+            }
+        }
         let repo = Repo::new(&self.http.config, &reference);
+        self.pull_from(&repo, store, layers, &reference, platform, progress)
+    }
+
+    fn pull_from<'a>(
+        &self,
+        repo: &Repo,
+        store: &'a Store,
+        layers: &Layers,
+        reference: &Reference,
+        platform: Option<&Platform>,
+        progress: &'a dyn Progress,
+    ) -> Result<Fetched<'a>> {
+        let reference = reference.clone();
         let lease = store.lease()?;
         let before = store.resolve(&reference)?;
-        let documents = Documents::new(&self.http, &repo, store);
+        let documents = Documents::new(&self.http, repo, store);
         let top = documents.top(&reference, before.as_ref())?;
         let target = top.descriptor.clone();
         let chosen = descend(top, platform, &documents)?;
@@ -121,7 +142,7 @@ impl Client {
 
         let site = layers::Site {
             http: &self.http,
-            repo: &repo,
+            repo,
             store,
             layers,
             progress,

@@ -95,6 +95,8 @@ pub struct HostConfig {
     pub shm_size: Option<u64>,
     /// `host:address` lines for `/etc/hosts`.
     pub extra_hosts: Vec<String>,
+    /// What `/etc/resolv.conf` says in place of the host's.
+    pub dns: DnsConfig,
     /// `name=soft[:hard]` resource limits, already parsed.
     pub ulimits: Vec<amphora_spec::runtime::Rlimit>,
     /// Soft memory limit in bytes.
@@ -149,6 +151,18 @@ pub struct HostConfig {
     pub binds: Vec<String>,
     /// `--mount` values as Docker describes them.
     pub mounts_given: Vec<serde_json::Value>,
+}
+
+/// Name servers, search domains and options; an empty list leaves the host's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsConfig {
+    /// Addresses.
+    pub servers: Vec<String>,
+    /// Domains.
+    pub search: Vec<String>,
+    /// Options of the resolver.
+    pub options: Vec<String>,
 }
 
 /// Which network a container is in.

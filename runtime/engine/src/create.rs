@@ -109,6 +109,7 @@ impl Engine {
         let mut labels = defaults.labels.clone();
         labels.extend(options.labels);
         let mut host = options.host;
+        self.options.settings.complete(&mut host);
         crate::modes::check(&host, options.hostname.is_some())?;
         crate::devices::check(&host)?;
         if chosen.executor == Executor::Wasm {
@@ -184,7 +185,10 @@ impl Engine {
         let selection = select(
             &facts,
             &Options {
-                runtime: options.runtime.clone(),
+                runtime: options
+                    .runtime
+                    .clone()
+                    .or_else(|| self.options.settings.runtime.clone()),
                 platform: options.platform.as_deref().and_then(|p| p.parse().ok()),
                 annotations: options.annotations.clone(),
                 function: amphora_artifact::split_function(&program)

@@ -20,8 +20,11 @@ pub struct EngineOptions {
     pub root: PathBuf,
     /// Run root on tmpfs, for example `/run/amphora`.
     pub run_root: PathBuf,
-    /// `host:port` registries spoken to in plain HTTP, beside loopback ones.
+    /// `host:port` registries spoken to in plain HTTP, beside loopback ones and those of the
+    /// settings.
     pub insecure_registries: Vec<String>,
+    /// What the configuration file says; its roots are not looked at.
+    pub settings: crate::Settings,
 }
 
 /// The engine.
@@ -61,7 +64,8 @@ impl Engine {
         }
         let store = Store::open(&options.root).map_err(EngineError::plain)?;
         let layers = Layers::open(&options.root).map_err(EngineError::plain)?;
-        let networks = Networks::open(&options.root, &options.run_root);
+        let networks = Networks::open(&options.root, &options.run_root)
+            .with_settings(options.settings.network.clone());
         let volumes = Volumes::open(&options.root);
         Ok(Self {
             options,
@@ -72,6 +76,12 @@ impl Engine {
             workloads,
             events: crate::events::Pending::default(),
         })
+    }
+
+    /// Returns what the configuration file says.
+    #[must_use]
+    pub const fn settings(&self) -> &crate::Settings {
+        &self.options.settings
     }
 
     /// Returns the workload of an executor.

@@ -152,7 +152,14 @@ impl Engine {
         progress: &dyn Progress,
     ) -> Result<Pulled> {
         let client = Client::new(ClientConfig {
-            insecure: self.options.insecure_registries.iter().cloned().collect(),
+            insecure: self
+                .options
+                .insecure_registries
+                .iter()
+                .chain(&self.options.settings.insecure_registries)
+                .cloned()
+                .collect(),
+            mirrors: self.options.settings.registry_mirrors.clone(),
             ..ClientConfig::default()
         })
         .map_err(EngineError::plain)?;

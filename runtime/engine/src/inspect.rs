@@ -214,6 +214,9 @@ fn host_json(view: &ContainerView) -> Value {
         "ExtraHosts": host.extra_hosts,
         "PublishAllPorts": host.publish_all,
         "ReadonlyRootfs": host.read_only,
+        "Dns": host.dns.servers,
+        "DnsSearch": host.dns.search,
+        "DnsOptions": host.dns.options,
         "ShmSize": host.shm_size.unwrap_or(64 << 20),
         "Runtime": "amphora",
         "Ulimits": host.ulimits.iter().map(|u| json!({

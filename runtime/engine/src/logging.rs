@@ -157,7 +157,7 @@ fn check_mode(log: &LogSettings) -> Result<()> {
 }
 
 /// Parses a size in binary units: `10m`, `1.5g`, `100`.
-fn size(text: &str) -> Option<u64> {
+pub(crate) fn size(text: &str) -> Option<u64> {
     let lower = text.trim().to_ascii_lowercase();
     let number = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match lower.get(number.len()..)?.trim() {

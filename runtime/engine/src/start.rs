@@ -386,7 +386,11 @@ impl Engine {
         let gateway = network.map(|n| IpAddr::from(n.gateway));
         let extra = extra_hosts(&config.host.extra_hosts, gateway)?;
         let mut resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let overrides = resolv_overrides(&config.host.dns)?;
         let hosts = if config.host.network == NetworkMode::Host {
+            if overrides != files::ResolvOverrides::default() {
+                resolv = files::resolv_conf(&resolv, &overrides, true);
+            }
             // Copies: what the container writes there is not the machine's.
             let mut hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
             for (name, address) in &extra {
@@ -395,7 +399,7 @@ impl Engine {
             hosts
         } else {
             let ipv6 = network.is_some_and(|n| n.address6.is_some());
-            resolv = files::resolv_conf(&resolv, &files::ResolvOverrides::default(), ipv6);
+            resolv = files::resolv_conf(&resolv, &overrides, ipv6);
             let full = format!("{}.{}", config.hostname, config.domainname);
             let both = [full.as_str(), config.hostname.as_str()];
             let names = if config.domainname.is_empty() {
@@ -577,6 +581,19 @@ impl Engine {
             id.hex(),
         ]
     }
+}
+
+/// What `/etc/resolv.conf` says in place of the host's.
+fn resolv_overrides(dns: &crate::config::DnsConfig) -> Result<files::ResolvOverrides> {
+    let address = |text: &String| {
+        text.parse()
+            .map_err(|_| EngineError::Invalid(format!("invalid DNS server address: \"{text}\"")))
+    };
+    Ok(files::ResolvOverrides {
+        servers: dns.servers.iter().map(address).collect::<Result<_>>()?,
+        search: dns.search.clone(),
+        options: dns.options.clone(),
+    })
 }
 
 /// Parses `host:address` lines; `host-gateway` stands for the host's address on the network.

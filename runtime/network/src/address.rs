@@ -144,6 +144,18 @@ pub(crate) fn choose(used: &[Subnet]) -> Option<Subnet> {
     candidates().find(|c| is_free(c, used))
 }
 
+/// Picks the first free subnet of the pools' own sizes, pool by pool.
+pub(crate) fn choose_in(pools: &[(Subnet, u8)], used: &[Subnet]) -> Option<Subnet> {
+    pools.iter().find_map(|(pool, size)| {
+        let first = Subnet::new(pool.base(), *size);
+        std::iter::successors(Some(first), |last| {
+            let next = Subnet::new(last.after()?, *size);
+            pool.contains(next.base()).then_some(next)
+        })
+        .find(|c| is_free(c, used))
+    })
+}
+
 /// Says whether a subnet overlaps nothing but default routes.
 pub(crate) fn is_free(subnet: &Subnet, used: &[Subnet]) -> bool {
     !used.iter().any(|u| u.prefix() > 0 && u.overlaps(subnet))
@@ -221,6 +233,21 @@ mod tests {
         );
         assert_eq!(choose(&[net("172.16.0.0/12")]), Some(net("192.168.0.0/20")));
         assert_eq!(choose(&[net("0.0.0.0/1"), net("128.0.0.0/1")]), None);
+    }
+
+    #[test]
+    fn pools_are_searched_in_order_and_to_their_end() {
+        let pools = [(net("10.5.0.0/23"), 24), (net("10.6.0.0/16"), 20)];
+        assert_eq!(choose_in(&pools, &[]), Some(net("10.5.0.0/24")));
+        assert_eq!(
+            choose_in(&pools, &[net("10.5.0.0/24")]),
+            Some(net("10.5.1.0/24"))
+        );
+        assert_eq!(
+            choose_in(&pools, &[net("10.5.0.0/16"), net("10.6.0.0/20")]),
+            Some(net("10.6.16.0/20"))
+        );
+        assert_eq!(choose_in(&pools, &[net("10.0.0.0/8")]), None);
     }
 
     #[test]

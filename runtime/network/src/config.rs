@@ -15,6 +15,35 @@ pub(crate) const DEFAULT_LINK: &str = "amphora0";
 pub(crate) const FORMAT: u32 = 1;
 pub(crate) const MTU_DEFAULT: u32 = 1500;
 
+/// What the default network is made with, in place of what amphora would choose.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// Its IPv4 subnet, whoever else uses it.
+    pub bridge: Option<Subnet>,
+    /// Where its IPv4 subnet is chosen from: pools, and the prefix length of a subnet in them.
+    pub pools: Vec<(Subnet, u8)>,
+    /// MTU.
+    pub mtu: Option<u32>,
+    /// Whether it has IPv6, where the host has it.
+    pub ipv6: Option<bool>,
+}
+
+impl NetworkSettings {
+    /// Says whether a network is as it would be made with these settings.
+    pub(crate) fn agree(&self, config: &NetworkConfig) -> bool {
+        let pooled = |(pool, size): &(Subnet, u8)| {
+            pool.overlaps(&config.subnet) && config.subnet.prefix() == *size
+        };
+        let subnet = match self.bridge {
+            Some(bridge) => bridge == config.subnet,
+            None => self.pools.is_empty() || self.pools.iter().any(pooled),
+        };
+        subnet
+            && self.mtu.is_none_or(|mtu| mtu == config.mtu)
+            && (self.ipv6 != Some(false) || config.subnet6.is_none())
+    }
+}
+
 /// A network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkConfig {

@@ -6,7 +6,7 @@ use std::fs;
 use amphora_sys::netlink::{Socket, index_if_up};
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::address::{choose, is_free, unique_local};
+use crate::address::{Subnet, choose, choose_in, is_free, unique_local};
 use crate::config::{DEFAULT_LINK, DEFAULT_NETWORK, FORMAT, MTU_DEFAULT, NetworkConfig};
 use crate::error::{NetworkError, Result, kernel, netlink};
 use crate::networks::Networks;
@@ -32,6 +32,7 @@ impl Networks {
         let nft = nft::open().map_err(kernel("open nftables"))?;
         let stored = self.stored(name)?;
         if let Some(config) = &stored
+            && self.settings.agree(config)
             && let Some(bridge) = ready(config, &route)?
             && nft::is_current(&nft).map_err(netlink("look at table \"amphora\""))?
         {
@@ -66,10 +67,16 @@ impl Networks {
                 .is_some(),
             None => false,
         };
+        let wanted = |config: &NetworkConfig| self.settings.agree(config);
+        let stale = exists && !stored.as_ref().is_some_and(wanted);
         let config = match stored {
+            // Who uses it keeps it; the settings hold when nobody does.
+            Some(config) if stale && self.any_lease()? => config,
+            Some(config) if stale => self.remake(config, host, &survey)?,
             // An address range that has since been taken by somebody else is given up, unless
             // the bridge stands and uses it.
-            Some(config) if exists || is_free(&config.subnet, &survey.used) => config,
+            Some(config) if exists => config,
+            Some(config) if wanted(&config) && self.may_have(&config.subnet, &survey) => config,
             Some(config) => self.configure(name, config.id, &survey)?,
             None if name == DEFAULT_NETWORK => self.configure(name, random_hex()?, &survey)?,
             None => return Err(NetworkError::NotFound(name.to_owned())),
@@ -77,6 +84,30 @@ impl Networks {
         self.make_bridge(&config, host)?;
         self.forwarding(&config)?;
         Ok(config)
+    }
+
+    /// Whether nobody else uses a subnet, or the settings say that nobody does.
+    fn may_have(&self, subnet: &Subnet, survey: &Survey) -> bool {
+        self.settings.bridge == Some(*subnet) || is_free(subnet, &survey.used)
+    }
+
+    /// Takes a bridge away that stands and is not as the settings say, with the rules made for it.
+    fn remake(&self, old: NetworkConfig, host: &Host, survey: &Survey) -> Result<NetworkConfig> {
+        let step = format!("remove bridge \"{}\"", old.link);
+        route::delete_link(&host.route, &old.link).map_err(netlink(step))?;
+        nft::drop_table(&host.nft).map_err(netlink("remove table \"amphora\""))?;
+        self.configure(&old.name, old.id, survey)
+    }
+
+    /// The subnet of a network that is to be made.
+    fn subnet(&self, survey: &Survey) -> Result<Subnet> {
+        let settings = &self.settings;
+        let found = match settings.bridge {
+            Some(bridge) => Some(bridge),
+            None if settings.pools.is_empty() => choose(&survey.used),
+            None => choose_in(&settings.pools, &survey.used),
+        };
+        found.ok_or(NetworkError::PoolsExhausted)
     }
 
     fn configure(&self, name: &str, id: String, survey: &Survey) -> Result<NetworkConfig> {
@@ -87,9 +118,13 @@ impl Networks {
             id,
             name: name.to_owned(),
             link: DEFAULT_LINK.to_owned(),
-            subnet: choose(&survey.used).ok_or(NetworkError::PoolsExhausted)?,
-            subnet6: host_has_ipv6().then(|| unique_local(random)),
-            mtu: survey.uplink_mtu.unwrap_or(MTU_DEFAULT).min(MTU_DEFAULT),
+            subnet: self.subnet(survey)?,
+            subnet6: (self.settings.ipv6 != Some(false) && host_has_ipv6())
+                .then(|| unique_local(random)),
+            mtu: self
+                .settings
+                .mtu
+                .unwrap_or_else(|| survey.uplink_mtu.unwrap_or(MTU_DEFAULT).min(MTU_DEFAULT)),
         };
         store::make_dir(&self.data_dir(name))?;
         store::write_json(&self.config_path(name), &config)?;

@@ -32,7 +32,7 @@ mod testing;
 mod wire;
 
 pub use address::{Subnet, SubnetError, hardware_address, hardware_text};
-pub use config::{DEFAULT_NETWORK, NetworkConfig};
+pub use config::{DEFAULT_NETWORK, NetworkConfig, NetworkSettings};
 pub use endpoint::{AttachRequest, Attachment, Claim, Endpoint, loopback_up, none};
 pub use error::{BindFailure, NetworkError};
 pub use firewall::Firewall;

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use amphora_spec::ContainerId;
 use amphora_sys::netlink::{ROUTE, Socket};
 
-use crate::config::{DEFAULT_NETWORK, NetworkConfig};
+use crate::config::{DEFAULT_NETWORK, NetworkConfig, NetworkSettings};
 use crate::endpoint::Endpoint;
 use crate::error::{NetworkError, Result, file, kernel, netlink};
 use crate::lease::Leases;
@@ -22,6 +22,7 @@ use crate::{route, store};
 pub struct Networks {
     data: PathBuf,
     run: PathBuf,
+    pub(crate) settings: NetworkSettings,
     #[cfg(feature = "testing")]
     pub(crate) steps: std::sync::atomic::AtomicUsize,
     #[cfg(feature = "testing")]
@@ -35,11 +36,20 @@ impl Networks {
         Self {
             data: data.to_owned(),
             run: run.to_owned(),
+            settings: NetworkSettings::default(),
             #[cfg(feature = "testing")]
             steps: std::sync::atomic::AtomicUsize::new(0),
             #[cfg(feature = "testing")]
             fail_at: std::sync::atomic::AtomicUsize::new(usize::MAX),
         }
+    }
+
+    /// The same, with settings for the default network. One that stands and is used stays as it
+    /// is until nobody uses it.
+    #[must_use]
+    pub fn with_settings(mut self, settings: NetworkSettings) -> Self {
+        self.settings = settings;
+        self
     }
 
     /// Returns a network's configuration, or `None` when it was never made.
@@ -177,7 +187,7 @@ impl Networks {
         nft::forget_bridges(&socket).map_err(netlink("clean chain \"DOCKER-USER\""))
     }
 
-    fn any_lease(&self) -> Result<bool> {
+    pub(crate) fn any_lease(&self) -> Result<bool> {
         for name in names_in(&self.run.join("networks"))? {
             if !self.leases(&name).list()?.is_empty() {
                 return Ok(true);

@@ -112,12 +112,27 @@ fn info_json(engine: &Engine) -> Outcome<Json> {
         .iter()
         .filter(|c| c.view.as_ref().is_some_and(|v| v.paused))
         .count();
+    let settings = engine.settings();
     let v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let images: std::collections::BTreeSet<_> = engine
         .images()?
         .into_iter()
         .map(|i| i.record.image_id)
+        .collect();
+    let pools: Vec<Json> = settings
+        .network
+        .pools
+        .iter()
+        .map(|(base, size)| json!({ "Base": base.to_string(), "Size": size }))
+        .collect();
+    let registries: serde_json::Map<String, Json> = settings
+        .insecure_registries
+        .iter()
+        .map(|name| {
+            let config = json!({ "Name": name, "Mirrors": [], "Secure": false, "Official": false });
+            (name.clone(), config)
+        })
         .collect();
     Ok(json!({
         "Containers": containers.len(),
@@ -126,7 +141,7 @@ fn info_json(engine: &Engine) -> Outcome<Json> {
         "ContainersStopped": containers.len() - running,
         "Images": images.len(),
         "Driver": "overlay2",
-        "LoggingDriver": "json-file",
+        "LoggingDriver": settings.log.driver(),
         "CgroupDriver": "cgroupfs",
         "CgroupVersion": if v2 { "2" } else { "1" },
         "Plugins": {
@@ -145,7 +160,13 @@ fn info_json(engine: &Engine) -> Outcome<Json> {
         "ServerVersion": env!("CARGO_PKG_VERSION"),
         "ClientInfo": { "Version": env!("CARGO_PKG_VERSION"), "Context": "default", "Debug": false },
         "Runtimes": { "linux": {}, "wasm": {} },
-        "DefaultRuntime": "linux",
+        "DefaultRuntime": settings.runtime.as_deref().unwrap_or("linux"),
+        "DefaultAddressPools": pools,
+        "RegistryConfig": {
+            "Mirrors": settings.registry_mirrors,
+            "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
+            "IndexConfigs": registries,
+        },
         "SecurityOptions": ["name=seccomp,profile=builtin"],
         "Swarm": { "LocalNodeState": "inactive" },
         "LiveRestoreEnabled": true,

@@ -32,10 +32,10 @@ mod volume;
 mod volume_ls;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use amphora_engine::{Engine, EngineOptions};
+use amphora_engine::{Engine, EngineOptions, Settings};
 use amphora_executor::Workload;
 use clap::{Args, Parser, Subcommand};
 
@@ -43,6 +43,7 @@ use crate::errors::{Failure, Outcome, report};
 
 const DEFAULT_ROOT: &str = "/var/lib/amphora";
 const DEFAULT_RUN_ROOT: &str = "/run/amphora";
+const DEFAULT_CONFIG: &str = "/etc/amphora/daemon.json";
 
 /// Run Linux and WebAssembly containers
 #[derive(Debug, Parser)]
@@ -65,6 +66,9 @@ struct Global {
     /// Registry to speak plain HTTP with; loopback ones need no mention
     #[arg(long, value_name = "HOST")]
     insecure_registry: Vec<String>,
+    /// Configuration file [default: /etc/amphora/daemon.json]
+    #[arg(long, value_name = "FILE")]
+    config_file: Option<PathBuf>,
 }
 
 /// The same command line as far as `run` goes: building the whole tree takes longer than the
@@ -149,8 +153,9 @@ pub(crate) fn finish(args: &[OsString]) -> ExitCode {
         root: Some(text(2).into()),
         run_root: Some(text(3).into()),
         insecure_registry: Vec::new(),
+        config_file: None,
     };
-    let done = open_with(&global, Vec::new())
+    let done = open_with(&global, Settings::default(), Vec::new())
         .ok()
         .and_then(|engine| text(4).parse().ok().map(|id| engine.finish(&id)));
     match done {
@@ -167,8 +172,10 @@ pub(crate) fn prepare(args: &[OsString]) -> ExitCode {
         root: Some(text(2).into()),
         run_root: Some(text(3).into()),
         insecure_registry: Vec::new(),
+        config_file: None,
     };
-    let done = open(&global)
+    // What holds for a container was written down when it was made.
+    let done = open_by(&global, Settings::default())
         .ok()
         .and_then(|engine| text(4).parse().ok().map(|id| engine.prepare(&id)));
     match done {
@@ -178,34 +185,71 @@ pub(crate) fn prepare(args: &[OsString]) -> ExitCode {
     }
 }
 
-fn roots(global: &Global) -> (PathBuf, PathBuf) {
-    let pick = |flag: &Option<PathBuf>, key: &str, default: &str| {
-        flag.clone()
-            .or_else(|| {
-                std::env::var_os(key)
-                    .filter(|v| !v.is_empty())
-                    .map(PathBuf::from)
-            })
+/// A path from a flag, else from the environment.
+fn given(flag: Option<&PathBuf>, key: &str) -> Option<PathBuf> {
+    flag.cloned().or_else(|| {
+        std::env::var_os(key)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    })
+}
+
+/// Reads the configuration file. One that was named must be there.
+fn settings(global: &Global) -> Outcome<Settings> {
+    let named = given(global.config_file.as_ref(), "AMPHORA_CONFIG");
+    let path = named.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
+    match Settings::read(path).map_err(|e| Failure::Usage(amphora_spec::error::chain(&e)))? {
+        None if named.is_some() => Err(Failure::Usage(format!(
+            "configuration file {} does not exist",
+            path.display()
+        ))),
+        found => Ok(found.unwrap_or_default()),
+    }
+}
+
+fn roots(global: &Global, settings: &Settings) -> (PathBuf, PathBuf) {
+    let pick = |flag, key, set: &Option<PathBuf>, default: &str| {
+        given(flag, key)
+            .or_else(|| set.clone())
             .unwrap_or_else(|| PathBuf::from(default))
     };
     (
-        pick(&global.root, "AMPHORA_ROOT", DEFAULT_ROOT),
-        pick(&global.run_root, "AMPHORA_RUN_ROOT", DEFAULT_RUN_ROOT),
+        pick(
+            global.root.as_ref(),
+            "AMPHORA_ROOT",
+            &settings.data_root,
+            DEFAULT_ROOT,
+        ),
+        pick(
+            global.run_root.as_ref(),
+            "AMPHORA_RUN_ROOT",
+            &settings.exec_root,
+            DEFAULT_RUN_ROOT,
+        ),
     )
 }
 
-/// Opens the engine with both executors: the one place that knows them.
+/// Opens the engine as the configuration file says.
 fn open(global: &Global) -> Outcome<Engine> {
-    let (root, run_root) = roots(global);
+    open_by(global, settings(global)?)
+}
+
+/// Opens the engine with both executors: the one place that knows them.
+fn open_by(global: &Global, settings: Settings) -> Outcome<Engine> {
+    let (root, run_root) = roots(global, &settings);
     let wasm = amphora_wasm::WasmWorkload::new(root.join("wasm-aot"))
         .with_stamps(run_root.join("wasm-aot"));
     let workloads: Vec<Box<dyn Workload>> =
         vec![Box::new(amphora_linux::LinuxWorkload), Box::new(wasm)];
-    open_with(global, workloads)
+    open_with(global, settings, workloads)
 }
 
-fn open_with(global: &Global, workloads: Vec<Box<dyn Workload>>) -> Outcome<Engine> {
-    let (root, run_root) = roots(global);
+fn open_with(
+    global: &Global,
+    settings: Settings,
+    workloads: Vec<Box<dyn Workload>>,
+) -> Outcome<Engine> {
+    let (root, run_root) = roots(global, &settings);
     let absolute = |p: PathBuf| {
         std::path::absolute(&p)
             .map_err(|e| Failure::Local(format!("invalid path \"{}\": {e}", p.display())))
@@ -214,6 +258,7 @@ fn open_with(global: &Global, workloads: Vec<Box<dyn Workload>>) -> Outcome<Engi
         root: absolute(root)?,
         run_root: absolute(run_root)?,
         insecure_registries: global.insecure_registry.clone(),
+        settings,
     };
     Ok(Engine::open(options, workloads)?)
 }

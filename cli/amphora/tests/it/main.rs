@@ -35,6 +35,7 @@ mod prune;
 mod ps;
 mod registry;
 mod restart;
+mod settings;
 mod stats;
 mod supervisor;
 mod terminal;
