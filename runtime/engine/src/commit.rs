@@ -290,6 +290,8 @@ impl Engine {
             annotations: BTreeMap::new(),
         };
         let target = self.write_document(media::OCI_MANIFEST, &json!(manifest))?;
+        // A name leads to whole content, after a power cut too.
+        self.store.sync().map_err(EngineError::plain)?;
         self.store
             .keep_untagged(&target)
             .map_err(EngineError::plain)?;

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use amphora_spec::ContainerId;
 use amphora_supervisor::{self as supervisor, ExitRecord, State};
 
-use crate::config::ContainerConfig;
+use crate::config::{CONFIG_VERSION, ContainerConfig};
 use crate::files::{Lock, open_dir, read_json};
 use crate::{Engine, EngineError, Result};
 
@@ -128,7 +128,56 @@ impl Engine {
     /// Reads a container's configuration.
     pub(crate) fn config(&self, id: &ContainerId) -> Result<ContainerConfig> {
         let path = self.container_dir(id).join("config.json");
-        read_json(&path)?.ok_or_else(|| EngineError::NoSuchContainer(id.hex()))
+        let read: Result<Option<ContainerConfig>> = read_json(&path);
+        match read {
+            Ok(Some(config)) if config.version == CONFIG_VERSION => Ok(config),
+            Ok(None) => Err(EngineError::NoSuchContainer(id.hex())),
+            Ok(Some(config)) => Err(EngineError::Version {
+                path,
+                found: u64::from(config.version),
+                known: CONFIG_VERSION,
+            }),
+            // Another version may have other fields.
+            Err(error) => match read_json::<serde_json::Value>(&path) {
+                Ok(Some(value)) => match value["version"].as_u64() {
+                    Some(found) if found != u64::from(CONFIG_VERSION) => {
+                        Err(EngineError::Version {
+                            path,
+                            found,
+                            known: CONFIG_VERSION,
+                        })
+                    }
+                    _ => Err(error),
+                },
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Reads how a container ended. A record that cannot be read says just that: what else is
+    /// known of the container does not depend on it.
+    pub(crate) fn ended(&self, id: &ContainerId) -> Option<ExitRecord> {
+        let error = match self.exit_record(id) {
+            Ok(record) => return record,
+            Err(error) => error,
+        };
+        let path = self.container_dir(id).join("exit");
+        let time = crate::boot::changed(&path).unwrap_or(0);
+        Some(ExitRecord {
+            version: 1,
+            code: ExitRecord::UNKNOWN,
+            signal: 0,
+            oom_killed: false,
+            started_at: crate::list::time_text(time),
+            finished_at: crate::list::time_text(time),
+            error: format!(
+                "cannot read {}: {}",
+                path.display(),
+                amphora_spec::error::chain(&error)
+            ),
+            restarts: 0,
+            log_bytes_dropped: 0,
+        })
     }
 
     /// Reads everything that is known of a container.
@@ -138,7 +187,7 @@ impl Engine {
     pub fn view(&self, id: &ContainerId) -> Result<ContainerView> {
         let config = self.config(id)?;
         let run = self.run_dir(id);
-        let exit = self.exit_record(id)?;
+        let exit = self.ended(id);
         let state = match open_dir(&run) {
             Ok(dir) => State::read(dir.as_fd()).map_err(EngineError::plain)?,
             Err(_) => None,

@@ -58,16 +58,12 @@ impl Engine {
                 ensure_dir(&options.root.join(name), 0o711)?;
             }
         }
-        if !options.run_root.join("containers").is_dir() {
-            ensure_dir(&options.run_root, 0o700)?;
-            ensure_dir(&options.run_root.join("containers"), 0o700)?;
-        }
         let store = Store::open(&options.root).map_err(EngineError::plain)?;
         let layers = Layers::open(&options.root).map_err(EngineError::plain)?;
         let networks = Networks::open(&options.root, &options.run_root)
             .with_settings(options.settings.network.clone());
         let volumes = Volumes::open(&options.root);
-        Ok(Self {
+        let engine = Self {
             options,
             store,
             layers,
@@ -75,7 +71,9 @@ impl Engine {
             volumes,
             workloads,
             events: crate::events::Pending::default(),
-        })
+        };
+        engine.settle_once()?;
+        Ok(engine)
     }
 
     /// Returns what the configuration file says.

@@ -74,6 +74,16 @@ pub enum EngineError {
         #[source]
         source: serde_json::Error,
     },
+    /// A record on disk was written by another version.
+    #[error("\"{path}\" is of version {found}; this amphora knows version {known}")]
+    Version {
+        /// Which file.
+        path: PathBuf,
+        /// The version in it.
+        found: u64,
+        /// The version that can be read.
+        known: u32,
+    },
     /// An operation below the engine failed.
     #[error("{context}")]
     Below {
@@ -144,7 +154,7 @@ impl Classify for EngineError {
             Self::NameInUse { .. } | Self::Conflict(_) => ErrorKind::Conflict,
             Self::Exec(_, kind) => *kind,
             Self::State(_) => ErrorKind::FailedPrecondition,
-            Self::Unsupported(_) => ErrorKind::Unsupported,
+            Self::Unsupported(_) | Self::Version { .. } => ErrorKind::Unsupported,
             Self::File { source, .. } => io_kind(source),
             Self::Record { .. } => ErrorKind::DataLoss,
             Self::Below { kind, .. } | Self::Plain { kind, .. } => *kind,

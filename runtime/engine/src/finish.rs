@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use amphora_cgroup::Cgroup;
 use amphora_spec::{Classify, ContainerId, ErrorKind};
 
+use crate::boot::{WORK, WORK_IDLE};
 use crate::config::{ContainerConfig, MountPoint};
 use crate::files::{Lock, free_name, read_json, remove_tree, unlink};
 use crate::start::CGROUP_PARENT;
@@ -65,7 +66,9 @@ impl Engine {
     /// # Errors
     /// The first failure; the other steps were carried out all the same.
     pub fn finish(&self, id: &ContainerId) -> Result<()> {
-        let config = self.config(id).ok();
+        let config = self.config(id);
+        let missing = matches!(config, Err(EngineError::NoSuchContainer(_)));
+        let config = config.ok();
         let mut first = Ok(());
         let mut note = |result: Result<()>| {
             if first.is_ok() {
@@ -85,9 +88,12 @@ impl Engine {
             Some(_) => {
                 note(settle_exit(&self.container_dir(id)));
                 // The kernel's work directory keeps no data between mounts.
-                note(remove_tree(&self.container_dir(id).join("work")));
+                note(remove_tree(&self.container_dir(id).join(WORK)));
+                note(remove_tree(&self.container_dir(id).join(WORK_IDLE)));
             }
-            None => note(self.erase_half_made(id)),
+            None if missing => note(self.erase_half_made(id)),
+            // Damaged: it stays until it is removed by hand.
+            None => {}
         }
         note(remove_tree(&self.run_dir(id)));
         self.flush_events();
@@ -167,7 +173,7 @@ impl Engine {
 
     /// Removes a container whose create was cut off before its configuration stood, or whose
     /// removal was.
-    fn erase_half_made(&self, id: &ContainerId) -> Result<()> {
+    pub(crate) fn erase_half_made(&self, id: &ContainerId) -> Result<()> {
         let names = self.options.root.join("names");
         let entries = fs::read_dir(&names).map_err(|e| EngineError::file("read", &names, e))?;
         for entry in entries.flatten() {

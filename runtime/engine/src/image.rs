@@ -135,7 +135,8 @@ impl Engine {
             Err(e) => return Err(self.give_up(lease, e)),
         };
         self.store
-            .tag(reference, &manifest)
+            .sync()
+            .and_then(|()| self.store.tag(reference, &manifest))
             .map_err(EngineError::plain)?;
         Ok(records.first().map_or(manifest.digest, |r| r.image_id))
     }

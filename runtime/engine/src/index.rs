@@ -81,6 +81,8 @@ pub struct Listed {
     pub ended: Option<Ended>,
     /// Everything, for one that has a run directory.
     pub view: Option<Box<ContainerView>>,
+    /// What is wrong with its records, if they cannot be read.
+    pub damage: Option<String>,
 }
 
 /// What tells one state of a file from the next.
@@ -144,6 +146,7 @@ impl From<ContainerView> for Listed {
             status: view.status,
             ended: ended.filter(|_| view.status != Status::Running),
             view: Some(Box::new(view)),
+            damage: None,
         }
     }
 }
@@ -199,7 +202,7 @@ impl Engine {
                 match self.view(id) {
                     Ok(view) if all || view.status.is_active() => rows.push(view.into()),
                     Ok(_) | Err(EngineError::NoSuchContainer(_)) => {}
-                    Err(e) => return Err(e),
+                    Err(e) => rows.push(self.damaged(id, &e)),
                 }
             }
             Ok(rows)
@@ -233,9 +236,13 @@ impl Engine {
                 .ok()
                 .and_then(|at| index.get_mut(at))
                 .and_then(|(_, entry)| entry.take());
-            if let Some((entry, new)) = self.entry(id, &hex, dir.as_fd(), known)? {
-                changed |= new;
-                fresh.push(entry);
+            match self.entry(id, &hex, dir.as_fd(), known) {
+                Ok(Some((entry, new))) => {
+                    changed |= new;
+                    fresh.push(entry);
+                }
+                Ok(None) => {}
+                Err(e) => rows.push(self.damaged(id, &e)),
             }
         }
         if changed || fresh.len() != before {
@@ -253,9 +260,50 @@ impl Engine {
                 },
                 ended: entry.exit.map(|(_, ended)| ended),
                 view: None,
+                damage: None,
             })
         }));
         Ok(())
+    }
+
+    /// What is left to say of a container whose records cannot be read.
+    fn damaged(&self, id: &ContainerId, error: &EngineError) -> Listed {
+        let dir = self.container_dir(id);
+        let created = crate::boot::changed(&dir).unwrap_or(0);
+        Listed {
+            summary: Summary {
+                id: id.hex(),
+                name: self.claimed_name(id).unwrap_or_default(),
+                created: crate::list::time_text(created),
+                image: String::new(),
+                image_id: String::new(),
+                args: Vec::new(),
+                labels: BTreeMap::new(),
+                executor: String::new(),
+                network: String::new(),
+                mounts: Vec::new(),
+                exposed: Vec::new(),
+                auto_remove: false,
+            },
+            status: Status::Dead,
+            ended: None,
+            view: None,
+            damage: Some(format!(
+                "container {} is damaged: {}",
+                id.short(),
+                amphora_spec::error::chain(error)
+            )),
+        }
+    }
+
+    /// The name that is claimed for a container, whose own record of it cannot be read.
+    fn claimed_name(&self, id: &ContainerId) -> Option<String> {
+        let entries = std::fs::read_dir(self.options.root.join("names")).ok()?;
+        let hex = id.hex();
+        entries.flatten().find_map(|entry| {
+            let target = std::fs::read_link(entry.path()).ok()?;
+            (target.as_os_str() == hex.as_str()).then(|| entry.file_name().into_string().ok())?
+        })
     }
 
     /// Returns a container's entry and whether it differs from the known one.
@@ -267,7 +315,14 @@ impl Engine {
         known: Option<Entry>,
     ) -> Result<Option<(Entry, bool)>> {
         let Some(config) = stamp(dir, hex, "config.json") else {
-            return Ok(None);
+            // Without a writable layer it never came to be.
+            return match stamp(dir, hex, "upper") {
+                None => Ok(None),
+                Some(_) => Err(EngineError::State(format!(
+                    "\"{}/config.json\" is missing",
+                    self.container_dir(id).display()
+                ))),
+            };
         };
         let exit = stamp(dir, hex, "exit");
         if let Some(entry) = known
@@ -282,7 +337,7 @@ impl Engine {
             Err(e) => return Err(e),
         };
         let ended = match exit {
-            Some(stamp) => self.exit_record(id)?.map(|e| {
+            Some(stamp) => self.ended(id).map(|e| {
                 let ended = Ended {
                     code: e.code,
                     at: e.finished_at,

@@ -8,6 +8,7 @@
 //! the command line.
 
 pub mod archive;
+mod boot;
 mod changes;
 mod commit;
 pub mod config;
@@ -49,6 +50,7 @@ mod update;
 mod usage;
 mod volumes;
 
+pub use boot::Booted;
 pub use changes::{Change, ChangeKind};
 pub use commit::{CommitOptions, ImportOptions};
 pub use config::{ContainerConfig, CreateOptions, HostConfig, MountPoint, NetworkMode};

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::container::{ContainerView, Status};
 use crate::files::Lock;
+use crate::finish::remove_cgroup;
 use crate::{Engine, EngineError, Result};
 
 /// SIGKILL.
@@ -130,7 +131,10 @@ impl Engine {
     pub fn remove(&self, id: &ContainerId, options: RemoveOptions) -> Result<()> {
         let lock = loop {
             self.reconcile_one(id)?;
-            let mut view = self.view(id)?;
+            let mut view = match self.view(id) {
+                Err(e) if is_damage(&e) => return self.remove_damaged(id, options, e),
+                other => other?,
+            };
             if view.status.is_active() && options.force {
                 view = self.stopped_by_hand(id)?;
             }
@@ -149,6 +153,32 @@ impl Engine {
         };
         self.erase(&config, options.volumes || config.host.auto_remove)?;
         lock.remove_dir()
+    }
+
+    /// Removes a container whose records cannot be read, as far as it is there. Its anonymous
+    /// volumes are not known any more.
+    fn remove_damaged(
+        &self,
+        id: &ContainerId,
+        options: RemoveOptions,
+        damage: EngineError,
+    ) -> Result<()> {
+        let held = Lock::is_held(&self.run_dir(id));
+        if held && !options.force {
+            return Err(damage);
+        }
+        if held {
+            remove_cgroup(&id.hex())?;
+        }
+        let lock = match self.lock_idle(id)? {
+            Some(lock) => lock,
+            None => return Err(damage),
+        };
+        let released = self.networks.release(id).map_err(EngineError::plain);
+        let cgroup = remove_cgroup(&id.hex());
+        self.erase_half_made(id)?;
+        lock.remove_dir()?;
+        released.and(cgroup)
     }
 
     /// Kills a running container that is to be removed, when that is wanted.
@@ -243,6 +273,11 @@ impl Engine {
             )))
         }
     }
+}
+
+/// Says whether a container's records cannot be read.
+const fn is_damage(error: &EngineError) -> bool {
+    !matches!(error, EngineError::NoSuchContainer(_))
 }
 
 /// Waits until a process has ended; says whether it did in time.

@@ -1,5 +1,7 @@
 //! Listing containers, and the engine's clock.
 
+use amphora_spec::ContainerId;
+
 use crate::container::ContainerView;
 use crate::{Engine, EngineError, Result};
 
@@ -21,21 +23,21 @@ pub(crate) fn time_text(nanoseconds: u64) -> String {
 }
 
 impl Engine {
-    /// Lists containers, newest first; only running ones unless `all`.
+    /// Lists all containers, newest first, and those that cannot be read, each with the reason.
     ///
     /// # Errors
     /// When the roots cannot be read.
-    pub fn list(&self, all: bool) -> Result<Vec<ContainerView>> {
+    pub(crate) fn list_all(&self) -> Result<(Vec<ContainerView>, Vec<(ContainerId, EngineError)>)> {
         self.reconcile_all()?;
-        let mut views = Vec::new();
+        let (mut views, mut damaged) = (Vec::new(), Vec::new());
         for id in self.ids()? {
             match self.view(&id) {
-                Ok(view) if all || view.status.is_active() => views.push(view),
-                Ok(_) | Err(EngineError::NoSuchContainer(_)) => {}
-                Err(e) => return Err(e),
+                Ok(view) => views.push(view),
+                Err(EngineError::NoSuchContainer(_)) => {}
+                Err(e) => damaged.push((id, e)),
             }
         }
         views.sort_by(|a, b| b.config.created.cmp(&a.config.created));
-        Ok(views)
+        Ok((views, damaged))
     }
 }

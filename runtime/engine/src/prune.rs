@@ -27,7 +27,8 @@ impl Engine {
             let Ok(id) = listed.summary.id.parse::<ContainerId>() else {
                 continue;
             };
-            if listed.status.is_active() || keep(&listed) {
+            // A damaged one is removed by nobody but its owner.
+            if listed.status.is_active() || listed.damage.is_some() || keep(&listed) {
                 continue;
             }
             let size = self.container_size(&id).map_or(0, |s| s.writable);

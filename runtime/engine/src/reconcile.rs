@@ -76,11 +76,15 @@ impl Engine {
     /// Frees a name whose container never came to be. Says whether the name is free now.
     pub(crate) fn sweep_name(&self, name: &str) -> Result<bool> {
         let path = self.name_path(name);
-        let Ok(target) = fs::read_link(&path) else {
-            return Ok(true);
+        let target = match fs::read_link(&path) {
+            Ok(target) => target,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+            // No link: nobody's claim.
+            Err(_) => return unlink(&path).map(|()| true),
         };
         let Some(id) = target.to_str().and_then(|t| t.parse::<ContainerId>().ok()) else {
-            return Ok(false);
+            // A claim is made whole, so this is none.
+            return unlink(&path).map(|()| true);
         };
         if self.sweep_renamed(&id, name)? {
             return Ok(true);

@@ -1,4 +1,4 @@
-//! Restart policies: checked in Docker's words, changed, and put to work after a crash or a boot.
+//! Restart policies: checked in Docker's words, changed, and put to work after a crash.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use amphora_supervisor::{
     note_wanted,
 };
 
+use crate::boot::WORK;
 use crate::config::HostConfig;
 use crate::container::{ContainerView, Status};
 use crate::files::{Lock, open_dir, remove_tree, write_json};
@@ -103,46 +104,11 @@ impl Engine {
                 self.note_wanted(id, true)?;
             }
             self.wake(id);
+        } else if policy.is_some() && self.wanted(id).is_none() && self.exit_record(id)?.is_some() {
+            // It ran, and ended, before it had a policy.
+            self.note_wanted(id, false)?;
         }
         Ok(())
-    }
-
-    /// Starts what a boot ended: containers that are always to run, those that were not stopped
-    /// by hand, and those that failed. Returns how many run now, and what failed.
-    ///
-    /// # Errors
-    /// When the roots cannot be read.
-    pub fn boot(&self) -> Result<(usize, Vec<(ContainerId, EngineError)>)> {
-        self.reconcile_all()?;
-        let (mut started, mut failed) = (0, Vec::new());
-        let mut views = self.list(true)?;
-        // Oldest first: what was made earlier may be what others need.
-        views.reverse();
-        for view in views {
-            let id = view.config.id;
-            if view.status.is_active() || !self.is_to_boot(&view) {
-                continue;
-            }
-            match self.start(&id, Attach::None) {
-                Ok(_) => started += 1,
-                Err(e) => failed.push((id, e)),
-            }
-        }
-        Ok((started, failed))
-    }
-
-    fn is_to_boot(&self, view: &ContainerView) -> bool {
-        let policy = view.config.host.restart;
-        // A container that was never started stays as it is.
-        let Some(wanted) = self.wanted(&view.config.id) else {
-            return false;
-        };
-        match (policy.kind, &view.exit) {
-            (RestartKind::Always, _) => true,
-            (_, Some(exit)) => wanted && policy.wants(exit.code, 0),
-            // It ran when the machine went down.
-            (_, None) => wanted && policy.wants(1, 0),
-        }
     }
 
     /// Whether a container without a supervisor would be running, had its supervisor lived.
@@ -155,7 +121,7 @@ impl Engine {
         config.host.restart.wants(code, restarts) && self.wanted(id) != Some(false)
     }
 
-    fn wanted(&self, id: &ContainerId) -> Option<bool> {
+    pub(crate) fn wanted(&self, id: &ContainerId) -> Option<bool> {
         let dir = open_dir(&self.container_dir(id)).ok()?;
         is_wanted(dir.as_fd()).ok().flatten()
     }
@@ -207,7 +173,7 @@ impl Engine {
             // What the last run left: `finish` has not been here.
             self.networks.release(id).map_err(EngineError::plain)?;
             remove_cgroup(&id.hex())?;
-            remove_tree(&self.container_dir(id).join("work"))?;
+            remove_tree(&self.container_dir(id).join(WORK))?;
             let lock = Lock::inherited(lock, self.run_dir(id));
             self.launch_locked(&config, &lock, Attach::None, Some(socket))
         };

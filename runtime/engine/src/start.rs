@@ -15,6 +15,7 @@ use amphora_spec::runtime::Resources;
 use amphora_supervisor::{Ahead, AttachMode, Charge, Client, Config, Launching, Listener, Waiting};
 use amphora_sys::mount;
 
+use crate::boot::WORK;
 use crate::config::{ContainerConfig, CreateOptions, MountPoint, NetworkMode};
 use crate::files::{Lock, ensure_dir, remove_tree, write};
 use crate::finish::{put_exit_aside, remove_cgroup, settle_exit};
@@ -186,6 +187,8 @@ impl Engine {
             Err(e) => {
                 if !made.config.host.auto_remove {
                     made.undo.commit();
+                    // It never ran.
+                    remove_tree(&self.container_dir(&id).join(WORK))?;
                     remove_tree(&self.run_dir(&id))?;
                 }
                 Err(e)
@@ -216,6 +219,7 @@ impl Engine {
             .map(Some)
             .inspect_err(|_| {
                 let _ = settle_exit(&dir);
+                let _ = remove_tree(&dir.join(WORK));
                 let _ = remove_tree(&run);
             })
     }
@@ -250,7 +254,7 @@ impl Engine {
             Some(socket) => Waiting::inherited(socket, &exe),
         }
         .map_err(EngineError::plain)?;
-        let root = self.mount_root(config)?;
+        let root = self.mount_root(config, WORK)?;
         let mut facts = start_facts(config, root.as_fd())?;
         facts.terminal_size = attach.size();
         facts.joined = self.joined(config)?;
@@ -352,10 +356,11 @@ impl Engine {
         })
     }
 
-    pub(crate) fn mount_root(&self, config: &ContainerConfig) -> Result<OwnedFd> {
+    /// Mounts a container's root file system, with a directory `work` for the kernel's own use.
+    pub(crate) fn mount_root(&self, config: &ContainerConfig, work: &str) -> Result<OwnedFd> {
         let skeleton = self.skeleton()?;
         let dir = self.container_dir(&config.id);
-        let (upper, work) = (dir.join("upper"), dir.join("work"));
+        let (upper, work) = (dir.join("upper"), dir.join(work));
         // A read-only root needs a writable layer too: mount points are made in it before the
         // root itself is made read-only.
         ensure_dir(&upper, 0o755)?;

@@ -5,6 +5,7 @@ use std::fs;
 
 use amphora_sys::netlink::{Socket, index_if_up};
 use rustix::rand::{GetRandomFlags, getrandom};
+use serde_json::error::Category;
 
 use crate::address::{Subnet, choose, choose_in, is_free, unique_local};
 use crate::config::{DEFAULT_LINK, DEFAULT_NETWORK, FORMAT, MTU_DEFAULT, NetworkConfig};
@@ -30,7 +31,7 @@ impl Networks {
     pub(crate) fn ensure(&self, name: &str) -> Result<(NetworkConfig, Host)> {
         let route = Socket::open(amphora_sys::netlink::ROUTE).map_err(kernel("open netlink"))?;
         let nft = nft::open().map_err(kernel("open nftables"))?;
-        let stored = self.stored(name)?;
+        let stored = self.usable(name)?;
         if let Some(config) = &stored
             && self.settings.agree(config)
             && let Some(bridge) = ready(config, &route)?
@@ -52,6 +53,20 @@ impl Networks {
         Ok((config, host))
     }
 
+    /// A network's configuration. That of the default network is made again when a power cut
+    /// tore it; one that is whole and not understood is another version's.
+    fn usable(&self, name: &str) -> Result<Option<NetworkConfig>> {
+        match self.stored(name) {
+            Err(NetworkError::Config { source, .. })
+                if name == DEFAULT_NETWORK
+                    && matches!(source.classify(), Category::Eof | Category::Syntax) =>
+            {
+                Ok(None)
+            }
+            other => other,
+        }
+    }
+
     fn ensure_bridge(&self, name: &str, host: &mut Host) -> Result<NetworkConfig> {
         self.step()?;
         let survey = {
@@ -60,7 +75,7 @@ impl Networks {
             let index = except.map_or(0, |link| link.index);
             route::survey(&host.route, index).map_err(netlink("list routes"))?
         };
-        let stored = self.stored(name)?;
+        let stored = self.usable(name)?;
         let exists = match &stored {
             Some(config) => route::link(&host.route, &config.link)
                 .map_err(netlink(format!("look at link \"{}\"", config.link)))?

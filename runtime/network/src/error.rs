@@ -38,6 +38,16 @@ pub enum NetworkError {
         #[source]
         source: serde_json::Error,
     },
+    /// A record was written by another version.
+    #[error("{path:?} is of version {found}; this amphora knows version {known}")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version in it.
+        found: u32,
+        /// The version that can be read.
+        known: u32,
+    },
     /// The kernel refused links, addresses, routes or rules.
     #[error("failed to {step}")]
     Netlink {
@@ -131,6 +141,7 @@ impl Classify for NetworkError {
                 _ => ErrorKind::Internal,
             },
             Self::Config { .. } => ErrorKind::DataLoss,
+            Self::Version { .. } => ErrorKind::Unsupported,
             Self::Bind { source, .. } => match source {
                 BindFailure::InUse => ErrorKind::Conflict,
                 BindFailure::NotLocal => ErrorKind::InvalidArgument,

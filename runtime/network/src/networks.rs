@@ -8,7 +8,7 @@ use std::str::FromStr;
 use amphora_spec::ContainerId;
 use amphora_sys::netlink::{ROUTE, Socket};
 
-use crate::config::{DEFAULT_NETWORK, NetworkConfig, NetworkSettings};
+use crate::config::{DEFAULT_NETWORK, FORMAT, NetworkConfig, NetworkSettings};
 use crate::endpoint::Endpoint;
 use crate::error::{NetworkError, Result, file, kernel, netlink};
 use crate::lease::Leases;
@@ -57,7 +57,15 @@ impl Networks {
     /// # Errors
     /// When the file cannot be read or understood.
     pub fn stored(&self, name: &str) -> Result<Option<NetworkConfig>> {
-        store::read_json(&self.config_path(name))
+        let path = self.config_path(name);
+        match store::read_json::<NetworkConfig>(&path)? {
+            Some(config) if config.version != FORMAT => Err(NetworkError::Version {
+                path,
+                found: config.version,
+                known: FORMAT,
+            }),
+            found => Ok(found),
+        }
     }
 
     /// Lists the networks that have been made, by name.

@@ -168,9 +168,15 @@ impl Config {
         let body = bytes
             .strip_prefix(MAGIC)
             .ok_or_else(|| malformed("wrong magic".to_owned()))?;
-        let body = body
-            .strip_prefix(&VERSION.to_le_bytes())
-            .ok_or_else(|| malformed("unknown version".to_owned()))?;
+        let (version, body) = body
+            .split_first_chunk()
+            .ok_or_else(|| malformed("no version".to_owned()))?;
+        let version = u16::from_le_bytes(*version);
+        if version != VERSION {
+            return Err(malformed(format!(
+                "it is of version {version}; this amphora knows version {VERSION}"
+            )));
+        }
         postcard::from_bytes(body).map_err(|e| malformed(e.to_string()))
     }
 

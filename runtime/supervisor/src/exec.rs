@@ -103,7 +103,10 @@ impl ExecRecord {
         let record: Self =
             serde_json::from_slice(&bytes).map_err(|e| malformed("exec record", &e.to_string()))?;
         if record.version != VERSION {
-            return Err(malformed("exec record", "unknown version"));
+            return Err(malformed(
+                "exec record",
+                "it is of another version of amphora",
+            ));
         }
         Ok(Some(record))
     }

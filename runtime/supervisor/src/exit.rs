@@ -9,6 +9,7 @@ use crate::{SupervisorError, clock, files};
 
 const NAME: &str = "exit";
 const LIMIT: usize = 64 << 10;
+const VERSION: u16 = 1;
 
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,12 +78,19 @@ impl ExitRecord {
         let bytes =
             files::read(dir, NAME, LIMIT).map_err(|e| SupervisorError::file("read", NAME, e))?;
         let Some(bytes) = bytes else { return Ok(None) };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|e| SupervisorError::Malformed {
-                what: "exit record",
-                why: e.to_string(),
-            })
+        let malformed = |why| SupervisorError::Malformed {
+            what: "exit record",
+            why,
+        };
+        let record: Self = serde_json::from_slice(&bytes).map_err(|e| malformed(e.to_string()))?;
+        if record.version == VERSION {
+            Ok(Some(record))
+        } else {
+            Err(malformed(format!(
+                "it is of version {}; this amphora knows version {VERSION}",
+                record.version
+            )))
+        }
     }
 
     /// Looks in the data directory, then in the run directory: containers that are removed when
@@ -158,6 +166,13 @@ mod tests {
         value["later"] = serde_json::json!({"x": 1});
         std::fs::write(path.join("data/exit"), value.to_string()).unwrap();
         assert_eq!(ExitRecord::read(data).unwrap(), Some(record));
+        value["version"] = 2.into();
+        std::fs::write(path.join("data/exit"), value.to_string()).unwrap();
+        let refused = ExitRecord::read(data).unwrap_err().to_string();
+        assert!(
+            refused.contains("it is of version 2; this amphora knows version 1"),
+            "{refused}"
+        );
         ExitRecord::remove(data).unwrap();
         ExitRecord::remove(data).unwrap();
         std::fs::remove_dir_all(&path).unwrap();

@@ -153,7 +153,9 @@ impl State {
         }
         let version = u16::from_le_bytes(at(bytes, 8));
         if version != VERSION {
-            return Err(bad(format!("version {version}")));
+            return Err(bad(format!(
+                "it is of version {version}; this amphora knows version {VERSION}"
+            )));
         }
         let status = match bytes[10] {
             0 => Status::Created,

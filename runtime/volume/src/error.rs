@@ -55,6 +55,16 @@ pub enum VolumeError {
         #[source]
         source: serde_json::Error,
     },
+    /// A record was written by another version.
+    #[error("{path:?} is of version {found}; this amphora knows version {known}")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The version in it.
+        found: u32,
+        /// The version that can be read.
+        known: u32,
+    },
     /// A directory to be copied is nested beyond the limit.
     #[error("failed to copy {0:?}: nested too deeply")]
     TooDeep(PathBuf),
@@ -71,6 +81,7 @@ impl Classify for VolumeError {
                 other => other,
             },
             Self::Record { .. } => ErrorKind::DataLoss,
+            Self::Version { .. } => ErrorKind::Unsupported,
             Self::TooDeep(_) => ErrorKind::ResourceExhausted,
         }
     }

@@ -116,6 +116,7 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Outcome {
         amphora_sys::arena::enable_more();
     }
     let mut listed = engine.ps(all)?;
+    ui::warnings(listed.iter().filter_map(|c| c.damage.as_ref()));
     check.cut(&mut listed);
     listed.retain(|c| check.holds(c));
     listed.truncate(count.unwrap_or(usize::MAX));

@@ -3,7 +3,8 @@
 use amphora_engine::Engine;
 use clap::Subcommand;
 
-use crate::errors::Outcome;
+use crate::errors::{Failure, Outcome};
+use crate::ui;
 
 /// Commands about the engine that stand at the top level.
 #[derive(Debug, Subcommand)]
@@ -31,6 +32,14 @@ pub(crate) enum Group {
     Info(super::info::FormatArgs),
     /// Remove unused data
     Prune(super::prune::SystemArgs),
+    /// Start the containers that a reboot ended, by their restart policies
+    #[command(
+        long_about = "Start the containers that a reboot or a power cut ended, by their restart policies: \
+                      always, unless-stopped when they were not stopped by hand, on-failure when \
+                      they failed or the machine went down under them. Containers whose namespaces \
+                      others join are started before these. Prints the names of those it started."
+    )]
+    Start,
 }
 
 /// Carries out a command about the engine.
@@ -45,5 +54,25 @@ pub(crate) fn system(engine: impl FnOnce() -> Outcome<Engine>, command: &System)
         }
         System::Group(Group::Df(args)) => super::df::df(&engine()?, args),
         System::Group(Group::Prune(args)) => super::prune::system(&engine()?, args),
+        System::Group(Group::Start) => start(&engine()?),
+    }
+}
+
+/// `system start`. Goes on after a failure, and fails at the end.
+fn start(engine: &Engine) -> Outcome {
+    let booted = engine.boot()?;
+    for name in &booted.started {
+        ui::line(name);
+    }
+    for (name, error) in &booted.failed {
+        ui::error(&format!(
+            "failed to start container {name}: {}",
+            amphora_spec::error::chain(error)
+        ));
+    }
+    if booted.failed.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Code(1))
     }
 }

@@ -13,10 +13,12 @@ mod leak;
 mod sandbox;
 
 mod beside;
+mod boot;
 mod both;
 mod change;
 mod commit;
 mod copy;
+mod crash;
 mod errors;
 mod events;
 mod exec;
@@ -39,4 +41,5 @@ mod settings;
 mod stats;
 mod supervisor;
 mod terminal;
+mod upgrade;
 mod v2;

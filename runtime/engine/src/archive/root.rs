@@ -10,6 +10,7 @@ use amphora_supervisor::State;
 use amphora_sys::pidfd;
 use rustix::fs::{Mode, OFlags};
 
+use crate::boot::WORK_IDLE;
 use crate::config::ContainerConfig;
 use crate::container::Status;
 use crate::files::{Lock, open_dir, remove_tree};
@@ -80,7 +81,7 @@ impl Engine {
     }
 
     fn idle_root(&self, config: &ContainerConfig, lock: Lock) -> Result<ContainerRoot> {
-        let work = self.container_dir(&config.id).join("work");
+        let work = self.container_dir(&config.id).join(WORK_IDLE);
         let run = self.run_dir(&config.id);
         let mut root = ContainerRoot {
             fd: None,
@@ -92,7 +93,7 @@ impl Engine {
         // A layer that is to be thrown away is not mounted so here: the mark of that would keep
         // it from being mounted again.
         config.host.auto_remove = false;
-        let fd = self.mount_root(&config)?;
+        let fd = self.mount_root(&config, WORK_IDLE)?;
         let (mounts, hold) = self.mount_volumes(&config, fd.as_fd())?;
         root.volumes = hold;
         if !mounts.is_empty() {

@@ -1,0 +1,238 @@
+//! After a boot or a power cut: what was left is put right, what ended is started again.
+//!
+//! `work`, the kernel's directory beside a writable layer, is made by a start and removed behind
+//! the end of a run: where it lies and nobody holds the container's lock, the container ran when
+//! the machine went down. So nothing is written, or waited for, to remember that.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use amphora_spec::ContainerId;
+use amphora_supervisor::{ExitRecord, RestartKind};
+
+use crate::config::ContainerConfig;
+use crate::container::ContainerView;
+use crate::files::{Lock, ensure_dir, open_dir, remove_tree, unlink, write};
+use crate::finish::settle_exit;
+use crate::modes::Mode;
+use crate::{Attach, Engine, EngineError, Result};
+
+/// Says that the data root was put right since the last boot; in the run root, which does not
+/// survive one.
+pub(crate) const SETTLED: &str = "settled";
+/// Made by a start, removed behind the end.
+pub(crate) const WORK: &str = "work";
+/// The same while files are copied into or out of a container that does not run.
+pub(crate) const WORK_IDLE: &str = "work.idle";
+/// Begins the names of skeletons that are being made.
+const SKELETON: &str = "skeleton.";
+
+/// What [`Engine::boot`] did.
+#[derive(Debug, Default)]
+pub struct Booted {
+    /// Names of the containers that were started, in this order.
+    pub started: Vec<String>,
+    /// Containers that are to run and could not be started, by name or id, and why.
+    pub failed: Vec<(String, EngineError)>,
+}
+
+/// When a file was last changed, nanoseconds since 1970; `None` when it is not there.
+pub(crate) fn changed(path: &Path) -> Option<u64> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    let nanos = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+    u64::try_from(nanos).ok()
+}
+
+impl Engine {
+    /// Puts the data root right, once a boot, before the first command does anything else.
+    pub(crate) fn settle_once(&self) -> Result<()> {
+        let mark = self.options.run_root.join(SETTLED);
+        if mark.exists() {
+            return Ok(());
+        }
+        self.settle()?;
+        write(&mark, b"")
+    }
+
+    /// Puts the data root right: runs that a power cut ended are written down as ended, removals
+    /// and creations that it cut off are ended, claims of names and containers agree. What cannot
+    /// be put right stays as it is, and is named when it is listed.
+    fn settle(&self) -> Result<()> {
+        ensure_dir(&self.options.run_root, 0o700)?;
+        ensure_dir(&self.options.run_root.join("containers"), 0o700)?;
+        let _ = self.sweep_removed();
+        for id in self.ids()? {
+            let _ = self.settle_container(&id);
+        }
+        let names = self.options.root.join("names");
+        let entries = fs::read_dir(&names).map_err(|e| EngineError::file("read", &names, e))?;
+        for entry in entries.flatten() {
+            if let Some(name) = entry.file_name().to_str() {
+                let _ = self.sweep_name(name);
+            }
+        }
+        let root = &self.options.root;
+        let entries = fs::read_dir(root).map_err(|e| EngineError::file("read", root, e))?;
+        for entry in entries.flatten() {
+            let ours = entry
+                .file_name()
+                .to_str()
+                .is_some_and(|n| n.starts_with(SKELETON));
+            if ours {
+                let _ = remove_tree(&entry.path());
+            }
+        }
+        Ok(())
+    }
+
+    fn settle_container(&self, id: &ContainerId) -> Result<()> {
+        let run = self.run_dir(id);
+        if run.exists() {
+            // Of this boot: reconcile knows better.
+            return Ok(());
+        }
+        let Some(lock) = Lock::try_acquire(&run)? else {
+            return Ok(());
+        };
+        let dir = self.container_dir(id);
+        let settled = match self.config(id) {
+            Ok(config) => self.settle_records(&config),
+            // Its create was cut off, before anything could be written into it.
+            Err(EngineError::NoSuchContainer(_)) if !dir.join("upper").exists() => {
+                self.erase_half_made(id)
+            }
+            Err(e) => Err(e),
+        };
+        lock.remove_dir()?;
+        settled
+    }
+
+    fn settle_records(&self, config: &ContainerConfig) -> Result<()> {
+        let dir = self.container_dir(&config.id);
+        for temporary in ["config.tmp", "exit.new", "wanted.new"] {
+            unlink(&dir.join(temporary))?;
+        }
+        remove_tree(&dir.join(WORK_IDLE))?;
+        let work = dir.join(WORK);
+        if let Some(started) = changed(&work) {
+            if config.host.auto_remove {
+                return self.erase(config, true);
+            }
+            let ended = changed(&dir.join("exit")).is_some_and(|at| at >= started);
+            if !ended {
+                record_cut(&dir, started)?;
+            }
+            remove_tree(&work)?;
+        }
+        settle_exit(&dir)?;
+        match std::os::unix::fs::symlink(config.id.hex(), self.name_path(&config.name)) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(EngineError::file(
+                "create",
+                &self.name_path(&config.name),
+                e,
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts what a boot ended: containers that are always to run, those that were not stopped
+    /// by hand, and those that failed; whose namespaces others join, before these. What ends here
+    /// in an error does not keep the others from being started.
+    ///
+    /// # Errors
+    /// When the roots cannot be read.
+    pub fn boot(&self) -> Result<Booted> {
+        self.settle()?;
+        let (mut views, damaged) = self.list_all()?;
+        let mut booted = Booted {
+            failed: damaged
+                .into_iter()
+                .map(|(id, error)| (id.short(), error))
+                .collect(),
+            ..Booted::default()
+        };
+        // Oldest first: what was made earlier may be what others need.
+        views.reverse();
+        for at in order(&views) {
+            let Some(view) = views.get(at) else { continue };
+            if view.status.is_active() || !self.is_to_boot(view) {
+                continue;
+            }
+            let name = view.config.name.clone();
+            match self.start(&view.config.id, Attach::None) {
+                Ok(Some(_)) => booted.started.push(name),
+                // Somebody else was faster.
+                Ok(None) => {}
+                Err(e) => booted.failed.push((name, e)),
+            }
+        }
+        Ok(booted)
+    }
+
+    /// dockerd's rule, but for containers that were never started: these stay as they are.
+    fn is_to_boot(&self, view: &ContainerView) -> bool {
+        let Some(wanted) = self.wanted(&view.config.id) else {
+            return false;
+        };
+        let policy = view.config.host.restart;
+        // Without an exit record it could not be started.
+        let (code, restarts) = view.exit.as_ref().map_or((1, 0), |e| (e.code, e.restarts));
+        match policy.kind {
+            RestartKind::UnlessStopped => wanted,
+            _ => policy.wants(code, restarts),
+        }
+    }
+}
+
+/// Writes down that the machine went down under a container.
+fn record_cut(dir: &Path, started: u64) -> Result<()> {
+    let record = ExitRecord {
+        version: 1,
+        code: ExitRecord::UNKNOWN,
+        signal: 0,
+        oom_killed: false,
+        started_at: crate::list::time_text(started),
+        finished_at: crate::list::now(),
+        error: "the machine went down while the container ran".to_owned(),
+        restarts: 0,
+        log_bytes_dropped: 0,
+    };
+    record
+        .write(open_dir(dir)?.as_fd())
+        .map_err(EngineError::plain)
+}
+
+/// Which containers a container needs to be there when it starts.
+fn needs(config: &ContainerConfig) -> impl Iterator<Item = ContainerId> {
+    [&config.host.ipc_mode, &config.host.pid_mode]
+        .into_iter()
+        .filter_map(|mode| match Mode::of(mode) {
+            Mode::Container(id) => id.parse().ok(),
+            _ => None,
+        })
+}
+
+/// The order in which containers are started: as they come, but each after those it needs.
+fn order(views: &[ContainerView]) -> Vec<usize> {
+    fn visit(at: usize, views: &[ContainerView], seen: &mut HashSet<usize>, out: &mut Vec<usize>) {
+        if !seen.insert(at) {
+            return;
+        }
+        if let Some(view) = views.get(at) {
+            for id in needs(&view.config) {
+                if let Some(other) = views.iter().position(|v| v.config.id == id) {
+                    visit(other, views, seen, out);
+                }
+            }
+        }
+        out.push(at);
+    }
+    let (mut seen, mut out) = (HashSet::new(), Vec::with_capacity(views.len()));
+    for at in 0..views.len() {
+        visit(at, views, &mut seen, &mut out);
+    }
+    out
+}
