@@ -97,11 +97,15 @@ impl Engine {
         let Some(lock) = Lock::try_acquire(&run)? else {
             return Ok(());
         };
+        if fs::read_dir(&run).is_ok_and(|entries| entries.count() > 1) {
+            // Somebody was faster, and died: reconcile knows better here too.
+            return Ok(());
+        }
         let dir = self.container_dir(id);
         let settled = match self.config(id) {
             Ok(config) => self.settle_records(&config),
             // Its create was cut off, before anything could be written into it.
-            Err(EngineError::NoSuchContainer(_)) if !dir.join("upper").exists() => {
+            Err(EngineError::NoSuchContainer(_)) if !self.lost_its_config(id) => {
                 self.erase_half_made(id)
             }
             Err(e) => Err(e),

@@ -331,3 +331,39 @@ pub struct ModuleConfig {
     /// Export to call in place of the default.
     pub function: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by a version that is out there. It stays as it is: what is added to the format has
+    /// a default, or the format another version.
+    const RECORDED: &str = include_str!("../testdata/config-v1.json");
+
+    #[test]
+    fn a_recorded_configuration_is_understood() {
+        let config: ContainerConfig = serde_json::from_str(RECORDED).unwrap();
+        assert_eq!(config.version, CONFIG_VERSION);
+        assert_eq!(config.name, "recorded");
+        assert_eq!(config.args(), ["probe-wasm.wasm", "exit", "3"]);
+        assert_eq!(config.host.restart.to_string(), "on-failure:3");
+        assert_eq!(config.host.mounts.len(), 3);
+        assert_eq!(config.host.ports.len(), 1);
+        assert_eq!(config.host.ulimits.len(), 1);
+        assert_eq!(config.host.log.options["max-size"], "5m");
+    }
+
+    #[test]
+    fn fields_that_came_later_have_defaults() {
+        let mut value: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
+        let fields: Vec<String> = value["host"].as_object().unwrap().keys().cloned().collect();
+        for field in fields {
+            let taken = value["host"].as_object_mut().unwrap().remove(&field);
+            let read: Result<ContainerConfig, _> = serde_json::from_value(value.clone());
+            assert!(read.is_ok(), "without {field}: {read:?}");
+            value["host"][field] = taken.unwrap();
+        }
+        value["host"]["of another version"] = 1.into();
+        serde_json::from_value::<ContainerConfig>(value).unwrap();
+    }
+}

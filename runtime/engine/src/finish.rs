@@ -67,7 +67,8 @@ impl Engine {
     /// The first failure; the other steps were carried out all the same.
     pub fn finish(&self, id: &ContainerId) -> Result<()> {
         let config = self.config(id);
-        let missing = matches!(config, Err(EngineError::NoSuchContainer(_)));
+        let missing =
+            matches!(config, Err(EngineError::NoSuchContainer(_))) && !self.lost_its_config(id);
         let config = config.ok();
         let mut first = Ok(());
         let mut note = |result: Result<()>| {
@@ -169,6 +170,13 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Says whether a container has a writable layer and no configuration any more: what is in it
+    /// is its owner's to remove.
+    pub(crate) fn lost_its_config(&self, id: &ContainerId) -> bool {
+        let dir = self.container_dir(id);
+        dir.join("upper").exists() && !dir.join("config.json").exists()
     }
 
     /// Removes a container whose create was cut off before its configuration stood, or whose

@@ -351,13 +351,14 @@ impl Engine {
         })
     }
 
+    fn record_path(&self, manifest: &Digest) -> std::path::PathBuf {
+        let name = format!("{}.json", manifest.hex());
+        self.options.root.join("images").join(name)
+    }
+
     /// Reads the record of a manifest.
     pub(crate) fn record(&self, manifest: &Digest) -> Result<Option<ImageRecord>> {
-        let path = self
-            .options
-            .root
-            .join("images")
-            .join(format!("{}.json", manifest.hex()));
+        let path = self.record_path(manifest);
         // A record of another version is made anew.
         match read_json::<ImageRecord>(&path) {
             Ok(record) => Ok(record.filter(|r| r.version == RECORD_VERSION)),
@@ -438,6 +439,16 @@ impl Engine {
         Ok(records)
     }
 
+    /// Returns an image's record, made anew when it is damaged or another version's.
+    fn record_of(&self, target: &Descriptor) -> Result<Option<ImageRecord>> {
+        match self.record(&target.digest)? {
+            None if self.record_path(&target.digest).exists() => {
+                Ok(self.arrive_manifest(target).ok())
+            }
+            found => Ok(found),
+        }
+    }
+
     fn collect_records(
         &self,
         target: &Descriptor,
@@ -449,7 +460,7 @@ impl Engine {
             return Ok(());
         }
         if !media::is_index(&target.media_type) {
-            out.extend(self.record(&target.digest)?);
+            out.extend(self.record_of(target)?);
             return Ok(());
         }
         if depth >= MAX_INDEX_DEPTH {

@@ -132,7 +132,7 @@ impl Engine {
         let lock = loop {
             self.reconcile_one(id)?;
             let mut view = match self.view(id) {
-                Err(e) if is_damage(&e) => return self.remove_damaged(id, options, e),
+                Err(e) if self.is_damage(id, &e) => return self.remove_damaged(id, options, e),
                 other => other?,
             };
             if view.status.is_active() && options.force {
@@ -153,6 +153,11 @@ impl Engine {
         };
         self.erase(&config, options.volumes || config.host.auto_remove)?;
         lock.remove_dir()
+    }
+
+    /// Says whether a container's records cannot be read.
+    fn is_damage(&self, id: &ContainerId, error: &EngineError) -> bool {
+        !matches!(error, EngineError::NoSuchContainer(_)) || self.lost_its_config(id)
     }
 
     /// Removes a container whose records cannot be read, as far as it is there. Its anonymous
@@ -273,11 +278,6 @@ impl Engine {
             )))
         }
     }
-}
-
-/// Says whether a container's records cannot be read.
-const fn is_damage(error: &EngineError) -> bool {
-    !matches!(error, EngineError::NoSuchContainer(_))
 }
 
 /// Waits until a process has ended; says whether it did in time.

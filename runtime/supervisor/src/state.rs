@@ -272,6 +272,38 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_version_1_is_read_as_documented() {
+        // By the table in `docs/formats.md`, not by the code that writes it.
+        let mut bytes = [0_u8; LEN];
+        bytes[..8].copy_from_slice(b"amphstat");
+        bytes[8..16].copy_from_slice(&[1, 0, 2, 1, 0x39, 0x30, 0, 0]);
+        bytes[16..24].copy_from_slice(&7_u64.to_le_bytes());
+        bytes[24..28].copy_from_slice(&99_i32.to_le_bytes());
+        bytes[32..40].copy_from_slice(&8_u64.to_le_bytes());
+        bytes[40..48].copy_from_slice(&1_700_000_000_000_000_000_u64.to_le_bytes());
+        bytes[56..60].copy_from_slice(&3_u32.to_le_bytes());
+        bytes[60..68].copy_from_slice(&400_u64.to_le_bytes());
+        let sealed = |mut bytes: [u8; LEN]| {
+            let sum: u32 = bytes[..252].iter().map(|b| u32::from(*b)).sum();
+            bytes[252..].copy_from_slice(&sum.to_le_bytes());
+            bytes
+        };
+        let state = State::decode(&sealed(bytes)).unwrap();
+        assert_eq!(state.status, Status::Running);
+        assert!(state.adopted);
+        assert_eq!((state.init_pid, state.init_start), (12345, 7));
+        assert_eq!((state.supervisor_pid, state.supervisor_start), (99, 8));
+        assert_eq!(state.started_at, 1_700_000_000_000_000_000);
+        assert_eq!((state.restarts, state.pause_ns), (3, 400));
+        bytes[8] = 2;
+        let refused = State::decode(&sealed(bytes)).unwrap_err().to_string();
+        assert!(
+            refused.contains("it is of version 2; this amphora knows version 1"),
+            "{refused}"
+        );
+    }
+
+    #[test]
     fn stat_is_read_past_a_hostile_name() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let stat = proc_stat(pid).unwrap().unwrap();

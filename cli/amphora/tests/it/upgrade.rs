@@ -83,7 +83,7 @@ fn survives(with_another: bool) {
         assert_eq!(crate::both::ask("127.0.0.1:8096").unwrap(), "answer\n");
         if image == "probe-linux" {
             assert_eq!(
-                s.run(&["exec", "stopped", "/duo", "args", "in"]).ok(),
+                s.run(&["exec", "stopped", "/probe", "args", "in"]).ok(),
                 "in\n"
             );
         }
