@@ -30,6 +30,9 @@ pub(crate) const WORK_IDLE: &str = "work.idle";
 /// Begins the names of skeletons that are being made.
 const SKELETON: &str = "skeleton.";
 
+/// Begins the names of network configurations that are being written.
+const NETWORK: &str = "config.json.";
+
 /// What [`Engine::boot`] did.
 #[derive(Debug, Default)]
 pub struct Booted {
@@ -37,6 +40,11 @@ pub struct Booted {
     pub started: Vec<String>,
     /// Containers that are to run and could not be started, by name or id, and why.
     pub failed: Vec<(String, EngineError)>,
+}
+
+fn read_dir(dir: &Path) -> Result<Vec<fs::DirEntry>> {
+    let entries = fs::read_dir(dir).map_err(|e| EngineError::file("read", dir, e))?;
+    Ok(entries.flatten().collect())
 }
 
 /// When a file was last changed, nanoseconds since 1970; `None` when it is not there.
@@ -68,21 +76,29 @@ impl Engine {
             let _ = self.settle_container(&id);
         }
         let names = self.options.root.join("names");
-        let entries = fs::read_dir(&names).map_err(|e| EngineError::file("read", &names, e))?;
-        for entry in entries.flatten() {
+        for entry in read_dir(&names)? {
             if let Some(name) = entry.file_name().to_str() {
                 let _ = self.sweep_name(name);
             }
         }
+        self.settle_temporary()
+    }
+
+    /// Removes what was to be renamed into place.
+    fn settle_temporary(&self) -> Result<()> {
         let root = &self.options.root;
-        let entries = fs::read_dir(root).map_err(|e| EngineError::file("read", root, e))?;
-        for entry in entries.flatten() {
-            let ours = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|n| n.starts_with(SKELETON));
-            if ours {
+        for entry in read_dir(root)? {
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|n| n.starts_with(SKELETON)) {
                 let _ = remove_tree(&entry.path());
+            }
+        }
+        for network in read_dir(&root.join("networks"))? {
+            for entry in read_dir(&network.path()).unwrap_or_default() {
+                let name = entry.file_name();
+                if name.to_str().is_some_and(|n| n.starts_with(NETWORK)) {
+                    let _ = unlink(&entry.path());
+                }
             }
         }
         Ok(())
@@ -102,6 +118,8 @@ impl Engine {
             return Ok(());
         }
         let dir = self.container_dir(id);
+        // Against a rename or update: these change what does not run, too.
+        let _config = self.lock_config(id);
         let settled = match self.config(id) {
             Ok(config) => self.settle_records(&config),
             // Its create was cut off, before anything could be written into it.

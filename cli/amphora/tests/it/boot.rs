@@ -305,6 +305,7 @@ fn what_a_cut_left_half_done_is_put_right() {
     fs::remove_file(root.join("names/whole")).unwrap();
     fs::write(data(&s, &whole).join("exit.new"), "{").unwrap();
     fs::create_dir(root.join("skeleton.0000abcd")).unwrap();
+    fs::write(root.join("networks/bridge/config.json.77"), "{").unwrap();
 
     assert_eq!(names(&s), ["whole"]);
     let left = |dir: &str| {
@@ -316,6 +317,7 @@ fn what_a_cut_left_half_done_is_put_right() {
     assert_eq!(left("containers"), [whole.clone()]);
     assert_eq!(left("names"), ["whole"]);
     assert!(!root.join("skeleton.0000abcd").exists());
+    assert_eq!(left("networks/bridge"), ["config.json"]);
     assert!(!data(&s, &whole).join("exit.new").exists());
     for name in ["half", "nobody", "removing"] {
         s.run(&["run", "--rm", "--name", name, "probe-linux"]).ok();

@@ -281,6 +281,19 @@ fn mirrors_are_asked_before_docker_hub() {
     assert!(info.ok().contains("127.0.0.1:5999"));
 }
 
+#[test]
+fn a_file_that_is_not_there_costs_one_open() {
+    let s = Sandbox::ready();
+    let log = s.dir.join("calls");
+    let run = ["run", "--rm", "probe-linux"];
+    assert!(crate::supervisor::traced(&s, &["-f", "-o", path(&log)], &run).success());
+    let text = std::fs::read_to_string(&log).unwrap();
+    std::fs::remove_file(&log).unwrap();
+    let calls: Vec<&str> = text.lines().filter(|l| l.contains("daemon.json")).collect();
+    assert_eq!(calls.len(), 1, "{calls:?}");
+    assert!(calls[0].contains("open"), "{calls:?}");
+}
+
 /// What a pull from `10.77.0.1:5000` says first.
 fn first_words(s: &Sandbox, config: &Value) -> Vec<u8> {
     let listener = TcpListener::bind("10.77.0.1:5000").unwrap();
