@@ -117,7 +117,6 @@ impl Engine {
             // Somebody was faster, and died: reconcile knows better here too.
             return Ok(());
         }
-        let dir = self.container_dir(id);
         // Against a rename or update: these change what does not run, too.
         let _config = self.lock_config(id);
         let settled = match self.config(id) {

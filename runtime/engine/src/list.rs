@@ -22,12 +22,15 @@ pub(crate) fn time_text(nanoseconds: u64) -> String {
     jiff::Timestamp::from_nanosecond(time).map_or_else(|_| now(), |t| format!("{t:.9}"))
 }
 
+/// A container whose records cannot be read, and why.
+pub(crate) type Damaged = (ContainerId, EngineError);
+
 impl Engine {
     /// Lists all containers, newest first, and those that cannot be read, each with the reason.
     ///
     /// # Errors
     /// When the roots cannot be read.
-    pub(crate) fn list_all(&self) -> Result<(Vec<ContainerView>, Vec<(ContainerId, EngineError)>)> {
+    pub(crate) fn list_all(&self) -> Result<(Vec<ContainerView>, Vec<Damaged>)> {
         self.reconcile_all()?;
         let (mut views, mut damaged) = (Vec::new(), Vec::new());
         for id in self.ids()? {

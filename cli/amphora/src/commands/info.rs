@@ -1,6 +1,6 @@
 //! `info` and `version`.
 
-use amphora_engine::{Engine, Status};
+use amphora_engine::{Engine, Settings, Status};
 use amphora_template::{Missing, Mode, Object, Template, Value};
 use clap::Args;
 use serde_json::{Value as Json, json};
@@ -102,6 +102,27 @@ pub(crate) fn version(args: &FormatArgs) -> Outcome {
     Ok(())
 }
 
+fn pools_json(settings: &Settings) -> Vec<Json> {
+    let pools = settings.network.pools.iter();
+    pools
+        .map(|(base, size)| json!({ "Base": base.to_string(), "Size": size }))
+        .collect()
+}
+
+fn registry_json(settings: &Settings) -> Json {
+    let config = |name: &String| {
+        let config = json!({ "Name": name, "Mirrors": [], "Secure": false, "Official": false });
+        (name.clone(), config)
+    };
+    let insecure = settings.insecure_registries.iter();
+    let configs: serde_json::Map<String, Json> = insecure.map(config).collect();
+    json!({
+        "Mirrors": settings.registry_mirrors,
+        "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
+        "IndexConfigs": configs,
+    })
+}
+
 fn info_json(engine: &Engine) -> Outcome<Json> {
     let containers = engine.ps(true)?;
     let running = containers
@@ -119,20 +140,6 @@ fn info_json(engine: &Engine) -> Outcome<Json> {
         .images()?
         .into_iter()
         .map(|i| i.record.image_id)
-        .collect();
-    let pools: Vec<Json> = settings
-        .network
-        .pools
-        .iter()
-        .map(|(base, size)| json!({ "Base": base.to_string(), "Size": size }))
-        .collect();
-    let registries: serde_json::Map<String, Json> = settings
-        .insecure_registries
-        .iter()
-        .map(|name| {
-            let config = json!({ "Name": name, "Mirrors": [], "Secure": false, "Official": false });
-            (name.clone(), config)
-        })
         .collect();
     Ok(json!({
         "Containers": containers.len(),
@@ -161,12 +168,8 @@ fn info_json(engine: &Engine) -> Outcome<Json> {
         "ClientInfo": { "Version": env!("CARGO_PKG_VERSION"), "Context": "default", "Debug": false },
         "Runtimes": { "linux": {}, "wasm": {} },
         "DefaultRuntime": settings.runtime.as_deref().unwrap_or("linux"),
-        "DefaultAddressPools": pools,
-        "RegistryConfig": {
-            "Mirrors": settings.registry_mirrors,
-            "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
-            "IndexConfigs": registries,
-        },
+        "DefaultAddressPools": pools_json(settings),
+        "RegistryConfig": registry_json(settings),
         "SecurityOptions": ["name=seccomp,profile=builtin"],
         "Swarm": { "LocalNodeState": "inactive" },
         "LiveRestoreEnabled": true,

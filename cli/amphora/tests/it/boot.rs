@@ -314,7 +314,7 @@ fn what_a_cut_left_half_done_is_put_right() {
             .map(|e| e.file_name().into_string().unwrap())
             .collect::<Vec<_>>()
     };
-    assert_eq!(left("containers"), [whole.clone()]);
+    assert_eq!(left("containers"), std::slice::from_ref(&whole));
     assert_eq!(left("names"), ["whole"]);
     assert!(!root.join("skeleton.0000abcd").exists());
     assert_eq!(left("networks/bridge"), ["config.json"]);
