@@ -79,64 +79,66 @@ fn survives(with_another: bool) {
         crate::both::serving(&s, "again");
         replace(&old, with_another);
 
-        assert_eq!(s.run(&["ps", "-q"]).ok().lines().count(), 4);
-        assert_eq!(crate::both::ask("127.0.0.1:8096").unwrap(), "answer\n");
-        if image == "probe-linux" {
-            assert_eq!(
-                s.run(&["exec", "stopped", "/probe", "args", "in"]).ok(),
-                "in\n"
-            );
-        }
-        s.run(&["top", "stopped"]).ok();
-        s.run(&["pause", "stopped"]).ok();
-        s.run(&["unpause", "stopped"]).ok();
-        s.run(&[
-            "update",
-            "--memory",
-            "64m",
-            "--memory-swap",
-            "64m",
-            "stopped",
-        ])
-        .ok();
-        assert_eq!(s.run(&["logs", "stopped"]).ok(), "sleeping\n");
-
-        // The old supervisor makes the next run, with the old `prepare`.
-        let (init, supervisor) = (state(&s, "again", "Pid"), supervisor_pid(&s, "again"));
-        kill(init.parse().unwrap());
-        wait_until("the next run", SLOW, || {
-            state(&s, "again", "Status") == "running" && state(&s, "again", "Pid") != init
-        });
-        assert_eq!(supervisor_pid(&s, "again"), supervisor);
-        wait_until("the server", SLOW, || {
-            crate::both::ask("127.0.0.1:8096").is_ok()
-        });
-
-        // The old supervisor's end, with the old `finish`.
-        s.run(&["stop", "-t", "0", "stopped"]).ok();
-        assert_eq!(state(&s, "stopped", "Status"), "exited");
-        s.run(&["kill", "removed"]).ok();
-        wait_until("the removal", SLOW, || {
-            s.run(&["inspect", "removed"]).code == 1
-        });
-
-        // The new version takes over from an old supervisor that was killed.
-        let init = state(&s, "adopted", "Pid");
-        kill(supervisor_pid(&s, "adopted"));
-        assert!(s.run(&["ps"]).ok().contains("adopted"));
-        assert_eq!(state(&s, "adopted", "Pid"), init);
-        s.run(&["stop", "-t", "0", "adopted"]).ok();
-
-        // And what the old one made is the new one's to start again.
-        s.run(&["start", "stopped"]).ok();
-        s.run(&["restart", "-t", "0", "again"]).ok();
-        crate::both::ask("127.0.0.1:8096").ok();
+        the_new_one_works_with_them(&s, image);
+        the_old_ones_go_on(&s);
+        the_new_one_takes_over(&s);
         for name in ["again", "stopped", "adopted"] {
             s.run(&["rm", "-f", name]).ok();
         }
         s.settle();
         fs::remove_dir_all(old.parent().unwrap()).unwrap();
     }
+}
+
+fn answers() {
+    wait_until("the server", SLOW, || {
+        crate::both::ask("127.0.0.1:8096").is_ok_and(|answer| answer == "answer\n")
+    });
+}
+
+fn the_new_one_works_with_them(s: &Sandbox, image: &str) {
+    assert_eq!(s.run(&["ps", "-q"]).ok().lines().count(), 4);
+    answers();
+    if image == "probe-linux" {
+        let out = s.run(&["exec", "stopped", "/probe", "args", "in"]);
+        assert_eq!(out.ok(), "in\n");
+    }
+    s.run(&["top", "stopped"]).ok();
+    s.run(&["pause", "stopped"]).ok();
+    s.run(&["unpause", "stopped"]).ok();
+    let limits = ["update", "--memory", "64m", "--memory-swap", "64m"];
+    s.run(&[&limits[..], &["stopped"]].concat()).ok();
+    assert_eq!(s.run(&["logs", "stopped"]).ok(), "sleeping\n");
+}
+
+/// With the `prepare` and the `finish` of their own version.
+fn the_old_ones_go_on(s: &Sandbox) {
+    let (init, supervisor) = (state(s, "again", "Pid"), supervisor_pid(s, "again"));
+    kill(init.parse().unwrap());
+    wait_until("the next run", SLOW, || {
+        state(s, "again", "Status") == "running" && state(s, "again", "Pid") != init
+    });
+    assert_eq!(supervisor_pid(s, "again"), supervisor);
+    answers();
+    s.run(&["stop", "-t", "0", "stopped"]).ok();
+    assert_eq!(state(s, "stopped", "Status"), "exited");
+    s.run(&["kill", "removed"]).ok();
+    wait_until("the removal", SLOW, || {
+        s.run(&["inspect", "removed"]).code == 1
+    });
+}
+
+/// From a supervisor that was killed, and with what ended.
+fn the_new_one_takes_over(s: &Sandbox) {
+    let init = state(s, "adopted", "Pid");
+    kill(supervisor_pid(s, "adopted"));
+    assert!(s.run(&["ps"]).ok().contains("adopted"));
+    assert_eq!(state(s, "adopted", "Pid"), init);
+    s.run(&["stop", "-t", "0", "adopted"]).ok();
+    s.run(&["start", "stopped"]).ok();
+    assert_eq!(state(s, "stopped", "Status"), "running");
+    s.run(&["restart", "-t", "0", "again"]).ok();
+    answers();
 }
 
 #[test]
