@@ -23,6 +23,21 @@ pub(crate) fn is_paused(run: &Path, id: &ContainerId) -> bool {
         && cgroup(id).is_ok_and(|cgroup| cgroup.is_some_and(|c| c.is_frozen().unwrap_or(false)))
 }
 
+/// Says whether a process has been sent SIGKILL and has not ended yet.
+fn is_killed(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |line: &str| {
+        let mask = line
+            .strip_prefix("SigPnd:")
+            .or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    status
+        .lines()
+        .filter_map(pending)
+        .any(|mask| mask & (1 << (KILL - 1)) != 0)
+}
+
 /// Opens a container's cgroup; `None` when it is gone.
 pub(crate) fn cgroup(id: &ContainerId) -> Result<Option<Cgroup>> {
     match Cgroup::open(CGROUP_PARENT, &id.hex()) {
@@ -53,7 +68,12 @@ impl Engine {
         let mark = self.run_dir(id).join(MARK);
         let mut undo = Undo::default();
         let undo_mark = mark.clone();
-        undo.push(move || unlink(&undo_mark));
+        undo.push(move || {
+            unlink(&undo_mark)?;
+            // Written behind the end of the container, it kept the directory from going.
+            let _ = undo_mark.parent().map(std::fs::remove_dir);
+            Ok(())
+        });
         write(&mark, b"")?;
         let cgroup = cgroup(id)?.ok_or_else(not_running)?;
         cgroup.freeze().map_err(|e| EngineError::Below {
@@ -61,6 +81,11 @@ impl Engine {
             kind: e.kind(),
             source: Box::new(e),
         })?;
+        if view.state.as_ref().is_some_and(|s| is_killed(s.init_pid)) {
+            // It was on its way out: frozen it would never get there.
+            cgroup.thaw().map_err(EngineError::plain)?;
+            return Err(not_running());
+        }
         undo.commit();
         self.note_container(&view.config, "pause", &[]);
         Ok(())
@@ -97,8 +122,10 @@ impl Engine {
     /// that it can; any other waits until somebody unpauses it.
     pub(crate) fn thaw_for(&self, view: &ContainerView, number: i32) -> Result<()> {
         let stop = amphora_spec::signal::parse(&view.config.stop_signal).unwrap_or(15);
-        if view.paused && (number == KILL || number == stop) {
-            self.thaw(&view.config.id)?;
+        let id = &view.config.id;
+        let ends = number == KILL || number == stop;
+        if ends && is_paused(&self.run_dir(id), id) {
+            self.thaw(id)?;
         }
         Ok(())
     }

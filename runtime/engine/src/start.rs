@@ -16,8 +16,8 @@ use amphora_supervisor::{Ahead, AttachMode, Charge, Client, Config, Launching, L
 use amphora_sys::mount;
 
 use crate::config::{ContainerConfig, CreateOptions, MountPoint, NetworkMode};
-use crate::files::{Lock, ensure_dir, remove_tree, write};
-use crate::finish::{put_exit_aside, remove_cgroup, settle_exit};
+use crate::files::{Lock, ensure_dir, write};
+use crate::finish::{put_exit_aside, remove_cgroup, remove_failed, settle_exit};
 use crate::spec_builder::{self, StartFacts};
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result};
@@ -186,7 +186,7 @@ impl Engine {
             Err(e) => {
                 if !made.config.host.auto_remove {
                     made.undo.commit();
-                    remove_tree(&self.run_dir(&id))?;
+                    remove_failed(&id, &self.run_dir(&id))?;
                 }
                 Err(e)
             }
@@ -199,7 +199,7 @@ impl Engine {
     /// When it is gone or busy, or whatever step of the start failed; all steps are undone then.
     pub fn start(&self, id: &ContainerId, attach: Attach) -> Result<Option<Started>> {
         self.reconcile_one(id)?;
-        let config = self.config(id)?;
+        self.config(id)?;
         let lock = match Lock::try_acquire(&self.run_dir(id))? {
             Some(lock) => lock,
             None if self.refuse_paused(id)?.status.is_active() => return Ok(None),
@@ -209,6 +209,14 @@ impl Engine {
                 None => return Ok(None),
             },
         };
+        // Before the lock was ours it may have been removed, renamed or updated.
+        let config = match self.config(id) {
+            Ok(config) => config,
+            Err(e) => {
+                lock.remove_dir()?;
+                return Err(e);
+            }
+        };
         let dir = self.container_dir(id);
         put_exit_aside(&dir)?;
         let run = self.run_dir(id);
@@ -216,7 +224,7 @@ impl Engine {
             .map(Some)
             .inspect_err(|_| {
                 let _ = settle_exit(&dir);
-                let _ = remove_tree(&run);
+                let _ = remove_failed(id, &run);
             })
     }
 
@@ -597,7 +605,7 @@ fn extra_hosts(lines: &[String], gateway: Option<IpAddr>) -> Result<Vec<(String,
         .collect()
 }
 
-fn bind_file(dir: &Path, name: &'static str) -> Result<BundleMount> {
+pub(crate) fn bind_file(dir: &Path, name: &'static str) -> Result<BundleMount> {
     let path = dir.join(name);
     let handle = rustix::fs::open(
         dir,

@@ -30,6 +30,7 @@ mod images;
 mod linux;
 mod logging;
 mod options;
+mod parallel;
 mod ports;
 mod prune;
 mod ps;
