@@ -29,6 +29,7 @@ mod forms;
 mod images;
 mod linux;
 mod logging;
+mod model;
 mod options;
 mod parallel;
 mod ports;
