@@ -40,6 +40,7 @@ mod prune;
 mod reconcile;
 mod rename;
 pub mod restart;
+mod save;
 mod sizes;
 pub mod spec_builder;
 mod start;

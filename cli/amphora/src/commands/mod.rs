@@ -23,6 +23,7 @@ mod ps;
 mod rename;
 mod run;
 mod run_flags;
+mod save;
 mod stats;
 mod system;
 mod top;
