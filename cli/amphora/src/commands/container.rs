@@ -248,7 +248,7 @@ fn start(engine: &Engine, args: &StartArgs) -> Outcome {
         stderr: !config.tty,
         size: None,
     };
-    let keys = detach_keys(args.detach_keys.as_deref())?;
+    let keys = detach_keys(args.detach_keys.as_deref(), config.tty)?;
     crate::terminal::check(streams.stdin, config.tty)?;
     let foreground = Foreground::new(streams, config.tty, keys, !config.tty)?;
     let started = engine.start(&id, Attach::To(foreground.streams()))?;
