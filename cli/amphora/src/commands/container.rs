@@ -39,6 +39,8 @@ pub(crate) enum Short {
     Start(StartArgs),
     /// Execute a command in a running container
     Exec(ExecArgs),
+    /// Run tools of another image beside a running container
+    Debug(super::debug::DebugArgs),
     /// Attach local standard input, output, and error streams to a running container
     Attach(AttachArgs),
     /// Stop one or more running containers
@@ -167,6 +169,7 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
         Short::Ps(args) => super::ps::ps(engine, &args),
         Short::Start(args) => start(engine, &args),
         Short::Exec(args) => super::exec::exec(engine, args),
+        Short::Debug(args) => super::debug::debug(engine, args),
         Short::Attach(args) => super::exec::attach(engine, &args),
         Short::Stop(args) => each(&args.names, |name| {
             stop(engine, name, &args)?;

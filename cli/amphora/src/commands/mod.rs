@@ -4,6 +4,7 @@ mod change;
 mod commit;
 mod container;
 mod cp;
+mod debug;
 mod df;
 mod diff;
 mod events;

@@ -17,6 +17,7 @@ mod both;
 mod change;
 mod commit;
 mod copy;
+mod debug;
 mod errors;
 mod events;
 mod exec;
