@@ -76,19 +76,29 @@ impl Engine {
         });
         write(&mark, b"")?;
         let cgroup = cgroup(id)?.ok_or_else(not_running)?;
-        cgroup.freeze().map_err(|e| EngineError::Below {
+        let frozen = cgroup.freeze();
+        if !self.is_same_run(&view) {
+            // On its way out, frozen it would never get there; and its next run, whose cgroup has
+            // the same name, would never come to its program. A cgroup that is gone needs nothing.
+            let _ = cgroup.thaw();
+            return Err(not_running());
+        }
+        frozen.map_err(|e| EngineError::Below {
             context: format!("Cannot pause container {id}"),
             kind: e.kind(),
             source: Box::new(e),
         })?;
-        if view.state.as_ref().is_some_and(|s| is_killed(s.init_pid)) {
-            // It was on its way out: frozen it would never get there.
-            cgroup.thaw().map_err(EngineError::plain)?;
-            return Err(not_running());
-        }
         undo.commit();
         self.note_container(&view.config, "pause", &[]);
         Ok(())
+    }
+
+    /// Says whether what a view shows runs now, and is not about to end.
+    fn is_same_run(&self, view: &ContainerView) -> bool {
+        let pid = |view: &ContainerView| view.state.as_ref().map(|s| (s.init_pid, s.init_start));
+        self.view(&view.config.id)
+            .is_ok_and(|now| now.status == Status::Running && pid(&now) == pid(view))
+            && pid(view).is_some_and(|(pid, _)| !is_killed(pid))
     }
 
     /// Lets the processes of a paused container go on.
