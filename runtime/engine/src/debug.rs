@@ -6,7 +6,9 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use amphora_cgroup::Cgroup;
+use amphora_content::Lease;
 use amphora_executor::{Bundle, BundleMount, ExecutorKind};
+use amphora_spec::runtime::ConsoleSize;
 use amphora_spec::{ContainerId, Digest};
 use amphora_supervisor::{ExecConfig, ExecRequest};
 use amphora_sys::mount::Upper;
@@ -22,6 +24,8 @@ use crate::{Engine, EngineError, Result, spec_builder};
 
 /// Lets the tools look at a container of another user: `/proc/1/root`, memory, system calls.
 const PTRACE: &str = "SYS_PTRACE";
+/// Variable that tells the tools where the container's files are.
+const TARGET: &str = "AMPHORA_TARGET";
 /// Namespaces that are joined: as the spec calls them, and as `/proc` does.
 const JOINED: [(&str, &str); 5] = [
     ("pid", "pid"),
@@ -40,21 +44,25 @@ pub struct Debugging {
     pub scratch: Scratch,
 }
 
-/// What the tools write. On tmpfs, and gone with the container at the latest.
+/// What the tools write, on tmpfs, and a hold on the layers they come from.
 #[derive(Debug)]
-pub struct Scratch(PathBuf);
+pub struct Scratch {
+    dir: PathBuf,
+    _layers: Lease,
+}
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         // What stays goes with the container.
-        let _ = remove_tree(&self.0);
+        let _ = remove_tree(&self.dir);
     }
 }
 
 impl Engine {
     /// Starts a process of the image `toolbox` in the namespaces of a running container, of either
-    /// executor; the container's own files are under `/proc/1/root`. Without arguments it is the
-    /// image's own command; arguments replace its entry point too.
+    /// executor. The container's own files are under `/proc/1/root`, or wherever `AMPHORA_TARGET`
+    /// says when it shares another's processes. Without arguments it is the image's own command;
+    /// arguments replace its entry point too.
     ///
     /// # Errors
     /// [`EngineError::NoSuchImage`] (the caller may pull and try again); as [`Engine::exec`].
@@ -73,8 +81,8 @@ impl Engine {
                 view.config.name
             )));
         }
-        // While it is not mounted yet, nothing else keeps the image from being collected.
-        let _lease = self.store.lease().map_err(EngineError::plain)?;
+        // No container is on record that would keep the image from being collected.
+        let lease = self.store.lease().map_err(EngineError::plain)?;
         let image = self.find_image(toolbox, None)?.record;
         let artifact = crate::image_facts::is_artifact(&image.facts);
         if artifact || image.config.platform().is_wasm() {
@@ -84,7 +92,10 @@ impl Engine {
         }
         let config = session_config(&view, &image, options)?;
         let session: String = random::<32>()?.iter().map(|b| format!("{b:02x}")).collect();
-        let (bundle, scratch) = self.debug_bundle(&view, &config, options, &session)?;
+        let (mut bundle, scratch) = self.debug_bundle(&view, &config, &session, lease)?;
+        let size = options.attach.size.filter(|_| options.tty);
+        bundle.spec.process.console_size =
+            size.map(|(height, width)| ConsoleSize { height, width });
         let workload = self.workload(ExecutorKind::Linux)?;
         workload.validate(&bundle).map_err(EngineError::plain)?;
         let plan = workload.prepare(&bundle).map_err(EngineError::plain)?;
@@ -112,12 +123,15 @@ impl Engine {
         &self,
         view: &ContainerView,
         config: &ContainerConfig,
-        options: &ExecOptions,
         session: &str,
+        lease: Lease,
     ) -> Result<(Bundle, Scratch)> {
         let id = &view.config.id;
-        let scratch = Scratch(self.run_dir(id).join("debug").join(session));
-        let (upper, work) = (scratch.0.join("upper"), scratch.0.join("work"));
+        let scratch = Scratch {
+            dir: self.run_dir(id).join("debug").join(session),
+            _layers: lease,
+        };
+        let (upper, work) = (scratch.dir.join("upper"), scratch.dir.join("work"));
         fs::create_dir_all(&upper).map_err(|e| EngineError::file("create", &upper, e))?;
         ensure_dir(&work, 0o700)?;
         let writable = Upper {
@@ -132,7 +146,6 @@ impl Engine {
             .map_err(EngineError::plain)?;
         let pid = view.state.as_ref().map_or(0, |s| s.init_pid);
         let mut facts = start_facts(config, root.as_fd())?;
-        facts.terminal_size = options.attach.size;
         facts.joined = JOINED
             .iter()
             .map(|(kind, file)| (*kind, format!("/proc/{pid}/ns/{file}")))
@@ -165,7 +178,17 @@ impl Engine {
     }
 }
 
-/// The session's configuration: the image's program, the container's rights, none of its mounts.
+/// The container's root as the session finds it. Its init is process 1 where it has a pid
+/// namespace of its own.
+fn target(pid: i32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let numbers = status.lines().find_map(|l| l.strip_prefix("NSpid:"));
+    let inside = numbers.and_then(|n| n.split_whitespace().last());
+    format!("{TARGET}=/proc/{}/root", inside.unwrap_or("1"))
+}
+
+/// The session's configuration: the image's program, the usual rights and those the container was
+/// given, none of its mounts.
 fn session_config(
     view: &ContainerView,
     image: &ImageRecord,
@@ -189,7 +212,8 @@ fn session_config(
         return Err(EngineError::Invalid("no command specified".to_owned()));
     }
     config.cmd = Vec::new();
-    config.env = merge_env(&defaults.env, &options.env);
+    let pid = view.state.as_ref().map_or(0, |s| s.init_pid);
+    config.env = merge_env(&merge_env(&defaults.env, &[target(pid)]), &options.env);
     config.user = options.user.clone().unwrap_or_default();
     config.workdir = options
         .workdir

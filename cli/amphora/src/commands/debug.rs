@@ -42,7 +42,7 @@ pub(crate) struct DebugArgs {
     /// Working directory in the image with the tools
     #[arg(short, long)]
     workdir: Option<String>,
-    /// Name or id; its own files are under /proc/1/root
+    /// Name or id; its own files are under $AMPHORA_TARGET, which is /proc/1/root
     container: String,
     /// Command and its arguments [default: the image's]
     #[arg(allow_hyphen_values = true)]

@@ -91,6 +91,17 @@ fn tools_see_the_container_and_leave_nothing(image: &str) {
         s.run_with_input(&["debug", "-i", "dd"], b"hostname\n").ok(),
         "target\n"
     );
+    // Where the container has no process 1 of its own.
+    let run = [
+        "run", "-d", "--name", "hh", "--pid", "host", "-v", "vol:/vol", image,
+    ];
+    s.run(&[&run[..], &["sleep", "600"]].concat()).ok();
+    let script = "ls $AMPHORA_TARGET/vol; echo $AMPHORA_TARGET";
+    let out = s.run(&["debug", "hh", "sh", "-c", script]).ok();
+    let pid = s.inspect("hh")["State"]["Pid"].as_i64().unwrap();
+    assert_eq!(out, format!("note\n/proc/{pid}/root\n"));
+    s.run(&["rm", "-f", "hh"]).ok();
+    assert_eq!(sh("echo $AMPHORA_TARGET").ok(), "/proc/1/root\n");
     // It belongs to the container: its end is the end of the tools.
     let mut child = s.command(&["debug", "dd", "sleep", "600"]).spawn().unwrap();
     wait_until("the tools to run", Duration::from_secs(20), || {
@@ -141,6 +152,20 @@ fn a_shell_at_a_terminal(image: &str) {
     seat.hear("/proc/1/root/dev\r\n");
     seat.type_in("exit 3\r");
     assert_eq!(seat.end(), 3);
+    // An image that is removed meanwhile stays for those who use it.
+    let mut seat = Seat::new(&s, &["debug", "tt"]);
+    wait_until("raw mode", Duration::from_secs(20), || seat.is_raw());
+    s.run(&["tag", "busybox", "again"]).ok();
+    s.run(&["save", "-o", path(&s.dir.join("tools.tar")), "busybox"])
+        .ok();
+    s.run(&["rmi", "-f", "busybox", "again"]).ok();
+    seat.type_in("sta''t -c %a /bin/busybox\r");
+    seat.hear("755\r\n");
+    seat.type_in("exit\r");
+    assert_eq!(seat.end(), 0);
+    s.run(&["load", "-q", "-i", path(&s.dir.join("tools.tar"))])
+        .ok();
+    std::fs::remove_file(s.dir.join("tools.tar")).unwrap();
     // Killed, the command line leaves the tools to the container's end.
     let mut child = s.command(&["debug", "tt", "sleep", "600"]).spawn().unwrap();
     wait_until("the tools to run", Duration::from_secs(20), || {
