@@ -41,6 +41,12 @@ impl Row {
         }
     }
 
+    /// Gives it one more field.
+    pub(crate) fn with(mut self, field: &str, value: String) -> Self {
+        self.fields.push((field.to_owned(), Value::Str(value)));
+        self
+    }
+
     /// Gives it the method `Label`.
     pub(crate) fn with_labels(mut self, labels: &BTreeMap<String, String>) -> Self {
         self.labels = Some(labels.clone());

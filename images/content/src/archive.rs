@@ -1,4 +1,4 @@
-//! Loading image archives: what `docker save` writes, and tars of an OCI image layout.
+//! Image archives: what `docker save` writes, and tars of an OCI image layout.
 //!
 //! The stream is read once, its entries in any order. Everything is spooled beside the blobs first
 //! and becomes blobs only when the whole archive was read and each image in it is complete and
@@ -7,6 +7,7 @@
 mod docker;
 mod files;
 mod oci;
+mod save;
 
 use std::io::Read;
 
@@ -17,6 +18,8 @@ use crate::compress::{Ratio, decompress_within};
 use crate::tarball::{TarLimits, TarReader};
 use crate::{ContentError, Result, Store};
 use files::Files;
+
+pub use save::{Saved, save};
 
 /// Most entries of an image archive.
 pub const MAX_ARCHIVE_ENTRIES: u64 = 100_000;

@@ -68,6 +68,15 @@ pub enum ContentError {
         #[source]
         source: io::Error,
     },
+    /// What is made could not be written where the caller wants it.
+    #[error("failed to write {what}")]
+    Write {
+        /// What was being written.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
     /// A tar stream is malformed.
     #[error(transparent)]
     Tar(#[from] crate::tarball::TarError),
@@ -107,7 +116,7 @@ impl ContentError {
 impl Classify for ContentError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { source, .. } => io_kind(source),
+            Self::Io { source, .. } | Self::Write { source, .. } => io_kind(source),
             Self::BlobNotFound(_) => ErrorKind::NotFound,
             Self::DigestMismatch { .. } | Self::SizeMismatch { .. } | Self::Json { .. } => {
                 ErrorKind::DataLoss

@@ -11,6 +11,7 @@ use crate::config::{
     NetworkMode,
 };
 use crate::files::{Lock, free_name, make_dir, random, remove_tree, write_json};
+use crate::finish::remove_failed;
 use crate::image::{FoundImage, ImageRecord};
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result, names};
@@ -70,11 +71,11 @@ impl Engine {
 
         let run = self.run_dir(&id);
         let lock = Lock::try_acquire(&run)
-            .inspect_err(|_| drop(remove_tree(&run)))?
+            .inspect_err(|_| drop(remove_failed(&id, &run)))?
             .ok_or_else(|| EngineError::State(format!("container {id} is locked")))?;
         // Made after the lock, and so dropped before it.
         let mut undo = Undo::default();
-        undo.push(move || remove_tree(&run));
+        undo.push(move || remove_failed(&id, &run));
         let dir = self.container_dir(&id);
         let undo_dir = dir.clone();
         undo.push(move || remove_tree(&undo_dir));

@@ -67,8 +67,13 @@ impl Engine {
     /// program cannot be started.
     pub fn exec(&self, id: &ContainerId, options: &ExecOptions) -> Result<ExecStarted> {
         let request = self.prepare_exec(id, options)?;
+        self.hand_over(id, &request)
+    }
+
+    /// Has the supervisor start a session.
+    pub(crate) fn hand_over(&self, id: &ContainerId, request: &ExecRequest) -> Result<ExecStarted> {
         let session = request.config.id.clone();
-        match Client::exec(&self.run_dir(id), &request) {
+        match Client::exec(&self.run_dir(id), request) {
             Ok((client, pid)) => Ok(ExecStarted {
                 id: session,
                 pid,
@@ -255,7 +260,7 @@ fn not_started(message: &str, kind: ErrorKind) -> EngineError {
 }
 
 /// The init process of a container that runs.
-fn running(view: &ContainerView) -> Result<OwnedFd> {
+pub(crate) fn running(view: &ContainerView) -> Result<OwnedFd> {
     let stopped = || not_running(&view.config.id);
     let state = view.state.as_ref().ok_or_else(stopped)?;
     pidfd::open(state.init_pid, state.init_start)

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use amphora_spec::ContainerId;
+use amphora_spec::{Classify, ContainerId, ErrorKind};
 use rustix::fs::{Mode, OFlags};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -39,6 +39,36 @@ pub(crate) fn remove_tree(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(EngineError::file("remove", path, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a run directory whose lock the caller holds, the lock last: whoever finds it gone takes
+/// the directory over as it is, and finds nothing of ours in it.
+pub(crate) fn remove_run_dir(dir: &Path) -> Result<()> {
+    const LOCK: &str = "lock";
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(EngineError::file("read", dir, e)),
+    };
+    for entry in entries.flatten().filter(|e| e.file_name() != LOCK) {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_tree(&entry.path())?;
+        } else {
+            unlink(&entry.path())?;
+        }
+    }
+    unlink(&dir.join(LOCK))?;
+    match fs::remove_dir(dir) {
+        Err(e)
+            if !matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(EngineError::file("remove", dir, e))
         }
         _ => Ok(()),
     }
@@ -139,7 +169,7 @@ impl Lock {
             let file = match amphora_supervisor::try_lock(handle.as_fd()) {
                 Ok(Some(file)) => file,
                 Ok(None) => return Ok(None),
-                Err(_) if !dir.is_dir() => continue,
+                Err(e) if e.kind() == ErrorKind::NotFound => continue,
                 Err(e) => return Err(EngineError::plain(e)),
             };
             // Somebody may have removed the directory between open and lock.
@@ -176,7 +206,7 @@ impl Lock {
 
     /// Removes the run directory while the lock is held.
     pub(crate) fn remove_dir(self) -> Result<()> {
-        remove_tree(&self.dir)
+        remove_run_dir(&self.dir)
     }
 }
 

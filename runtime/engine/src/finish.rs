@@ -9,7 +9,7 @@ use amphora_spec::{Classify, ContainerId, ErrorKind};
 
 use crate::boot::{WORK, WORK_IDLE};
 use crate::config::{ContainerConfig, MountPoint};
-use crate::files::{Lock, free_name, read_json, remove_tree, unlink};
+use crate::files::{Lock, free_name, read_json, remove_run_dir, remove_tree, unlink};
 use crate::start::CGROUP_PARENT;
 use crate::{Engine, EngineError, Result};
 
@@ -60,6 +60,13 @@ pub(crate) fn remove_cgroup(name: &str) -> Result<()> {
     }
 }
 
+/// Removes what a start that failed may have left: the cgroup, and the run directory unless that
+/// is still needed to find the cgroup by. The caller holds the lock.
+pub(crate) fn remove_failed(id: &ContainerId, run: &Path) -> Result<()> {
+    remove_cgroup(&id.hex())?;
+    remove_run_dir(run)
+}
+
 impl Engine {
     /// Undoes everything a start made. The caller holds the container's lock.
     ///
@@ -83,7 +90,9 @@ impl Engine {
             self.defer_mounts(config, "unmount");
         }
         note(self.networks.release(id).map_err(EngineError::plain));
-        note(remove_cgroup(&id.hex()));
+        let cgroup = remove_cgroup(&id.hex());
+        let left = cgroup.is_err();
+        note(cgroup);
         match &config {
             Some(config) if config.host.auto_remove => note(self.erase(config, true)),
             Some(_) => {
@@ -96,7 +105,10 @@ impl Engine {
             // Damaged: it stays until it is removed by hand.
             None => {}
         }
-        note(remove_tree(&self.run_dir(id)));
+        if !left {
+            // It is what the next reconcile finds the cgroup by.
+            note(remove_run_dir(&self.run_dir(id)));
+        }
         self.flush_events();
         first
     }
@@ -113,6 +125,9 @@ impl Engine {
             }
             _ => {}
         }
+        // It may have been given another name up to this moment; from here on it cannot be.
+        let last: Option<ContainerConfig> = read_json(&to.join("config.json"))?;
+        let config = last.as_ref().unwrap_or(config);
         free_name(&self.name_path(&config.name), &config.id)?;
         self.erase_renamed(&to, anonymous.then_some(config))?;
         self.defer_container(config, "destroy", &[]);

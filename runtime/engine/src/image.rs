@@ -433,7 +433,7 @@ impl Engine {
     }
 
     /// Returns the records of all images that a manifest or index leads to.
-    fn records_of(&self, target: &Descriptor) -> Result<Vec<ImageRecord>> {
+    pub(crate) fn records_of(&self, target: &Descriptor) -> Result<Vec<ImageRecord>> {
         let mut records = Vec::new();
         self.collect_records(target, 0, &mut HashSet::new(), &mut records)?;
         Ok(records)
@@ -649,7 +649,10 @@ fn is_absent(error: &EngineError) -> bool {
 
 /// Chooses among the images of one index: the platform asked for, else the host's Linux, else
 /// Wasm, else the only one there is.
-fn choose(candidates: Vec<ImageRecord>, platform: Option<&Platform>) -> Option<ImageRecord> {
+pub(crate) fn choose(
+    candidates: Vec<ImageRecord>,
+    platform: Option<&Platform>,
+) -> Option<ImageRecord> {
     let of = |r: &ImageRecord| {
         r.manifest
             .platform

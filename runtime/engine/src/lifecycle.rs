@@ -59,13 +59,9 @@ impl Engine {
         let Some(supervisor) = self.supervisor(&view)? else {
             return Ok(());
         };
-        self.note_kill(&view, number);
-        self.signal(&view, number)?;
-        self.thaw_for(&view, number)?;
+        self.send(&view, number)?;
         if !ended(&supervisor, timeout)? {
-            self.note_kill(&view, KILL);
-            self.signal(&view, KILL)?;
-            self.thaw_for(&view, KILL)?;
+            self.send(&view, KILL)?;
             self.wait_gone(id, &supervisor)?;
         }
         self.note_container(&view.config, "stop", &[]);
@@ -94,9 +90,19 @@ impl Engine {
                 view.config.name, view.config.id
             )));
         }
-        self.note_kill(&view, number);
-        self.signal(&view, number)?;
-        self.thaw_for(&view, number)
+        self.send(&view, number)
+    }
+
+    /// Signals the run that `view` shows, and lets it go on where it is to end. A pause comes before
+    /// or after all of that: what it froze in the middle would not end.
+    fn send(&self, view: &ContainerView, number: i32) -> Result<()> {
+        let _lock = match self.lock_config(&view.config.id) {
+            Err(EngineError::NoSuchContainer(_)) => return Ok(()),
+            lock => lock?,
+        };
+        self.note_kill(view, number);
+        self.signal(view, number)?;
+        self.thaw_for(view, number)
     }
 
     fn note_kill(&self, view: &ContainerView, number: i32) {
@@ -129,12 +135,14 @@ impl Engine {
     /// # Errors
     /// [`EngineError::State`] when it runs and `force` is not given.
     pub fn remove(&self, id: &ContainerId, options: RemoveOptions) -> Result<()> {
+        let mut ends_itself = false;
         let lock = loop {
             self.reconcile_one(id)?;
             let mut view = match self.view(id) {
                 Err(e) if self.is_damage(id, &e) => return self.remove_damaged(id, options, e),
                 other => other?,
             };
+            ends_itself |= view.config.host.auto_remove;
             if view.status.is_active() && options.force {
                 view = self.stopped_by_hand(id)?;
             }
@@ -147,9 +155,15 @@ impl Engine {
         };
         let config = match self.config(id) {
             Ok(config) => config,
-            // `--rm`: its supervisor removed it on the way out.
-            Err(EngineError::NoSuchContainer(_)) => return lock.remove_dir(),
-            Err(e) => return Err(e),
+            Err(e) => {
+                lock.remove_dir()?;
+                // `--rm`: its supervisor removed it on the way out, as was wanted. Any other was
+                // removed by somebody else, who is told so.
+                return match e {
+                    EngineError::NoSuchContainer(_) if ends_itself => Ok(()),
+                    e => Err(e),
+                };
+            }
         };
         self.erase(&config, options.volumes || config.host.auto_remove)?;
         lock.remove_dir()
@@ -201,9 +215,7 @@ impl Engine {
             )));
         }
         if let Some(supervisor) = self.supervisor(view)? {
-            self.note_kill(view, KILL);
-            self.signal(view, KILL)?;
-            self.thaw_for(view, KILL)?;
+            self.send(view, KILL)?;
             self.wait_gone(&view.config.id, &supervisor)?;
         }
         Ok(())

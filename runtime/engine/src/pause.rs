@@ -23,6 +23,21 @@ pub(crate) fn is_paused(run: &Path, id: &ContainerId) -> bool {
         && cgroup(id).is_ok_and(|cgroup| cgroup.is_some_and(|c| c.is_frozen().unwrap_or(false)))
 }
 
+/// Says whether a process has been sent SIGKILL and has not ended yet.
+fn is_killed(pid: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let pending = |line: &str| {
+        let mask = line
+            .strip_prefix("SigPnd:")
+            .or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    };
+    status
+        .lines()
+        .filter_map(pending)
+        .any(|mask| mask & (1 << (KILL - 1)) != 0)
+}
+
 /// Opens a container's cgroup; `None` when it is gone.
 pub(crate) fn cgroup(id: &ContainerId) -> Result<Option<Cgroup>> {
     match Cgroup::open(CGROUP_PARENT, &id.hex()) {
@@ -53,10 +68,22 @@ impl Engine {
         let mark = self.run_dir(id).join(MARK);
         let mut undo = Undo::default();
         let undo_mark = mark.clone();
-        undo.push(move || unlink(&undo_mark));
+        undo.push(move || {
+            unlink(&undo_mark)?;
+            // Written behind the end of the container, it kept the directory from going.
+            let _ = undo_mark.parent().map(std::fs::remove_dir);
+            Ok(())
+        });
         write(&mark, b"")?;
         let cgroup = cgroup(id)?.ok_or_else(not_running)?;
-        cgroup.freeze().map_err(|e| EngineError::Below {
+        let frozen = cgroup.freeze();
+        if !self.is_same_run(&view) {
+            // On its way out, frozen it would never get there; and its next run, whose cgroup has
+            // the same name, would never come to its program. A cgroup that is gone needs nothing.
+            let _ = cgroup.thaw();
+            return Err(not_running());
+        }
+        frozen.map_err(|e| EngineError::Below {
             context: format!("Cannot pause container {id}"),
             kind: e.kind(),
             source: Box::new(e),
@@ -64,6 +91,14 @@ impl Engine {
         undo.commit();
         self.note_container(&view.config, "pause", &[]);
         Ok(())
+    }
+
+    /// Says whether what a view shows runs now, and is not about to end.
+    fn is_same_run(&self, view: &ContainerView) -> bool {
+        let pid = |view: &ContainerView| view.state.as_ref().map(|s| (s.init_pid, s.init_start));
+        self.view(&view.config.id)
+            .is_ok_and(|now| now.status == Status::Running && pid(&now) == pid(view))
+            && pid(view).is_some_and(|(pid, _)| !is_killed(pid))
     }
 
     /// Lets the processes of a paused container go on.
@@ -97,8 +132,10 @@ impl Engine {
     /// that it can; any other waits until somebody unpauses it.
     pub(crate) fn thaw_for(&self, view: &ContainerView, number: i32) -> Result<()> {
         let stop = amphora_spec::signal::parse(&view.config.stop_signal).unwrap_or(15);
-        if view.paused && (number == KILL || number == stop) {
-            self.thaw(&view.config.id)?;
+        let id = &view.config.id;
+        let ends = number == KILL || number == stop;
+        if ends && is_paused(&self.run_dir(id), id) {
+            self.thaw(id)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use amphora_spec::ContainerId;
 use amphora_supervisor::{AdoptRequest, ExitRecord, State, Status, adopt};
 
 use crate::config::ContainerConfig;
-use crate::files::{Lock, open_dir, unlink};
+use crate::files::{Lock, free_name, open_dir};
 use crate::start::{SUPERVISE, host_netns};
 use crate::{Engine, EngineError, Result};
 
@@ -96,12 +96,15 @@ impl Engine {
         if self.container_dir(&id).join("config.json").exists() {
             return Ok(false);
         }
-        let gone = fs::read_link(&path).is_err();
-        if !gone && !Lock::is_held(&self.run_dir(&id)) && !self.container_dir(&id).is_dir() {
-            unlink(&path)?;
-            return Ok(true);
+        // One at a time: what the other has freed may be the claim of a third by now.
+        let names = self.options.root.join("names");
+        let dir = open_dir(&names)?;
+        rustix::fs::flock(&dir, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|e| EngineError::file("lock", &names, e))?;
+        if !Lock::is_held(&self.run_dir(&id)) && !self.container_dir(&id).is_dir() {
+            free_name(&path, &id)?;
         }
-        Ok(gone)
+        Ok(fs::read_link(&path).is_err())
     }
 
     /// Starts a supervisor for a container whose own was killed.

@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use amphora_spec::{Classify, ContainerId};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::files::{open_dir, unlink, write_json};
+use crate::files::{free_name, open_dir, unlink, write_json};
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result};
 
@@ -33,7 +33,7 @@ impl Engine {
         undo.commit();
         let before = format!("/{old}");
         self.note_container(&config, "rename", &[("oldName", &before)]);
-        unlink(&self.name_path(&old))
+        free_name(&self.name_path(&old), id)
     }
 
     fn claim(&self, id: &ContainerId, name: &str, undo: &mut Undo) -> Result<()> {
@@ -41,7 +41,8 @@ impl Engine {
         for _ in 0..2 {
             match symlink(id.hex(), &path) {
                 Ok(()) => {
-                    undo.push(move || unlink(&path));
+                    let id = *id;
+                    undo.push(move || free_name(&path, &id));
                     return Ok(());
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -85,7 +86,7 @@ impl Engine {
         if self.config(id)?.name == name {
             return Ok(false);
         }
-        unlink(&self.name_path(name)).map(|()| true)
+        free_name(&self.name_path(name), id).map(|()| true)
     }
 }
 

@@ -18,7 +18,7 @@ use amphora_sys::mount;
 use crate::boot::WORK;
 use crate::config::{ContainerConfig, CreateOptions, MountPoint, NetworkMode};
 use crate::files::{Lock, ensure_dir, remove_tree, write};
-use crate::finish::{put_exit_aside, remove_cgroup, settle_exit};
+use crate::finish::{put_exit_aside, remove_cgroup, remove_failed, settle_exit};
 use crate::spec_builder::{self, StartFacts};
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result};
@@ -189,7 +189,7 @@ impl Engine {
                     made.undo.commit();
                     // It never ran.
                     remove_tree(&self.container_dir(&id).join(WORK))?;
-                    remove_tree(&self.run_dir(&id))?;
+                    remove_failed(&id, &self.run_dir(&id))?;
                 }
                 Err(e)
             }
@@ -202,7 +202,7 @@ impl Engine {
     /// When it is gone or busy, or whatever step of the start failed; all steps are undone then.
     pub fn start(&self, id: &ContainerId, attach: Attach) -> Result<Option<Started>> {
         self.reconcile_one(id)?;
-        let config = self.config(id)?;
+        self.config(id)?;
         let lock = match Lock::try_acquire(&self.run_dir(id))? {
             Some(lock) => lock,
             None if self.refuse_paused(id)?.status.is_active() => return Ok(None),
@@ -212,6 +212,14 @@ impl Engine {
                 None => return Ok(None),
             },
         };
+        // Before the lock was ours it may have been removed, renamed or updated.
+        let config = match self.config(id) {
+            Ok(config) => config,
+            Err(e) => {
+                lock.remove_dir()?;
+                return Err(e);
+            }
+        };
         let dir = self.container_dir(id);
         put_exit_aside(&dir)?;
         let run = self.run_dir(id);
@@ -220,7 +228,7 @@ impl Engine {
             .inspect_err(|_| {
                 let _ = settle_exit(&dir);
                 let _ = remove_tree(&dir.join(WORK));
-                let _ = remove_tree(&run);
+                let _ = remove_failed(id, &run);
             })
     }
 
@@ -619,7 +627,7 @@ fn extra_hosts(lines: &[String], gateway: Option<IpAddr>) -> Result<Vec<(String,
         .collect()
 }
 
-fn bind_file(dir: &Path, name: &'static str) -> Result<BundleMount> {
+pub(crate) fn bind_file(dir: &Path, name: &'static str) -> Result<BundleMount> {
     let path = dir.join(name);
     let handle = rustix::fs::open(
         dir,

@@ -1,6 +1,7 @@
 //! What running containers use: CPU, memory, network, disk, processes.
 
 use amphora_cgroup::Cgroup;
+use amphora_executor::ExecutorKind;
 use amphora_spec::ContainerId;
 
 use crate::container::{ContainerView, Status};
@@ -67,6 +68,22 @@ impl Engine {
         }))
     }
 
+    /// Bytes of linear memory that the guest of a running Wasm container has; `None` for any other
+    /// container. The kernel knows it: nothing in the guest's process counts anything.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchContainer`].
+    pub fn linear_memory(&self, id: &ContainerId) -> Result<Option<u64>> {
+        let view = self.view(id)?;
+        let Some(pid) = running(&view).filter(|_| view.config.executor == ExecutorKind::Wasm)
+        else {
+            return Ok(None);
+        };
+        // Gone between the two looks, it has none.
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        Ok(Some(linear(&maps)))
+    }
+
     /// Lists the processes of a running container, in the host's numbers.
     ///
     /// # Errors
@@ -83,6 +100,37 @@ impl Engine {
         pids.sort_unstable();
         Ok(pids)
     }
+}
+
+/// Sums up linear memories: what can be read and written between two stretches of address space
+/// that are reserved and closed, of which the later one is no smaller than the guard behind every
+/// linear memory.
+fn linear(maps: &str) -> u64 {
+    const GUARD: u64 = 32 << 20;
+    let (mut total, mut open) = (0, None);
+    let mut before = 0;
+    for line in maps.lines() {
+        let mut words = line.split(' ');
+        let range = words.next().and_then(|range| range.split_once('-'));
+        let hex = |text| u64::from_str_radix(text, 16).ok();
+        let Some((start, end)) = range.and_then(|(a, b)| Some((hex(a)?, hex(b)?))) else {
+            continue;
+        };
+        if start != before {
+            open = None;
+        }
+        before = end;
+        let size = end.saturating_sub(start);
+        match words.next().unwrap_or_default() {
+            "---p" => {
+                total += open.filter(|_| size >= GUARD).unwrap_or(0);
+                open = Some(0);
+            }
+            "rw-p" => open = open.map(|sum| sum + size),
+            _ => open = None,
+        }
+    }
+    total
 }
 
 fn running(view: &ContainerView) -> Option<i32> {
@@ -127,4 +175,26 @@ fn system_ns() -> u64 {
         .filter_map(|n| n.parse::<u64>().ok())
         .sum();
     ticks * (1_000_000_000 / TICKS)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn linear_memories_lie_between_closed_stretches() {
+        let maps = "\
+00400000-00500000 r-xp 00000000 00:01 1 /amphora
+00500000-00600000 rw-p 00000000 00:00 0
+7f0000000000-7f0002000000 ---p 00000000 00:00 0
+7f0002000000-7f0002010000 rw-p 00000000 00:02 9 /memfd:wasm-memory-image (deleted)
+7f0002010000-7f0002110000 rw-p 00000000 00:00 0
+7f0002110000-7f0104000000 ---p 00000000 00:00 0
+7f0104000000-7f0104040000 rw-p 00000000 00:00 0
+7f0104040000-7f0206000000 ---p 00000000 00:00 0
+7f0300000000-7f0300001000 ---p 00000000 00:00 0
+7f0300001000-7f0300200000 rw-p 00000000 00:00 0
+7f0300200000-7f0300201000 ---p 00000000 00:00 0
+";
+        assert_eq!(super::linear(maps), 0x10000 + 0x100000 + 0x40000);
+        assert_eq!(super::linear(""), 0);
+    }
 }

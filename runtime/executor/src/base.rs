@@ -150,6 +150,9 @@ fn join_plan(bundle: &Bundle, init: &OwnedFd, options: BaseOptions) -> Result<La
     let kind = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET;
     // What is reset is reached through the host's /proc.
     plan.ops.push(Op::ResetInherited);
+    if let Some(score) = process.oom_score_adj.filter(|score| *score != 0) {
+        plan.ops.push(Op::OomScore(score.to_string().into_bytes()));
+    }
     plan.ops.push(Op::SetNs {
         ns,
         kind: kind as i32,

@@ -111,6 +111,7 @@ impl<'a> Child<'a> {
                 reset_inherited();
                 Ok(())
             }
+            Op::OomScore(score) => oom_score(score),
             Op::NewSession => new_session(),
             Op::NewKeyring => raw::new_session_keyring(),
             Op::LoopbackUp => loopback_up(),
@@ -380,15 +381,14 @@ fn reset_inherited() {
     let _ = thr::set_current_timer_slack(std::num::NonZeroU64::new(50_000));
     let _ = thr::set_capabilities_secure_bits(thr::CapabilitiesSecureBits::empty());
     let _ = thr::disable_transparent_huge_pages(false);
+    let _ = oom_score(b"0");
+}
+
+fn oom_score(score: &[u8]) -> Sys<()> {
     let path = c"/proc/self/oom_score_adj";
-    if let Ok(file) = openat(
-        rustix::fs::CWD,
-        path,
-        OFlags::WRONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
-        let _ = rustix::io::write(&file, b"0");
-    }
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(rustix::fs::CWD, path, flags, Mode::empty())?;
+    rustix::io::write(&file, score).map(drop)
 }
 
 /// A user who is not root cannot open root's pipes again through `/dev/stdout`.

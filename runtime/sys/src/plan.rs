@@ -284,6 +284,8 @@ pub enum Op {
         /// Read end of a pipe, or a FIFO.
         release: FdSlot,
     },
+    /// Sets the child's score for when memory runs out (digits), through the caller's `/proc`.
+    OomScore(Vec<u8>),
 }
 
 /// What the child becomes.
@@ -489,6 +491,9 @@ impl fmt::Display for Op {
             Self::SetNs { kind, .. } => write!(f, "join the {} namespace", ns_name(*kind)),
             Self::Unshare { flags } => write!(f, "make new namespaces ({flags:#x})"),
             Self::ResetInherited => write!(f, "reset inherited limits"),
+            Self::OomScore(score) => {
+                write!(f, "set oom_score_adj to {}", String::from_utf8_lossy(score))
+            }
             Self::NewSession => write!(f, "make a session"),
             Self::NewKeyring => write!(f, "make a session keyring"),
             Self::LoopbackUp => write!(f, "bring up interface \"lo\""),

@@ -39,6 +39,8 @@ pub(crate) enum Short {
     Start(StartArgs),
     /// Execute a command in a running container
     Exec(ExecArgs),
+    /// Run tools of another image beside a running container
+    Debug(super::debug::DebugArgs),
     /// Attach local standard input, output, and error streams to a running container
     Attach(AttachArgs),
     /// Stop one or more running containers
@@ -167,6 +169,7 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
         Short::Ps(args) => super::ps::ps(engine, &args),
         Short::Start(args) => start(engine, &args),
         Short::Exec(args) => super::exec::exec(engine, args),
+        Short::Debug(args) => super::debug::debug(engine, args),
         Short::Attach(args) => super::exec::attach(engine, &args),
         Short::Stop(args) => each(&args.names, |name| {
             stop(engine, name, &args)?;
@@ -248,7 +251,7 @@ fn start(engine: &Engine, args: &StartArgs) -> Outcome {
         stderr: !config.tty,
         size: None,
     };
-    let keys = detach_keys(args.detach_keys.as_deref())?;
+    let keys = detach_keys(args.detach_keys.as_deref(), config.tty)?;
     crate::terminal::check(streams.stdin, config.tty)?;
     let foreground = Foreground::new(streams, config.tty, keys, !config.tty)?;
     let started = engine.start(&id, Attach::To(foreground.streams()))?;

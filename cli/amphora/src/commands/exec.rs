@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use amphora_engine::{AttachStreams, Engine, EngineError, ExecOptions};
+use amphora_engine::{AttachStreams, Engine, EngineError, ExecOptions, ExecStarted};
 use amphora_spec::{Classify, ErrorKind};
 use clap::Args;
 
@@ -67,7 +67,7 @@ pub(crate) struct AttachArgs {
 /// `exec`.
 pub(crate) fn exec(engine: &Engine, args: ExecArgs) -> Outcome {
     let id = engine.find(&args.container)?;
-    let keys = detach_keys(args.detach_keys.as_deref())?;
+    let keys = detach_keys(args.detach_keys.as_deref(), args.tty)?;
     let streams = AttachStreams {
         stdin: args.interactive && !args.detach,
         stdout: !args.detach,
@@ -88,26 +88,35 @@ pub(crate) fn exec(engine: &Engine, args: ExecArgs) -> Outcome {
         open_stdin: args.interactive,
         attach: foreground.streams(),
     };
-    let mut started = match engine.exec(&id, &options) {
+    let started = engine.exec(&id, &options);
+    if args.detach {
+        return started.map(drop).map_err(Failure::from);
+    }
+    follow(started, &foreground, &args.container)
+}
+
+/// Copies until a session in a container has ended.
+pub(crate) fn follow(
+    started: Result<ExecStarted, EngineError>,
+    foreground: &Foreground,
+    container: &str,
+) -> Outcome {
+    let mut started = match started {
         Ok(started) => started,
         // Docker has it in the session's output.
-        Err(EngineError::Exec(text, kind)) if !args.detach => {
+        Err(EngineError::Exec(text, kind)) => {
             let mut out = std::io::stdout().lock();
             let _ = write!(out, "{text}\r\n");
             return Err(Failure::Code(exec_code(kind)));
         }
         Err(e) => return Err(e.into()),
     };
-    if args.detach {
-        return Ok(());
-    }
     match foreground.pump(&mut started.client)? {
         Ended::Code(0) | Ended::Alone => Ok(()),
         Ended::Code(code) => Err(Failure::Code(byte(code))),
         Ended::Detached => Err(escaped()),
         Ended::Lost => Err(Failure::Local(format!(
-            "lost the connection to container {}: its supervisor was killed",
-            args.container
+            "lost the connection to container {container}: its supervisor was killed"
         ))),
     }
 }
@@ -127,9 +136,9 @@ pub(crate) fn escaped() -> Failure {
 /// `attach`.
 pub(crate) fn attach(engine: &Engine, args: &AttachArgs) -> Outcome {
     let id = engine.find(&args.container)?;
-    let keys = detach_keys(args.detach_keys.as_deref())?;
     let view = engine.view(&id)?;
     let tty = view.config.tty;
+    let keys = detach_keys(args.detach_keys.as_deref(), tty)?;
     if view.status == amphora_engine::Status::Running {
         terminal::check(!args.no_stdin, tty)?;
     }

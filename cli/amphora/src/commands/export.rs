@@ -20,27 +20,40 @@ pub(crate) struct ExportArgs {
     container: String,
 }
 
+/// Where an archive goes.
+pub(crate) type Output<'a> = BufWriter<Box<dyn io::Write + 'a>>;
+
 /// `export`.
 pub(crate) fn export(engine: &Engine, args: &ExportArgs) -> Outcome {
-    let Some(path) = &args.output else {
+    to_file(args.output.as_deref(), "export container", |out| {
+        let id = engine.find(&args.container)?;
+        Ok(engine.export(&id, out)?)
+    })
+}
+
+/// Has an archive written to a file, whole or not at all, or to a standard output that is no
+/// terminal. `what` is being done.
+pub(crate) fn to_file(
+    path: Option<&Path>,
+    what: &str,
+    write: impl FnOnce(Output<'_>) -> Outcome,
+) -> Outcome {
+    let Some(path) = path else {
         if ui::stdout_is_terminal() {
             return Err(Failure::Local(
                 "cowardly refusing to save to a terminal. Use the -o flag or redirect".to_owned(),
             ));
         }
-        let id = engine.find(&args.container)?;
-        return Ok(engine.export(&id, BufWriter::new(io::stdout().lock()))?);
+        return write(BufWriter::new(Box::new(io::stdout().lock())));
     };
     let above = path.parent().filter(|p| !p.as_os_str().is_empty());
     let above = above.unwrap_or(Path::new("."));
     if !above.is_dir() {
         return Err(Failure::Local(format!(
-            "failed to export container: invalid output path: directory \"{}\" does not exist",
+            "failed to {what}: invalid output path: directory \"{}\" does not exist",
             above.display()
         )));
     }
-    let id = engine.find(&args.container)?;
-    // Whole or not at all.
     let temp = above.join(format!(".amphora-export-{}", std::process::id()));
     let failed = |e: io::Error| {
         Failure::Local(format!(
@@ -50,9 +63,7 @@ pub(crate) fn export(engine: &Engine, args: &ExportArgs) -> Outcome {
         ))
     };
     let file = File::create_new(&temp).map_err(failed)?;
-    let written = engine
-        .export(&id, BufWriter::new(file))
-        .map_err(Failure::from)
+    let written = write(BufWriter::new(Box::new(file)))
         .and_then(|()| fs::rename(&temp, path).map_err(failed));
     if written.is_err() {
         // The failure being reported is the one that counts.

@@ -1,7 +1,9 @@
 //! The foreground of `run`, `start -a`, `attach` and `exec`: copies until what runs has ended.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use amphora_engine::{AttachStreams, Engine};
 use amphora_spec::{ContainerId, error::chain};
@@ -9,7 +11,10 @@ use amphora_supervisor::{Client, DetachKeys, ProxySignals, PumpEnd, PumpStreams,
 
 use crate::errors::{Failure, Outcome};
 use crate::terminal::{self, RawMode};
-use crate::ui;
+use crate::{parse, ui};
+
+/// Most that is read of a client's configuration.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// What a foreground is made of.
 #[derive(Debug)]
@@ -33,15 +38,58 @@ pub(crate) enum Ended {
     Detached,
 }
 
-/// Parses `--detach-keys`.
-pub(crate) fn detach_keys(text: Option<&str>) -> Outcome<DetachKeys> {
-    text.map_or_else(
-        || Ok(DetachKeys::default()),
-        |text| {
-            DetachKeys::parse(text)
-                .map_err(|why| Failure::Local(format!("invalid detach keys ({text}): {why}")))
-        },
-    )
+/// Parses `--detach-keys`, or at a terminal what the configuration of the docker client has in
+/// place of the usual ones.
+pub(crate) fn detach_keys(text: Option<&str>, tty: bool) -> Outcome<DetachKeys> {
+    let configured = match text {
+        None if tty => configured_keys(),
+        _ => None,
+    };
+    text.or(configured.as_deref())
+        .filter(|text| !text.is_empty())
+        .map_or_else(
+            || Ok(DetachKeys::default()),
+            |text| {
+                DetachKeys::parse(text)
+                    .map_err(|why| Failure::Local(format!("invalid detach keys ({text}): {why}")))
+            },
+        )
+}
+
+/// `detachKeys` of `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`. Like the docker
+/// client it warns of a file that it cannot make sense of, and goes on without.
+fn configured_keys() -> Option<String> {
+    let named = |key: &str| std::env::var_os(key).filter(|value| !value.is_empty());
+    let dir = match named("DOCKER_CONFIG") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(named("HOME")?).join(".docker"),
+    };
+    let file = dir.join("config.json");
+    let mut text = String::new();
+    let read = File::open(&file)
+        .map(|file| file.take(CONFIG_BYTES_MAX))
+        .and_then(|mut file| file.read_to_string(&mut text));
+    let warn = |why: &dyn std::fmt::Display| {
+        ui::error(&format!(
+            "WARNING: Error loading config file: {}: {why}",
+            file.display()
+        ));
+    };
+    match read {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+        Err(e) => {
+            warn(&parse::os_text(&e));
+            return None;
+        }
+        Ok(_) => {}
+    }
+    match serde_json::from_str::<serde_json::Value>(&text) {
+        Ok(config) => config.get("detachKeys")?.as_str().map(str::to_owned),
+        Err(e) => {
+            warn(&e);
+            None
+        }
+    }
 }
 
 impl Foreground {

@@ -37,6 +37,8 @@ pub(crate) enum Image {
     Pull(PullArgs),
     /// Load an image from a tar archive or STDIN
     Load(LoadArgs),
+    /// Save one or more images to a tar archive (streamed to STDOUT by default)
+    Save(super::save::SaveArgs),
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     Tag(TagArgs),
     /// Import the contents from a tarball to create a filesystem image
@@ -56,6 +58,8 @@ pub(crate) enum Short {
     Pull(PullArgs),
     /// Load an image from a tar archive or STDIN
     Load(LoadArgs),
+    /// Save one or more images to a tar archive (streamed to STDOUT by default)
+    Save(super::save::SaveArgs),
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     Tag(TagArgs),
     /// Import the contents from a tarball to create a filesystem image
@@ -131,6 +135,7 @@ pub(crate) fn image(engine: impl FnOnce() -> Outcome<Engine>, command: Image) ->
         Image::Rm(args) => remove(&engine, &args),
         Image::Pull(args) => pull(&engine, &args),
         Image::Load(args) => load(&engine, &args),
+        Image::Save(args) => super::save::save(&engine, &args),
         Image::Tag(args) => tag(&engine, &args),
         Image::Import(args) => super::import::import(&engine, &args),
     }
@@ -145,6 +150,7 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
         Short::Rmi(args) => remove(&engine, &args),
         Short::Pull(args) => pull(&engine, &args),
         Short::Load(args) => load(&engine, &args),
+        Short::Save(args) => super::save::save(&engine, &args),
         Short::Tag(args) => tag(&engine, &args),
         Short::Import(args) => super::import::import(&engine, &args),
     }

@@ -246,7 +246,7 @@ fn try_run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> Outcome<u
         ui::error("conflicting options: cannot specify both --attach and --detach");
         return Err(Failure::Code(1));
     }
-    let keys = super::foreground::detach_keys(detach_keys.as_deref())?;
+    let keys = super::foreground::detach_keys(detach_keys.as_deref(), tty && !detach)?;
     let streams = attach_streams(&create, detach)?;
     crate::terminal::check(streams.stdin, tty)?;
     let cidfile = create.cidfile.clone();

@@ -13,7 +13,9 @@ use crate::ui;
 
 const TYPE: &str = "*container.statsContext";
 const TABLE: &str = "{{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.BlockIO}}\t{{.PIDs}}";
-const HEADERS: [(&str, &str); 9] = [
+/// Ours: linear memory of a Wasm guest, for templates that name it.
+const LINEAR: &str = "LinearMemory";
+const HEADERS: [(&str, &str); 10] = [
     ("Container", "CONTAINER"),
     ("ID", "CONTAINER ID"),
     ("Name", "NAME"),
@@ -23,6 +25,7 @@ const HEADERS: [(&str, &str); 9] = [
     ("NetIO", "NET I/O"),
     ("BlockIO", "BLOCK I/O"),
     ("PIDs", "PIDS"),
+    (LINEAR, "LINEAR MEMORY"),
 ];
 /// Time between two looks, as Docker's.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -71,7 +74,12 @@ pub(crate) fn stats(engine: &Engine, args: &StatsArgs) -> Outcome {
             .iter()
             .map(|w| {
                 let id = w.id.hex();
-                row(w, now.get(&id), before.get(&id), args.no_trunc)
+                let row = row(w, now.get(&id), before.get(&id), args.no_trunc);
+                if format.uses(LINEAR) {
+                    row.with(LINEAR, linear(engine, w))
+                } else {
+                    row
+                }
             })
             .collect();
         let text = format.render(TYPE, &HEADERS, rows)?;
@@ -130,6 +138,14 @@ fn looks(engine: &Engine, list: &[Watched]) -> Outcome<BTreeMap<String, Usage>> 
         }
     }
     Ok(out)
+}
+
+/// Docker writes two dashes for what there is not.
+fn linear(engine: &Engine, watched: &Watched) -> String {
+    match engine.linear_memory(&watched.id) {
+        Ok(Some(bytes)) => ui::size_of_four(bytes, true),
+        _ => "--".to_owned(),
+    }
 }
 
 fn row(watched: &Watched, now: Option<&Usage>, before: Option<&Usage>, whole: bool) -> Row {

@@ -52,6 +52,8 @@ fn running(kind: &str) -> Sandbox {
         "A=1",
         "-v",
         "shared:/shared",
+        "--oom-score-adj",
+        "321",
         image,
         "sleep",
         "600",
@@ -274,6 +276,7 @@ fn the_session_is_in_the_container(kind: &str) {
     for (one, other) in places(init).into_iter().zip(places(session)) {
         assert_eq!(one, other);
     }
+    assert!(places(session).contains(&"321\n".to_owned()));
     done(&s);
     wait_until("the session to be gone", LIMIT, || {
         !std::path::Path::new(&format!("/proc/{session}")).exists()

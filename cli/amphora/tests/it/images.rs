@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::fixtures::{Blob, Image, Wrap, busybox_image, digest, file, tarball};
 use crate::registry::Registry;
 use crate::sandbox::{Sandbox, path};
+use crate::terminal::Seat;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -193,4 +194,229 @@ fn as_many_layers_run_as_the_kernel_stacks_and_no_more_are_taken_in() {
     load(&s, &[("many:2", blobs[0].descriptor())], &blobs)
         .fails(1, "image has 500 layers, more than the 499");
     assert_eq!(listed(&s).len(), 1);
+}
+
+/// What an archive holds, by path.
+fn unpacked(archive: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let file = std::fs::File::open(archive).unwrap();
+    let mut out = std::collections::BTreeMap::new();
+    for entry in tar::Archive::new(file).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().to_str().unwrap().to_owned();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+        assert!(out.insert(name, bytes).is_none(), "an entry twice");
+    }
+    out
+}
+
+/// Names and digests, of all images.
+fn digests(s: &Sandbox) -> Vec<String> {
+    let format = "{{.Repository}}:{{.Tag}} {{.ID}} {{.Digest}}";
+    let out = s
+        .run(&["images", "--no-trunc", "--digests", "--format", format])
+        .ok();
+    let mut lines: Vec<String> = out.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn saved_images_come_back_bit_for_bit() {
+    let s = Sandbox::ready();
+    s.run(&["tag", "probe-linux", "probe-linux:two"]).ok();
+    let before = digests(&s);
+    let (one, two) = (s.dir.join("one.tar"), s.dir.join("two.tar"));
+    let names = ["probe-linux", "probe-wasm:latest", "probe-p1"];
+    let save = |to: &Path| {
+        let mut args = vec!["save", "-o", path(to)];
+        args.extend(names);
+        assert_eq!(s.run(&args).ok(), "");
+    };
+    save(&one);
+    save(&two);
+    let bytes = std::fs::read(&one).unwrap();
+    assert_eq!(bytes, std::fs::read(&two).unwrap(), "not the same twice");
+    // The same to a pipe, under the other name of the command.
+    let mut command = s.command(&["image", "save"]);
+    command.args(names);
+    let piped = command.output().unwrap();
+    assert!(piped.status.success() && piped.stdout == bytes);
+
+    let files = unpacked(&one);
+    assert_eq!(files["oci-layout"], br#"{"imageLayoutVersion":"1.0.0"}"#);
+    for (name, bytes) in &files {
+        if let Some(hex) = name.strip_prefix("blobs/sha256/").filter(|h| !h.is_empty()) {
+            assert_eq!(digest(bytes), format!("sha256:{hex}"));
+        }
+    }
+    let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+    let tops = index["manifests"].as_array().unwrap();
+    let annotation = |top: &Value, key: &str| top["annotations"][key].as_str().map(str::to_owned);
+    let of = |key| {
+        tops.iter()
+            .filter_map(|t| annotation(t, key))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        of("io.containerd.image.name"),
+        [
+            "docker.io/library/probe-linux:latest",
+            "docker.io/library/probe-linux:two",
+            "docker.io/library/probe-wasm:latest",
+            "docker.io/library/probe-p1:latest",
+        ]
+    );
+    assert_eq!(
+        of("org.opencontainers.image.ref.name"),
+        ["latest", "two", "latest", "latest"]
+    );
+    let listed: Value = serde_json::from_slice(&files["manifest.json"]).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(
+        listed[0]["RepoTags"],
+        json!(["probe-linux:latest", "probe-linux:two"])
+    );
+    for path in listed[0]["Layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .chain([&listed[0]["Config"]])
+    {
+        assert!(files.contains_key(path.as_str().unwrap()));
+    }
+
+    s.run(&[
+        "rmi",
+        "-f",
+        "probe-linux:two",
+        "probe-linux",
+        "probe-wasm",
+        "probe-p1",
+    ])
+    .ok();
+    assert_eq!(digests(&s), [""; 0]);
+    s.run(&["load", "-i", path(&one)]).ok();
+    assert_eq!(digests(&s), before);
+    for image in names {
+        assert_eq!(
+            s.run(&["run", "--rm", image, "args", "again"]).ok(),
+            "again\n"
+        );
+    }
+    save(&two);
+    assert_eq!(
+        bytes,
+        std::fs::read(&two).unwrap(),
+        "not the same after a load"
+    );
+    for archive in [one, two] {
+        std::fs::remove_file(archive).unwrap();
+    }
+}
+
+#[test]
+fn what_is_saved_and_what_is_refused() {
+    let s = Sandbox::new();
+    let here = busybox_image("duo").blobs();
+    let there = Image::new("duo", json!({ "Cmd": ["/x"] }))
+        .platform("wasip1", "wasm")
+        .layer(&[file("x", 0o755, "x")], Wrap::Plain)
+        .blobs();
+    let mut tops = [here[0].descriptor(), there[0].descriptor()];
+    tops[0]["platform"] = json!({ "os": "linux", "architecture": "amd64" });
+    tops[1]["platform"] = json!({ "os": "linux", "architecture": "s390x" });
+    let index = Blob::new(
+        INDEX,
+        json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": tops }).to_string(),
+    );
+    // Only one of the two came along, as after a pull of one platform.
+    let mut blobs = vec![index.clone()];
+    blobs.extend(here.clone());
+    load(&s, &[("duo:1", index.descriptor())], &blobs).ok();
+    let to = s.dir.join("saved.tar");
+    let saved = |args: &[&str]| {
+        s.run(&[&["save", "-o", path(&to)], args].concat()).ok();
+        let files = unpacked(&to);
+        let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+        let listed: Value = serde_json::from_slice(&files["manifest.json"]).unwrap();
+        (index["manifests"].clone(), listed)
+    };
+    let (tops, listed) = saved(&["duo:1"]);
+    assert_eq!(tops[0]["digest"], digest(&index.bytes));
+    assert_eq!(listed[0]["RepoTags"], json!(["duo:1"]));
+    let (tops, _) = saved(&["--platform", "linux/amd64", "duo:1", "duo"]);
+    assert_eq!(tops.as_array().unwrap().len(), 1);
+    assert_eq!(tops[0]["digest"], digest(&here[0].bytes));
+    // By its id it has no name.
+    let id = s.run(&["images", "-q", "--no-trunc"]).ok();
+    let (tops, listed) = saved(&[id.trim()]);
+    assert_eq!(
+        (tops[0].get("annotations"), &listed[0]["RepoTags"]),
+        (None, &Value::Null)
+    );
+
+    let missing = "was found but does not provide the specified platform (linux/s390x)";
+    s.run(&[
+        "save",
+        "-o",
+        path(&to),
+        "--platform",
+        "linux/s390x",
+        "duo:1",
+    ])
+    .fails(1, missing);
+    s.run(&["save", "-o", path(&to), "nosuch"])
+        .fails(1, "No such image: nosuch:latest");
+    s.run(&["save", "-o", "/nowhere/at/all.tar", "duo:1"])
+        .fails(
+            1,
+            "failed to save image: invalid output path: directory \"/nowhere/at\" does not exist",
+        );
+    let mut seat = Seat::new(&s, &["save", "duo:1"]);
+    seat.hear("cowardly refusing to save to a terminal. Use the -o flag or redirect");
+    assert_eq!(seat.end(), 1);
+    // A damaged blob is found, and no half an archive stays.
+    std::fs::remove_file(&to).unwrap();
+    let hex = digest(&here[2].bytes)
+        .trim_start_matches("sha256:")
+        .to_owned();
+    let blob = s.root().join("blobs/sha256").join(hex);
+    let mut bytes = here[2].bytes.clone();
+    bytes[100] ^= 1;
+    std::fs::write(&blob, &bytes).unwrap();
+    s.run(&["save", "-o", path(&to), "duo:1"])
+        .fails(1, "digest mismatch");
+    let left: Vec<_> = std::fs::read_dir(&s.dir)
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name())
+        .collect();
+    assert!(
+        !left.iter().any(|n| n.to_str().unwrap().contains("export")),
+        "{left:?}"
+    );
+    assert!(!to.exists());
+}
+
+#[test]
+fn docker_loads_what_is_saved() {
+    let s = Sandbox::new();
+    s.load_probes();
+    s.run(&["tag", "probe-linux", "probe-linux:two"]).ok();
+    let to = s.dir.join("saved.tar");
+    s.run(&["save", "-o", path(&to), "probe-linux"]).ok();
+    let docker = crate::dockerd::Dockerd::start(&s);
+    docker.docker(&["load", "-i", path(&to)]).ok();
+    let format = "{{.Repository}}:{{.Tag}} {{.ID}}";
+    let list = |out: crate::sandbox::Output| {
+        let mut lines: Vec<String> = out.ok().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let args = ["images", "--no-trunc", "--format", format, "probe-linux"];
+    let theirs = list(docker.docker(&args));
+    assert_eq!(theirs.len(), 2);
+    assert_eq!(theirs, list(s.run(&args)));
+    docker.stop();
 }

@@ -1,8 +1,12 @@
 //! `stats` and `top`, for both executors.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, wait_until};
+
+const LIMIT: Duration = Duration::from_secs(20);
 
 fn pair(s: &Sandbox) {
     for (name, image) in [("lin", "probe-linux"), ("was", "probe-wasm")] {
@@ -102,4 +106,47 @@ fn processes_of_both_executors() {
     s.run(&["stop", "-t", "0", "lin"]).ok();
     s.run(&["top", "lin"]).fails(1, "is not running");
     s.run(&["rm", "-f", "lin", "was"]).ok();
+}
+
+#[test]
+fn linear_memory_of_a_wasm_guest() {
+    let s = Sandbox::ready();
+    pair(&s);
+    for (name, image) in [("two", "probe-p1"), ("grown", "probe-wasm")] {
+        s.run(&["run", "-d", "--name", name, image, "hold", "48"])
+            .ok();
+    }
+    wait_until("the guests to hold what they have", LIMIT, || {
+        let held = |name| s.run(&["logs", name]).ok().contains("holding");
+        held("two") && held("grown")
+    });
+    let look = |name: &str| {
+        let format = "{{.LinearMemory}}";
+        s.run(&["stats", "--no-stream", "--format", format, name])
+            .ok()
+    };
+    let mib = |text: String| -> f64 { text.trim().strip_suffix("MiB").unwrap().parse().unwrap() };
+    assert_eq!(look("lin"), "--\n");
+    let idle = mib(look("was"));
+    assert!((1.0..16.0).contains(&idle), "{idle}");
+    for name in ["two", "grown"] {
+        let grown = mib(look(name));
+        assert!((48.0..80.0).contains(&grown), "{name}: {grown}");
+    }
+    let table = s
+        .run(&[
+            "stats",
+            "--no-stream",
+            "--format",
+            "table {{.Name}}\\t{{.LinearMemory}}",
+            "lin",
+        ])
+        .ok();
+    assert!(table.starts_with("NAME      LINEAR MEMORY\n"), "{table}");
+    // Docker's JSON stays Docker's.
+    let json = s
+        .run(&["stats", "--no-stream", "--format", "json", "was"])
+        .ok();
+    assert!(!json.contains("LinearMemory"), "{json}");
+    s.run(&["rm", "-f", "lin", "was", "two", "grown"]).ok();
 }

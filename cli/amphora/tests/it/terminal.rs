@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,17 @@ pub(crate) struct Seat {
 
 impl Seat {
     pub(crate) fn new(s: &Sandbox, args: &[&str]) -> Self {
+        Self::sit(s.command(args))
+    }
+
+    /// The same with a variable in the command's environment.
+    pub(crate) fn with_env(s: &Sandbox, args: &[&str], key: &str, value: &Path) -> Self {
+        let mut command = s.command(args);
+        command.env(key, value);
+        Self::sit(command)
+    }
+
+    fn sit(own: Command) -> Self {
         let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&main).expect("a terminal");
         unlockpt(&main).expect("a terminal");
@@ -35,7 +47,6 @@ impl Seat {
         let line = rustix::fs::open(&name, flags, Mode::empty()).expect("a terminal");
         let before = tcgetattr(&line).expect("a terminal");
         size(&line, 31, 97);
-        let own = s.command(args);
         let stdio = || Stdio::from(line.try_clone().expect("a terminal"));
         let mut command = Command::new("setsid");
         command

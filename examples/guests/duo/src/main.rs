@@ -70,6 +70,12 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             print!("{reply}");
         }
         ["alloc", megabytes] => alloc(megabytes.parse().unwrap_or(1)),
+        ["hold", megabytes] => {
+            let held = vec![1u8; megabytes.parse::<usize>().unwrap_or(1) << 20];
+            println!("holding {} bytes", std::hint::black_box(&held).len());
+            std::io::stdout().flush()?;
+            std::thread::sleep(Duration::from_secs(600));
+        }
         ["spin", millis] => spin(millis.parse().unwrap_or(100)),
         _ => {
             eprintln!("duo: unknown command {words:?}");

@@ -1,0 +1,177 @@
+//! `debug`: tools of another image beside a container that has none.
+
+use std::time::Duration;
+
+use crate::sandbox::{Sandbox, path, wait_for, wait_until};
+use crate::terminal::Seat;
+
+/// Makes `linux` and `wasm` tests of one function.
+macro_rules! both {
+    ($($name:ident),* $(,)?) => {
+        mod linux { $( #[test] fn $name() { super::$name("probe-linux"); } )* }
+        mod wasm { $( #[test] fn $name() { super::$name("probe-wasm"); } )* }
+    };
+}
+
+both!(
+    tools_see_the_container_and_leave_nothing,
+    what_cannot_be_debugged_is_told,
+    a_shell_at_a_terminal,
+);
+
+/// The default toolbox, from a local archive.
+fn with_tools() -> Sandbox {
+    let mut s = Sandbox::ready();
+    let archive = s.dir.join("tools.tar");
+    crate::fixtures::busybox_image("busybox").write_oci(&archive);
+    s.run(&["load", "-q", "-i", path(&archive)]).ok();
+    std::fs::remove_file(&archive).unwrap();
+    s.settle();
+    s.mark();
+    s
+}
+
+fn tools_see_the_container_and_leave_nothing(image: &str) {
+    let s = with_tools();
+    let run = [
+        "run", "-d", "--name", "dd", "-h", "target", "-u", "1000", "-v", "vol:/vol",
+    ];
+    s.run(&[&run[..], &[image, "serve", "8080", "answer"]].concat())
+        .ok();
+    let before = s.run(&["diff", "dd"]).ok();
+    let debug = |words: &[&str]| s.run(&[&["debug", "dd"], words].concat());
+    let sh = |script: &str| debug(&["sh", "-c", script]);
+    // The same processes, network, name.
+    let processes = sh("ps -o pid,args").ok();
+    assert!(
+        processes.lines().any(|l| l.trim().starts_with("1 ")),
+        "{processes}"
+    );
+    wait_until("the container to serve", Duration::from_secs(20), || {
+        sh("echo hello | nc 127.0.0.1 8080").stdout == "answer\n"
+    });
+    assert_eq!(debug(&["hostname"]).ok(), "target\n");
+    assert!(sh("cat /etc/hosts").ok().contains("target"));
+    // Its own root, and the container's below /proc/1/root, whoever the container is.
+    assert!(debug(&["ls", "/proc/1/root"]).ok().contains("vol\n"));
+    assert!(debug(&["ls", "/bin"]).ok().contains("busybox\n"));
+    sh("echo from the tools > /proc/1/root/vol/note").ok();
+    let read = [
+        "run",
+        "--rm",
+        "-v",
+        "vol:/vol",
+        "probe-linux",
+        "cat",
+        "/vol/note",
+    ];
+    assert_eq!(s.run(&read).ok(), "from the tools\n");
+    // What the tools write is theirs, and is gone with them.
+    let out = sh("echo mine > /tmp/mine; ls /tmp /proc/1/root/tmp; exit 7");
+    assert_eq!(out.code, 7);
+    assert_eq!(out.stdout.matches("mine\n").count(), 1, "{out:?}");
+    assert!(!sh("ls /tmp").ok().contains("mine"));
+    assert_eq!(s.run(&["diff", "dd"]).ok(), before);
+    let scratch = s
+        .run_root()
+        .join("containers")
+        .join(s.inspect("dd")["Id"].as_str().unwrap())
+        .join("debug");
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+    // Input, environment, user, directory.
+    let args = [
+        "debug", "-i", "-e", "A=b", "-u", "1000:7", "-w", "/etc", "dd",
+    ];
+    let script = ["sh", "-c", "cat; echo $A; id -u; id -g; pwd"];
+    let out = s.run_with_input(&[&args[..], &script].concat(), b"typed\n");
+    assert_eq!(out.ok(), "typed\nb\n1000\n7\n/etc\n");
+    // The image's own command, when none is given: a shell, which finds the end of its input.
+    assert_eq!(s.run(&["debug", "dd"]).ok(), "");
+    assert_eq!(
+        s.run_with_input(&["debug", "-i", "dd"], b"hostname\n").ok(),
+        "target\n"
+    );
+    // Where the container has no process 1 of its own.
+    let run = [
+        "run", "-d", "--name", "hh", "--pid", "host", "-v", "vol:/vol", image,
+    ];
+    s.run(&[&run[..], &["sleep", "600"]].concat()).ok();
+    let script = "ls $AMPHORA_TARGET/vol; echo $AMPHORA_TARGET";
+    let out = s.run(&["debug", "hh", "sh", "-c", script]).ok();
+    let pid = s.inspect("hh")["State"]["Pid"].as_i64().unwrap();
+    assert_eq!(out, format!("note\n/proc/{pid}/root\n"));
+    s.run(&["rm", "-f", "hh"]).ok();
+    assert_eq!(sh("echo $AMPHORA_TARGET").ok(), "/proc/1/root\n");
+    // It belongs to the container: its end is the end of the tools.
+    let mut child = s.command(&["debug", "dd", "sleep", "600"]).spawn().unwrap();
+    wait_until("the tools to run", Duration::from_secs(20), || {
+        s.run(&["top", "dd"]).stdout.contains("sleep 600")
+    });
+    s.run(&["kill", "dd"]).ok();
+    assert_eq!(wait_for(&mut child), 137);
+    s.run(&["rm", "dd"]).ok();
+    s.run(&["volume", "rm", "vol"]).ok();
+}
+
+fn what_cannot_be_debugged_is_told(image: &str) {
+    let s = with_tools();
+    s.run(&["debug", "nobody"])
+        .fails(1, "No such container: nobody");
+    s.run(&["create", "--name", "still", image]).ok();
+    s.run(&["debug", "still", "true"])
+        .fails(1, "is not running");
+    s.run(&["run", "-d", "--name", "up", image, "sleep", "600"])
+        .ok();
+    let out = s.run(&["debug", "up", "nosuch"]);
+    assert_eq!(out.code, 127, "{out:?}");
+    assert!(
+        out.stdout
+            .contains("\"nosuch\": executable file not found in $PATH"),
+        "{out:?}"
+    );
+    s.run(&["debug", "--image", "probe-wasm", "up", "true"])
+        .fails(1, "probe-wasm is no image of Linux programs");
+    s.run(&["debug", "--image", "127.0.0.1:1/none", "up", "true"])
+        .fails(1, "Unable to find image '127.0.0.1:1/none:latest' locally");
+    if crate::sandbox::has_controller("freezer") {
+        s.run(&["pause", "up"]).ok();
+        s.run(&["debug", "up", "true"])
+            .fails(1, "is paused, unpause the container before debugging it");
+    }
+    s.run(&["rm", "-f", "up", "still"]).ok();
+}
+
+fn a_shell_at_a_terminal(image: &str) {
+    let s = with_tools();
+    s.run(&["run", "-d", "--name", "tt", image, "sleep", "600"])
+        .ok();
+    let mut seat = Seat::new(&s, &["debug", "tt"]);
+    wait_until("raw mode", Duration::from_secs(20), || seat.is_raw());
+    seat.type_in("test -t 0 && echo seat''ed; ls -d /proc/1/root/dev\r");
+    seat.hear("seated\r\n");
+    seat.hear("/proc/1/root/dev\r\n");
+    seat.type_in("exit 3\r");
+    assert_eq!(seat.end(), 3);
+    // An image that is removed meanwhile stays for those who use it.
+    let mut seat = Seat::new(&s, &["debug", "tt"]);
+    wait_until("raw mode", Duration::from_secs(20), || seat.is_raw());
+    s.run(&["tag", "busybox", "again"]).ok();
+    s.run(&["save", "-o", path(&s.dir.join("tools.tar")), "busybox"])
+        .ok();
+    s.run(&["rmi", "-f", "busybox", "again"]).ok();
+    seat.type_in("sta''t -c %a /bin/busybox\r");
+    seat.hear("755\r\n");
+    seat.type_in("exit\r");
+    assert_eq!(seat.end(), 0);
+    s.run(&["load", "-q", "-i", path(&s.dir.join("tools.tar"))])
+        .ok();
+    std::fs::remove_file(s.dir.join("tools.tar")).unwrap();
+    // Killed, the command line leaves the tools to the container's end.
+    let mut child = s.command(&["debug", "tt", "sleep", "600"]).spawn().unwrap();
+    wait_until("the tools to run", Duration::from_secs(20), || {
+        s.run(&["top", "tt"]).stdout.contains("sleep 600")
+    });
+    child.kill().unwrap();
+    wait_for(&mut child);
+    s.run(&["rm", "-f", "tt"]).ok();
+}
