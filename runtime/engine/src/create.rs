@@ -118,6 +118,11 @@ impl Engine {
         self.volumes_from(&mut host)?;
         image_volumes(&mut host, defaults.volumes.keys())?;
         validate_host(&host)?;
+        let health =
+            crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
+        if host.init.is_none() && options.default_init {
+            host.init = Some(true);
+        }
         let hostname = options.hostname.unwrap_or_else(|| match host.network {
             // Docker's rule: what shares the host's network has the host's name.
             _ if host.uts_mode == "host" => host_name(),
@@ -157,6 +162,8 @@ impl Engine {
                 .or_else(|| defaults.stop_signal.clone())
                 .unwrap_or_else(|| "SIGTERM".to_owned()),
             stop_timeout: options.stop_timeout.unwrap_or(STOP_TIMEOUT),
+            health,
+            shell: defaults.shell.clone(),
             host,
         })
     }

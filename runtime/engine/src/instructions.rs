@@ -222,7 +222,7 @@ fn list(text: &str) -> Option<Vec<String>> {
 }
 
 /// Splits at white space outside of quotes, and takes the quotes off.
-fn words(text: &str) -> Vec<String> {
+pub(crate) fn words(text: &str) -> Vec<String> {
     let (mut out, mut word, mut begun) = (Vec::new(), String::new(), false);
     let mut quote = None;
     let mut chars = text.chars();

@@ -226,7 +226,7 @@ impl Engine {
         lock: &Lock,
         attach: Attach,
     ) -> Result<Started> {
-        if config.host.restart.is_some() {
+        if config.host.comes_back() {
             self.note_wanted(&config.id, true)?;
         }
         self.launch_locked(config, lock, attach, None)
@@ -272,6 +272,7 @@ impl Engine {
             cgroup,
             module: self.open_module(config)?,
             seccomp: seccomp_of(config),
+            init: config.host.init.unwrap_or(false),
         };
         let workload = self.workload(config.executor)?;
         workload.validate(&bundle).map_err(EngineError::plain)?;
@@ -347,6 +348,7 @@ impl Engine {
             ahead: ahead(config),
             stop_signal: amphora_spec::signal::parse(&config.stop_signal).unwrap_or(15),
             cgroup: Some(cgroup),
+            health: self.health_config(config),
             events: amphora_supervisor::EventLog::default(),
             netns: None,
         })
@@ -568,7 +570,7 @@ impl Engine {
         }]
     }
 
-    fn entry_argv(&self, entry: &str, id: &ContainerId) -> Vec<String> {
+    pub(crate) fn entry_argv(&self, entry: &str, id: &ContainerId) -> Vec<String> {
         vec![
             "amphora".to_owned(),
             entry.to_owned(),

@@ -6,6 +6,7 @@
 pub mod choose;
 pub mod digest;
 pub mod error;
+pub mod health;
 pub mod id;
 pub mod image;
 pub mod media;
