@@ -120,15 +120,8 @@ impl Engine {
         validate_host(&host)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
-        if host.init.is_none() && options.default_init {
-            host.init = Some(true);
-        }
-        let hostname = options.hostname.unwrap_or_else(|| match host.network {
-            // Docker's rule: what shares the host's network has the host's name.
-            _ if host.uts_mode == "host" => host_name(),
-            NetworkMode::Host => host_name(),
-            _ => id.short(),
-        });
+        host.init = host.init.or(options.default_init.then_some(true));
+        let hostname = options.hostname.unwrap_or_else(|| default_name(&host, &id));
         let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {
             version: CONFIG_VERSION,
@@ -276,6 +269,15 @@ impl Engine {
         Err(EngineError::State(
             "failed to find a free container name".to_owned(),
         ))
+    }
+}
+
+/// Docker's rule: what shares the host's network has the host's name.
+fn default_name(host: &HostConfig, id: &ContainerId) -> String {
+    match host.network {
+        _ if host.uts_mode == "host" => host_name(),
+        NetworkMode::Host => host_name(),
+        _ => id.short(),
     }
 }
 

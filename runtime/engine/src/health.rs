@@ -87,30 +87,6 @@ fn words(config: &ContainerConfig, test: HealthTest<'_>) -> Vec<String> {
     }
 }
 
-/// A duration as Go prints it.
-fn go_duration(nanos: u64) -> String {
-    let fraction = |value: u64, unit: u64| {
-        let digits = unit.to_string().len().saturating_sub(1);
-        let text = format!("{}.{:0digits$}", value / unit, value % unit);
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
-    };
-    match nanos {
-        0 => "0s".to_owned(),
-        1..1_000 => format!("{nanos}ns"),
-        1_000..1_000_000 => format!("{}µs", fraction(nanos, 1_000)),
-        1_000_000..1_000_000_000 => format!("{}ms", fraction(nanos, 1_000_000)),
-        _ => {
-            let minutes = nanos / 60_000_000_000;
-            let seconds = fraction(nanos % 60_000_000_000, 1_000_000_000);
-            match (minutes / 60, minutes % 60) {
-                (0, 0) => format!("{seconds}s"),
-                (0, minutes) => format!("{minutes}m{seconds}s"),
-                (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
-            }
-        }
-    }
-}
-
 /// What a check has written so far, up to a bound.
 #[derive(Debug, Default)]
 struct Output {
@@ -198,7 +174,10 @@ fn readable(client: &Client, limit: Option<Duration>) -> bool {
 
 fn exceeded(timeout: Duration, output: &Output) -> String {
     let nanos = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
-    let text = format!("Health check exceeded timeout ({})", go_duration(nanos));
+    let text = format!(
+        "Health check exceeded timeout ({})",
+        amphora_spec::duration::text(nanos)
+    );
     match output.text() {
         out if out.is_empty() => text,
         out => format!("{text}: {out}"),
@@ -363,23 +342,6 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_are_go_s() {
-        for (nanos, text) in [
-            (0, "0s"),
-            (7, "7ns"),
-            (1_500, "1.5µs"),
-            (200_000_000, "200ms"),
-            (1_000_000_000, "1s"),
-            (1_050_000_000, "1.05s"),
-            (30_000_000_000, "30s"),
-            (90_000_000_000, "1m30s"),
-            (3_600_000_000_000, "1h0m0s"),
-        ] {
-            assert_eq!(go_duration(nanos), text);
-        }
-    }
 
     #[test]
     fn output_is_cut_and_says_so() {

@@ -260,8 +260,8 @@ impl Engine {
         let mut claim = self.claim_network(config, &mut undo)?;
         mounts.extend(self.etc_files(config, claim.as_ref().map(|c| &c.endpoint))?);
         mounts.extend(self.joined_shm(config)?);
-        let handle = cgroup.handle();
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
+        let mut supervise = self.supervise_config(config, release, cgroup.handle())?;
         let bundle = Bundle {
             id: config.id.hex(),
             spec,
@@ -278,7 +278,6 @@ impl Engine {
         workload.validate(&bundle).map_err(EngineError::plain)?;
         let mut warnings = workload.notes(&bundle);
         let plan = workload.prepare(&bundle).map_err(EngineError::plain)?;
-        let mut supervise = self.supervise_config(config, release, handle)?;
         supervise.listeners = listeners
             .iter()
             .map(|l| Listener { target: l.target })

@@ -5,6 +5,7 @@
 
 pub mod choose;
 pub mod digest;
+pub mod duration;
 pub mod error;
 pub mod health;
 pub mod id;

@@ -65,6 +65,9 @@ fn start(argv: &[CString]) -> io::Result<libc::pid_t> {
             size_of::<u64>(),
         )
     };
+    // Where it is not the first of its namespace, orphans come to it all the same.
+    // SAFETY: plain integers.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
     // SAFETY: this process has one thread, so the child may do whatever its parent may.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
@@ -78,8 +81,9 @@ fn become_program(argv: &[CString]) -> ! {
     unsafe { libc::setpgid(0, 0) };
     // Signals are blocked still: a process in the background may do this only then. Without a
     // terminal it is refused, which is as well.
+    let own = libc::pid_t::try_from(std::process::id()).unwrap_or(0);
     // SAFETY: plain integers.
-    unsafe { libc::tcsetpgrp(0, libc::getpgrp()) };
+    unsafe { libc::tcsetpgrp(0, own) };
     raw::default_signals();
     let error = execute(argv);
     let name = argv.first().map(|n| n.to_string_lossy().into_owned());

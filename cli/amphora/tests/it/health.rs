@@ -20,6 +20,7 @@ macro_rules! both {
 
 both!(
     the_verdict_follows_the_checks,
+    the_verdict_outlives_the_run,
     a_check_that_hangs_is_killed,
     an_image_says_what_is_checked,
     paused_containers_are_not_checked,
@@ -171,7 +172,20 @@ fn the_verdict_follows_the_checks(kind: &str) {
     let made = format!("exec_create: {shell}/probe cat /tmp/ok");
     assert!(events(&s, "exec_create").contains(&made));
     assert!(!events(&s, "exec_die").is_empty());
-    // It stays as it was when it is stopped, and begins anew with the next run.
+    s.run(&["rm", "-f", "box"]).ok();
+}
+
+/// It stays as it was when the container is stopped, and begins anew with the next run.
+fn the_verdict_outlives_the_run(kind: &str) {
+    let s = world(kind, &Value::Null);
+    let flags = [
+        "--health-cmd",
+        "/probe exit 1",
+        "--health-interval",
+        "500ms",
+    ];
+    start(&s, &[&flags[..], &["--health-retries", "1"]].concat());
+    becomes(&s, "unhealthy");
     s.run(&["stop", "-t", "0", "box"]).ok();
     assert_eq!(health(&s)["Status"], "unhealthy");
     s.settle();
@@ -322,24 +336,53 @@ fn checks_survive_their_supervisor(kind: &str) {
         .ok();
     wait_until("a check", SLOW, || processes(&s) == 2);
     let before = s.inspect("box")["State"]["Pid"].clone();
-    let root = s.run_root();
-    kill(supervisor_pid(&s, "box"));
+    let supervisor = supervisor_pid(&s, "box");
+    // What makes a check takes it along, and the next one follows.
+    let first = inside(&before);
+    kill(program_of(supervisor));
+    wait_until("another check", SLOW, || {
+        let now = inside(&before);
+        now.len() == 2 && now != first
+    });
+    kill(supervisor);
     // The check goes with it, before anybody looks.
-    wait_until("the check to go", SLOW, || in_cgroup(&before) == 1);
+    wait_until("the check to go", SLOW, || inside(&before).len() == 1);
     assert_eq!(health(&s)["Status"], "healthy");
     assert_eq!(s.inspect("box")["State"]["Pid"], before);
     wait_until("the next check", SLOW, || processes(&s) == 2);
-    assert!(root.join("containers").exists());
     s.run(&["rm", "-f", "box"]).ok();
 }
 
+fn pids() -> Vec<String> {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut all: Vec<String> = all
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
+        .collect();
+    all.sort();
+    all
+}
+
 /// Processes in the pid namespace of a process.
-fn in_cgroup(init: &Value) -> usize {
+fn inside(init: &Value) -> Vec<String> {
     let space = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid_for_children")).ok();
     let own = space(&init.to_string());
-    let all = std::fs::read_dir("/proc").unwrap().flatten();
-    all.filter(|e| own.is_some() && space(&e.file_name().to_string_lossy()) == own)
-        .count()
+    assert!(own.is_some());
+    pids().into_iter().filter(|pid| space(pid) == own).collect()
+}
+
+/// The process that makes a check for a supervisor.
+fn program_of(supervisor: i32) -> i32 {
+    let text = |pid: &str, name: &str| {
+        let bytes = std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let parent = format!("PPid:\t{supervisor}\n");
+    let found = pids().into_iter().find(|pid| {
+        text(pid, "cmdline").starts_with("amphora\0probe\0")
+            && text(pid, "status").contains(&parent)
+    });
+    found.expect("a check is made").parse().unwrap()
 }
 
 fn unhealthy_containers_are_killed_stopped_and_restarted(kind: &str) {
