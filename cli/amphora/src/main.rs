@@ -27,6 +27,13 @@ fn main() -> ExitCode {
         Some(amphora_wasm::RUNNER_ENTRY) => amphora_wasm::runner_main(),
         Some(amphora_wasm::COMPILE_ENTRY) => amphora_wasm::compile_main(),
         Some(amphora_supervisor::COMPRESS_ENTRY) => amphora_supervisor::compress_main(),
+        Some(amphora_sys::init::INIT_ENTRY) if args.get(2).is_some_and(|a| a == "--") => {
+            amphora_sys::init::init_main(args.into_iter().skip(2).collect())
+        }
+        Some("probe") if args.len() == 5 => {
+            amphora_sys::arena::enable();
+            commands::probe(&args)
+        }
         Some("prepare") if args.len() == 5 => {
             amphora_sys::arena::enable();
             commands::prepare(&args)

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+pub(crate) use amphora_spec::duration::parse as duration;
+
 use crate::errors::{Failure, Outcome};
 
 /// Parses a byte size: a number with an optional unit `b k m g t` (binary), as Docker's `-m`.
@@ -85,35 +87,6 @@ pub(crate) fn moment(text: &str) -> Option<i128> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     let nanos: i128 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
     Some(seconds.parse::<i128>().ok()? * NANOS + nanos)
-}
-
-/// Parses a duration as Go writes it, `1h30m`, `1.5s`, `100ms`, into nanoseconds.
-pub(crate) fn duration(text: &str) -> Option<i64> {
-    let (mut rest, mut total) = (text, 0.0);
-    if text == "0" {
-        return Some(0);
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| c != '.' && !c.is_ascii_digit())?;
-        let (number, tail) = rest.split_at(digits);
-        let letters = tail
-            .find(|c: char| c == '.' || c.is_ascii_digit())
-            .unwrap_or(tail.len());
-        let (unit, next) = tail.split_at(letters);
-        let scale = match unit {
-            "ns" => 1.0,
-            "us" | "µs" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 60e9,
-            "h" => 3600e9,
-            _ => return None,
-        };
-        total += number.parse::<f64>().ok()? * scale;
-        rest = next;
-    }
-    #[expect(clippy::cast_possible_truncation, reason = "checked range")]
-    (!text.is_empty() && total < 9e18).then_some(total as i64)
 }
 
 /// Completes `-e` values: `KEY` alone takes the caller's value and is dropped when there is none.

@@ -378,12 +378,14 @@ fn container_part(document: &Map<String, Value>, config: &ContainerConfig) -> Ma
         ("WorkingDir", json!(config.workdir)),
         ("Labels", json!(config.labels)),
         ("StopSignal", json!(config.stop_signal)),
+        ("Healthcheck", json!(config.health)),
     ]
     .into_iter()
     .filter(|(key, _)| !(artifact && *key == "Entrypoint"))
     .collect();
     for (key, value) in set {
         let empty = match &value {
+            Value::Null => true,
             Value::Array(list) => list.is_empty(),
             Value::Object(map) => map.is_empty(),
             Value::String(text) => text.is_empty() || (key == "StopSignal" && text == "SIGTERM"),

@@ -51,6 +51,10 @@ pub struct CreateOptions {
     pub stop_signal: Option<String>,
     /// Seconds `stop` waits.
     pub stop_timeout: Option<u64>,
+    /// How its health is checked, over the image's.
+    pub health: Option<amphora_spec::health::Healthcheck>,
+    /// What holds when [`HostConfig::init`] says nothing.
+    pub default_init: bool,
     /// Everything about the host's side.
     pub host: HostConfig,
 }
@@ -117,6 +121,10 @@ pub struct HostConfig {
     pub block_io: crate::limits::BlockLimits,
     /// Whether and when it runs again after its end.
     pub restart: amphora_supervisor::RestartPolicy,
+    /// What becomes of it when it is unhealthy.
+    pub health_on_failure: amphora_supervisor::HealthAction,
+    /// Whether its first process is an init of ours; `None`: as the default says.
+    pub init: Option<bool>,
     /// Where output goes.
     pub log: crate::logging::LogSettings,
     /// All capabilities and devices, no filter, nothing hidden or read-only of the kernel.
@@ -151,6 +159,14 @@ pub struct HostConfig {
     pub binds: Vec<String>,
     /// `--mount` values as Docker describes them.
     pub mounts_given: Vec<serde_json::Value>,
+}
+
+impl HostConfig {
+    /// Says whether its supervisor may start it again by itself.
+    pub(crate) fn comes_back(&self) -> bool {
+        self.restart.is_some()
+            || self.health_on_failure == amphora_supervisor::HealthAction::Restart
+    }
 }
 
 /// Name servers, search domains and options; an empty list leaves the host's.
@@ -309,6 +325,12 @@ pub struct ContainerConfig {
     pub stop_signal: String,
     /// Seconds `stop` waits.
     pub stop_timeout: u64,
+    /// How its health is checked.
+    #[serde(default)]
+    pub health: Option<amphora_spec::health::Healthcheck>,
+    /// What commands in shell form are handed to; empty: `/bin/sh -c`.
+    #[serde(default)]
+    pub shell: Vec<String>,
     /// The host's side.
     pub host: HostConfig,
 }

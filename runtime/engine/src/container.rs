@@ -58,6 +58,8 @@ pub struct ContainerView {
     pub state: Option<State>,
     /// Exit record, once it ended.
     pub exit: Option<ExitRecord>,
+    /// Health, of this run or of the last one.
+    pub health: Option<amphora_supervisor::HealthRecord>,
     /// Network endpoint, while it runs on a bridge.
     pub endpoint: Option<amphora_network::Endpoint>,
     /// Published ports, while it runs on a bridge.
@@ -218,6 +220,7 @@ impl Engine {
         };
         let paused = running && crate::pause::is_paused(&run, id);
         Ok(ContainerView {
+            health: self.health_record(&config),
             config,
             status,
             paused,

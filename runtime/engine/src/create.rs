@@ -120,12 +120,10 @@ impl Engine {
         self.volumes_from(&mut host)?;
         image_volumes(&mut host, defaults.volumes.keys())?;
         validate_host(&host)?;
-        let hostname = options.hostname.unwrap_or_else(|| match host.network {
-            // Docker's rule: what shares the host's network has the host's name.
-            _ if host.uts_mode == "host" => host_name(),
-            NetworkMode::Host => host_name(),
-            _ => id.short(),
-        });
+        let health =
+            crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
+        host.init = host.init.or(options.default_init.then_some(true));
+        let hostname = options.hostname.unwrap_or_else(|| default_name(&host, &id));
         let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {
             version: CONFIG_VERSION,
@@ -159,6 +157,8 @@ impl Engine {
                 .or_else(|| defaults.stop_signal.clone())
                 .unwrap_or_else(|| "SIGTERM".to_owned()),
             stop_timeout: options.stop_timeout.unwrap_or(STOP_TIMEOUT),
+            health,
+            shell: defaults.shell.clone(),
             host,
         })
     }
@@ -274,6 +274,15 @@ impl Engine {
         Err(EngineError::State(
             "failed to find a free container name".to_owned(),
         ))
+    }
+}
+
+/// Docker's rule: what shares the host's network has the host's name.
+fn default_name(host: &HostConfig, id: &ContainerId) -> String {
+    match host.network {
+        _ if host.uts_mode == "host" => host_name(),
+        NetworkMode::Host => host_name(),
+        _ => id.short(),
     }
 }
 

@@ -1,11 +1,14 @@
 //! Events: what the engine writes into `R/events`. Those of a start travel with the supervisor,
 //! which writes them together with the start, once nobody waits.
 
+use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
 use amphora_network::Claim;
 use amphora_spec::ContainerId;
-use amphora_supervisor::{Event, EventLog, append_events, event_attributes, events_path};
+use amphora_supervisor::{
+    Event, EventLog, append_events, change_attributes, event_attributes, events_path,
+};
 
 use crate::config::{ContainerConfig, MountPoint};
 use crate::start::Attach;
@@ -126,6 +129,14 @@ impl Engine {
         }
     }
 
+    /// Tells the supervisor of a container, if it has one, what the container's events carry now.
+    pub(crate) fn tell_attributes(&self, config: &ContainerConfig) {
+        if let Ok(run) = crate::files::open_dir(&self.run_dir(&config.id)) {
+            // A failure costs a name in an event.
+            let _ = change_attributes(run.as_fd(), &container_attributes(config, &[]));
+        }
+    }
+
     fn defer_start(&self, config: &ContainerConfig, attach: Attach, network_id: Option<&str>) {
         if attach != Attach::None {
             self.defer_container(config, "attach", &[]);
@@ -134,6 +145,14 @@ impl Engine {
             self.defer_network(config, "connect", network);
         }
         self.defer_mounts(config, "mount");
+    }
+
+    /// What Docker tells once a container has ended.
+    pub(crate) fn defer_end(&self, config: &ContainerConfig) {
+        if let Ok(Some(endpoint)) = self.networks.endpoint(&config.id) {
+            self.defer_network(config, "disconnect", &endpoint.network_id);
+        }
+        self.defer_mounts(config, "unmount");
     }
 
     pub(crate) fn defer_network(&self, config: &ContainerConfig, action: &str, network_id: &str) {

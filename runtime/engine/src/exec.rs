@@ -92,8 +92,16 @@ impl Engine {
     /// As [`Engine::exec`].
     pub fn prepare_exec(&self, id: &ContainerId, options: &ExecOptions) -> Result<ExecRequest> {
         self.reconcile_one(id)?;
-        let view = self.view(id)?;
-        let (config, bundle) = self.join_bundle(&view, options)?;
+        self.exec_request(&self.view(id)?, options)
+    }
+
+    /// The same for a container as it was just found.
+    pub(crate) fn exec_request(
+        &self,
+        view: &ContainerView,
+        options: &ExecOptions,
+    ) -> Result<ExecRequest> {
+        let (config, bundle) = self.join_bundle(view, options)?;
         let workload = self.workload(config.executor)?;
         let refused = |e: amphora_executor::ExecutorError| {
             not_started(
@@ -177,6 +185,7 @@ impl Engine {
             cgroup,
             module,
             seccomp: seccomp_of(&view.config),
+            init: false,
         };
         Ok((config, bundle))
     }
@@ -250,7 +259,7 @@ fn not_running(id: &ContainerId) -> EngineError {
     EngineError::State(format!("container {} is not running", id.hex()))
 }
 
-fn not_started(message: &str, kind: ErrorKind) -> EngineError {
+pub(crate) fn not_started(message: &str, kind: ErrorKind) -> EngineError {
     EngineError::Exec(
         format!(
             "OCI runtime exec failed: exec failed: unable to start container process: {message}: unknown"

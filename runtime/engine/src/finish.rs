@@ -84,10 +84,7 @@ impl Engine {
             }
         };
         if let Some(config) = &config {
-            if let Ok(Some(endpoint)) = self.networks.endpoint(id) {
-                self.defer_network(config, "disconnect", &endpoint.network_id);
-            }
-            self.defer_mounts(config, "unmount");
+            self.defer_end(config);
         }
         note(self.networks.release(id).map_err(EngineError::plain));
         let cgroup = remove_cgroup(&id.hex());
@@ -97,6 +94,7 @@ impl Engine {
             Some(config) if config.host.auto_remove => note(self.erase(config, true)),
             Some(_) => {
                 note(settle_exit(&self.container_dir(id)));
+                note(self.keep_health(id));
                 // The kernel's work directory keeps no data between mounts.
                 note(remove_tree(&self.container_dir(id).join(WORK)));
                 note(remove_tree(&self.container_dir(id).join(WORK_IDLE)));

@@ -17,7 +17,7 @@ use crate::files::read_json;
 use crate::{Engine, EngineError, Result};
 
 /// Version of the image records.
-const RECORD_VERSION: u32 = 1;
+const RECORD_VERSION: u32 = 2;
 /// Largest manifest, index or config that is read, in bytes.
 const MAX_DOCUMENT: u64 = 8 << 20;
 /// Deepest nesting of indexes.

@@ -1,6 +1,7 @@
 //! `inspect`: Docker's JSON of containers, images and volumes.
 
 use amphora_spec::select::{Options, select};
+use amphora_supervisor::HealthAction;
 use serde_json::{Value, json};
 
 use crate::config::MountPoint;
@@ -140,7 +141,7 @@ fn state_json(view: &ContainerView) -> Value {
     let running = view.status == Status::Running;
     let restarting = view.status == Status::Restarting;
     let exit = view.exit.as_ref();
-    json!({
+    let mut value = json!({
         "Status": view.state_word(),
         "Running": running || restarting,
         "Paused": view.paused,
@@ -153,7 +154,15 @@ fn state_json(view: &ContainerView) -> Value {
         "StartedAt": view.state.as_ref().map(|s| crate::list::time_text(s.started_at))
             .or_else(|| exit.map(|e| e.started_at.clone())).unwrap_or_else(|| NEVER.to_owned()),
         "FinishedAt": exit.filter(|_| !running).map_or_else(|| NEVER.to_owned(), |e| e.finished_at.clone()),
-    })
+    });
+    if let Some(health) = &view.health {
+        value["Health"] = json!({
+            "Status": health.status,
+            "FailingStreak": health.failing_streak,
+            "Log": health.log,
+        });
+    }
+    value
 }
 
 fn config_json(view: &ContainerView) -> Value {
@@ -163,7 +172,7 @@ fn config_json(view: &ContainerView) -> Value {
         .iter()
         .map(|p| (p.clone(), json!({})))
         .collect();
-    json!({
+    let mut value = json!({
         "Hostname": config.hostname,
         "Domainname": config.domainname,
         "User": config.user,
@@ -183,7 +192,14 @@ fn config_json(view: &ContainerView) -> Value {
         "Labels": config.labels,
         "StopSignal": config.stop_signal,
         "StopTimeout": config.stop_timeout,
-    })
+    });
+    if let Some(check) = &config.health {
+        value["Healthcheck"] = json!(check);
+    }
+    if config.host.health_on_failure != HealthAction::None {
+        value["HealthcheckOnFailureAction"] = json!(config.host.health_on_failure);
+    }
+    value
 }
 
 fn host_json(view: &ContainerView) -> Value {

@@ -50,7 +50,10 @@ pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
         "ReadonlyPaths": readonly,
     });
     match value {
-        Value::Object(map) => map,
+        Value::Object(mut map) => {
+            map.extend(host.init.map(|init| ("Init".to_owned(), json!(init))));
+            map
+        }
         _ => Map::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! `--change`: Dockerfile instructions that alter an image's config. Pure.
 
+use amphora_spec::health::Healthcheck;
 use serde_json::{Map, Value, json};
 
 use crate::{EngineError, Result};
@@ -79,13 +80,59 @@ impl State<'_> {
                 self.set("WorkingDir", json!(path));
             }
             "HEALTHCHECK" => {
-                return Err(EngineError::Unsupported(
-                    "HEALTHCHECK as a change is not supported".to_owned(),
-                ));
+                let check = self.healthcheck(rest)?;
+                self.set("Healthcheck", json!(check));
             }
             _ => return invalid(format!("{word} is not a valid change command")),
         }
         Ok(())
+    }
+
+    fn healthcheck(&self, text: &str) -> Result<Healthcheck> {
+        let mut check = Healthcheck::default();
+        let mut rest = text;
+        while let Some(flag) = rest.strip_prefix("--") {
+            let (flag, after) = flag
+                .split_once(|c: char| c.is_ascii_whitespace())
+                .unwrap_or((flag, ""));
+            rest = after.trim_start();
+            let (name, value) = flag.split_once('=').unwrap_or((flag, ""));
+            let slot = match name {
+                "interval" => &mut check.interval,
+                "timeout" => &mut check.timeout,
+                "start-period" => &mut check.start_period,
+                "start-interval" => &mut check.start_interval,
+                "retries" => &mut check.retries,
+                _ => return invalid(format!("Unknown flag: {name}")),
+            };
+            let parsed = match name {
+                "retries" => value.parse().ok(),
+                _ => amphora_spec::duration::parse(value),
+            };
+            let Some(parsed) = parsed else {
+                return invalid(format!("invalid value for --{name}: \"{value}\""));
+            };
+            *slot = parsed;
+        }
+        let (kind, command) = rest
+            .split_once(|c: char| c.is_ascii_whitespace())
+            .unwrap_or((rest, ""));
+        let command = command.trim();
+        check.test = match (kind.to_ascii_uppercase().as_str(), command) {
+            ("", _) => return invalid("HEALTHCHECK requires at least one argument"),
+            ("NONE", "") => vec!["NONE".to_owned()],
+            ("NONE", _) => return invalid("HEALTHCHECK NONE takes no arguments"),
+            ("CMD", "") => return invalid("Missing command after HEALTHCHECK CMD"),
+            ("CMD", line) => match list(line) {
+                Some(words) => std::iter::once("CMD".to_owned()).chain(words).collect(),
+                None => vec!["CMD-SHELL".to_owned(), line.to_owned()],
+            },
+            (kind, _) => {
+                return invalid(format!("Unknown type \"{kind}\" in HEALTHCHECK (try CMD)"));
+            }
+        };
+        check.check().map_err(EngineError::Invalid)?;
+        Ok(check)
     }
 
     fn set(&mut self, key: &str, value: Value) {
@@ -222,7 +269,7 @@ fn list(text: &str) -> Option<Vec<String>> {
 }
 
 /// Splits at white space outside of quotes, and takes the quotes off.
-fn words(text: &str) -> Vec<String> {
+pub(crate) fn words(text: &str) -> Vec<String> {
     let (mut out, mut word, mut begun) = (Vec::new(), String::new(), false);
     let mut quote = None;
     let mut chars = text.chars();
@@ -325,6 +372,39 @@ mod tests {
         assert_eq!(config["Volumes"], json!({ "/a": {}, "/b": {}, "/c": {} }));
         assert_eq!(config["WorkingDir"], "/x/y");
         assert_eq!(config["StopSignal"], "SIGINT");
+    }
+
+    #[test]
+    fn a_healthcheck_is_that_of_a_dockerfile() {
+        let check = |line: &str| applied(&[&format!("HEALTHCHECK {line}")]);
+        let of = |line: &str| check(line).unwrap()["Healthcheck"].clone();
+        assert_eq!(of("NONE"), json!({ "Test": ["NONE"] }));
+        assert_eq!(of("cmd a b"), json!({ "Test": ["CMD-SHELL", "a b"] }));
+        let all = of(
+            "--interval=5s --timeout=1m --start-period=2s --start-interval=10ms --retries=4 CMD [\"a\", \"b c\"]",
+        );
+        let want = json!({
+            "Test": ["CMD", "a", "b c"], "Interval": 5_000_000_000_i64,
+            "Timeout": 60_000_000_000_i64, "StartPeriod": 2_000_000_000,
+            "StartInterval": 10_000_000, "Retries": 4,
+        });
+        assert_eq!(all, want);
+        for (line, text) in [
+            ("CMD", "Missing command after HEALTHCHECK CMD"),
+            ("NONE x", "HEALTHCHECK NONE takes no arguments"),
+            ("RUN x", "Unknown type \"RUN\" in HEALTHCHECK (try CMD)"),
+            (
+                "--interval=1us CMD x",
+                "Interval in Healthcheck cannot be less than 1ms",
+            ),
+            (
+                "--interval=soon CMD x",
+                "invalid value for --interval: \"soon\"",
+            ),
+            ("--colour=1 CMD x", "Unknown flag: colour"),
+        ] {
+            assert_eq!(check(line).unwrap_err().to_string(), text);
+        }
     }
 
     #[test]

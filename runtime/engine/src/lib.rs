@@ -23,6 +23,7 @@ mod events;
 mod exec;
 mod files;
 mod finish;
+mod health;
 mod image;
 mod image_facts;
 mod index;

@@ -25,14 +25,15 @@ impl Engine {
         };
         let state = State::read(open_dir(&run)?.as_fd()).map_err(EngineError::plain)?;
         let started = state.as_ref().is_some_and(|s| s.status == Status::Running);
-        let again = started || state.as_ref().is_some_and(State::restarts_soon);
+        let soon = state.as_ref().is_some_and(State::restarts_soon);
+        let again = started || soon;
         if let (true, Some(state), Ok(config)) = (started, state, self.config(id)) {
             if state.init_alive().map_err(EngineError::plain)? {
                 return self.adopt(id, &lock).map(|()| true);
             }
             self.record_lost(&config, &state)?;
         }
-        let again = again && self.is_to_run(id);
+        let again = again && self.is_to_run(id, soon);
         self.finish(id)?;
         drop(lock);
         if again {

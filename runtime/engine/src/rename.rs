@@ -31,6 +31,7 @@ impl Engine {
         let old = std::mem::replace(&mut config.name, name.to_owned());
         write_json(&self.container_dir(id).join("config.json"), &config)?;
         undo.commit();
+        self.tell_attributes(&config);
         let before = format!("/{old}");
         self.note_container(&config, "rename", &[("oldName", &before)]);
         free_name(&self.name_path(&old), id)

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use amphora_spec::error::chain;
 use amphora_spec::{Classify, ContainerId};
 use amphora_supervisor::{
-    Client, Inherited, RestartKind, RestartPolicy, change_policy, inherited_start, is_wanted,
-    note_wanted,
+    Client, HealthAction, Inherited, RestartKind, RestartPolicy, change_policy, inherited_start,
+    is_wanted, note_wanted,
 };
 
 use crate::boot::WORK;
@@ -112,13 +112,16 @@ impl Engine {
     }
 
     /// Whether a container without a supervisor would be running, had its supervisor lived.
-    pub(crate) fn is_to_run(&self, id: &ContainerId) -> bool {
+    /// `soon`: it was between two runs.
+    pub(crate) fn is_to_run(&self, id: &ContainerId, soon: bool) -> bool {
         let Ok(config) = self.config(id) else {
             return false;
         };
         let exit = self.exit_record(id).ok().flatten();
         let (code, restarts) = exit.map_or((1, 0), |e| (e.code, e.restarts));
-        config.host.restart.wants(code, restarts) && self.wanted(id) != Some(false)
+        let unhealthy = soon && config.host.health_on_failure == HealthAction::Restart;
+        let wants = unhealthy || config.host.restart.wants(code, restarts);
+        wants && self.wanted(id) != Some(false)
     }
 
     pub(crate) fn wanted(&self, id: &ContainerId) -> Option<bool> {
@@ -142,7 +145,7 @@ impl Engine {
     /// no restarting one.
     pub(crate) fn stopped_by_hand(&self, id: &ContainerId) -> Result<ContainerView> {
         let mut view = self.view(id)?;
-        if view.config.host.restart.is_some() && view.status.is_active() {
+        if view.config.host.comes_back() && view.status.is_active() {
             self.note_wanted(id, false)?;
         }
         let deadline = Instant::now() + LEAVE_TIMEOUT;
@@ -171,6 +174,8 @@ impl Engine {
         let prepared = || {
             let config = self.config(id)?;
             // What the last run left: `finish` has not been here.
+            self.defer_end(&config);
+            self.flush_events();
             self.networks.release(id).map_err(EngineError::plain)?;
             remove_cgroup(&id.hex())?;
             remove_tree(&self.container_dir(id).join(WORK))?;

@@ -238,7 +238,7 @@ impl Engine {
         lock: &Lock,
         attach: Attach,
     ) -> Result<Started> {
-        if config.host.restart.is_some() {
+        if config.host.comes_back() {
             self.note_wanted(&config.id, true)?;
         }
         self.launch_locked(config, lock, attach, None)
@@ -272,8 +272,8 @@ impl Engine {
         let mut claim = self.claim_network(config, &mut undo)?;
         mounts.extend(self.etc_files(config, claim.as_ref().map(|c| &c.endpoint))?);
         mounts.extend(self.joined_shm(config)?);
-        let handle = cgroup.handle();
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
+        let mut supervise = self.supervise_config(config, release, cgroup.handle())?;
         let bundle = Bundle {
             id: config.id.hex(),
             spec,
@@ -284,12 +284,12 @@ impl Engine {
             cgroup,
             module: self.open_module(config)?,
             seccomp: seccomp_of(config),
+            init: config.host.init.unwrap_or(false),
         };
         let workload = self.workload(config.executor)?;
         workload.validate(&bundle).map_err(EngineError::plain)?;
         let mut warnings = workload.notes(&bundle);
         let plan = workload.prepare(&bundle).map_err(EngineError::plain)?;
-        let mut supervise = self.supervise_config(config, release, handle)?;
         supervise.listeners = listeners
             .iter()
             .map(|l| Listener { target: l.target })
@@ -359,6 +359,7 @@ impl Engine {
             ahead: ahead(config),
             stop_signal: amphora_spec::signal::parse(&config.stop_signal).unwrap_or(15),
             cgroup: Some(cgroup),
+            health: self.health_config(config),
             events: amphora_supervisor::EventLog::default(),
             netns: None,
         })
@@ -585,7 +586,7 @@ impl Engine {
         }]
     }
 
-    fn entry_argv(&self, entry: &str, id: &ContainerId) -> Vec<String> {
+    pub(crate) fn entry_argv(&self, entry: &str, id: &ContainerId) -> Vec<String> {
         vec![
             "amphora".to_owned(),
             entry.to_owned(),

@@ -41,6 +41,8 @@ pub struct Bundle {
     pub module: Option<Module>,
     /// The seccomp filter.
     pub seccomp: SeccompChoice,
+    /// Whether the container's first process is an init that starts the program.
+    pub init: bool,
 }
 
 /// One detached mount and where it goes.

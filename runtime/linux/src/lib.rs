@@ -7,6 +7,21 @@ use amphora_executor::{
     validate,
 };
 use amphora_sys::LaunchPlan;
+use amphora_sys::init::INIT_ENTRY;
+
+/// Our own init, which starts the program of the spec; not to be found, let alone written, inside.
+fn behind_init(bundle: &Bundle) -> Result<Program, ExecutorError> {
+    let process = &bundle.spec.process;
+    let program = amphora_sys::process::self_exe_readonly()
+        .map_err(ExecutorError::kernel("open the init"))?;
+    let words = ["amphora", INIT_ENTRY, "--"].map(str::to_owned);
+    Ok(Program::Fd {
+        program,
+        args: words.into_iter().chain(process.args.clone()).collect(),
+        env: process.env.clone(),
+        fds: Vec::new(),
+    })
+}
 
 /// Runs Linux programs.
 #[derive(Debug, Clone, Copy, Default)]
@@ -32,7 +47,11 @@ impl Workload for LinuxWorkload {
             bundle,
             BaseOptions {
                 seccomp: filter(bundle)?,
-                program: Program::Entrypoint,
+                program: if bundle.init && bundle.join.is_none() {
+                    behind_init(bundle)?
+                } else {
+                    Program::Entrypoint
+                },
             },
         )
     }

@@ -5,7 +5,9 @@
 
 pub mod choose;
 pub mod digest;
+pub mod duration;
 pub mod error;
+pub mod health;
 pub mod id;
 pub mod image;
 pub mod media;

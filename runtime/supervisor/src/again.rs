@@ -58,6 +58,16 @@ pub(crate) struct Pause<'a> {
     pub(crate) lock: BorrowedFd<'a>,
     pub(crate) control: BorrowedFd<'a>,
     pub(crate) state: State,
+    pub(crate) cause: Cause,
+}
+
+/// Why a container may run again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// It has ended with this code; its policy decides.
+    Ended(i32),
+    /// It was unhealthy, and is to be started again whatever its policy.
+    Unhealthy,
 }
 
 /// Notes whether a container is wanted, for its supervisor and for the next boot.
@@ -101,18 +111,31 @@ fn policy(config: &Config, run_dir: BorrowedFd<'_>) -> RestartPolicy {
         .unwrap_or(config.restart)
 }
 
+/// Keeps the container's policy, if it has one, from starting it again.
+pub(crate) fn give_up(
+    config: &Config,
+    run_dir: BorrowedFd<'_>,
+    data_dir: BorrowedFd<'_>,
+) -> Result<(), SupervisorError> {
+    if policy(config, run_dir).is_some() {
+        note_wanted(data_dir, false)?;
+    }
+    Ok(())
+}
+
 /// Decides whether the container runs again, and notes the pause in the state.
 pub(crate) fn wanted(
     config: &Config,
     run_dir: BorrowedFd<'_>,
     data_dir: BorrowedFd<'_>,
-    code: i32,
+    cause: Cause,
     state: &mut State,
 ) -> bool {
-    if config.prepare.is_empty()
-        || !policy(config, run_dir).wants(code, state.restarts)
-        || is_wanted(data_dir).ok().flatten() == Some(false)
-    {
+    let wants = match cause {
+        Cause::Ended(code) => policy(config, run_dir).wants(code, state.restarts),
+        Cause::Unhealthy => true,
+    };
+    if config.prepare.is_empty() || !wants || is_wanted(data_dir).ok().flatten() == Some(false) {
         return false;
     }
     let ran = state.finished_at.saturating_sub(state.started_at);
@@ -173,7 +196,7 @@ pub(crate) fn pause(pause: &Pause<'_>) -> Result<(), SupervisorError> {
 }
 
 fn still_wanted(pause: &Pause<'_>) -> bool {
-    policy(pause.config, pause.run_dir).is_some()
+    (pause.cause == Cause::Unhealthy || policy(pause.config, pause.run_dir).is_some())
         && is_wanted(pause.data_dir).ok().flatten() != Some(false)
 }
 
@@ -202,13 +225,13 @@ fn execute_again(pause: &Pause<'_>) -> Result<(), SupervisorError> {
     Err(SupervisorError::Kernel("start the supervisor anew", error))
 }
 
-fn exe() -> Result<OwnedFd, SupervisorError> {
+pub(crate) fn exe() -> Result<OwnedFd, SupervisorError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     open("/proc/self/exe", flags, Mode::empty())
         .map_err(|e| SupervisorError::file("open", "/proc/self/exe", e))
 }
 
-fn c_strings<S: AsRef<str>>(words: &[S]) -> Result<Vec<CString>, SupervisorError> {
+pub(crate) fn c_strings<S: AsRef<str>>(words: &[S]) -> Result<Vec<CString>, SupervisorError> {
     let malformed = |_| SupervisorError::Malformed {
         what: "arguments",
         why: "a NUL byte".to_owned(),
@@ -329,7 +352,8 @@ impl Again {
         record.write(data_dir).or_else(|_| record.write(run_dir))?;
         (state.started_at, state.finished_at) = (now, now);
         (state.init_pid, state.exit_code) = (0, code);
-        if wanted(&self.config, run_dir, data_dir, code, &mut state) {
+        let cause = Cause::Ended(code);
+        if wanted(&self.config, run_dir, data_dir, cause, &mut state) {
             state.write(run_dir)?;
             let control = control_socket(run_dir)?;
             pause(&Pause {
@@ -339,6 +363,7 @@ impl Again {
                 lock: self.lock.as_fd(),
                 control: control.as_fd(),
                 state,
+                cause,
             })?;
         }
         state.status = Status::Exited;

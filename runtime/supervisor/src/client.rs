@@ -12,7 +12,7 @@ use rustix::net::{
 use crate::exit::ExitRecord;
 use crate::files::open_dir;
 use crate::frame::{self, FRAME_MAX, Frame, PAYLOAD_MAX, TYPE_STDIN};
-use crate::start::socket_address;
+use crate::start::{HANDOVER_FD, socket_address};
 use crate::{SupervisorError, clock, lock};
 
 /// How long [`wait`] waits for a container that is being started to get its socket.
@@ -104,6 +104,17 @@ impl Client {
             skipped: 0,
             run_dir,
         }
+    }
+
+    /// Takes the connection that a supervisor gave the program of a check. What it starts over it
+    /// is killed when it goes. For the start of that program's `main`.
+    ///
+    /// # Errors
+    /// When nothing was inherited.
+    pub fn inherited(run_dir: &Path) -> Result<Self, SupervisorError> {
+        let socket = amphora_sys::supervise::take_inherited(HANDOVER_FD)
+            .map_err(|e| SupervisorError::Kernel("take what was inherited", e))?;
+        Ok(Self::from_socket(socket, run_dir.to_owned()))
     }
 
     /// Connects to the supervisor of a run directory, attached to nothing.

@@ -40,6 +40,8 @@ pub(crate) struct Client {
     /// Whether it started the session: then the session waits for it, as for the reader of a pipe.
     /// Anybody else misses what does not fit.
     pub(crate) owner: bool,
+    /// Whether the session it starts is killed when it goes.
+    pub(crate) leash: bool,
     /// Bytes it has missed and not been told of.
     pub(crate) skipped: u64,
     /// Whether it was told the end, after which it hears nothing more.
@@ -98,6 +100,7 @@ impl Clients {
             socket,
             session: MAIN,
             owner: false,
+            leash: false,
             skipped: 0,
             ended: false,
             last: None,

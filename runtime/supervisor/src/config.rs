@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use amphora_spec::release::Release;
 use serde::{Deserialize, Serialize};
 
+use crate::health::HealthConfig;
 use crate::restart::RestartPolicy;
 use crate::waiting::Ahead;
 use crate::{SupervisorError, files};
@@ -15,7 +16,7 @@ use crate::{SupervisorError, files};
 const NAME: &str = "supervise.cfg";
 const LIMIT: usize = 8 << 20;
 const MAGIC: &[u8; 8] = b"amphscfg";
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 /// Everything a supervisor knows of its container, beside the launch plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,8 @@ pub struct Config {
     pub stop_signal: i32,
     /// The container's cgroup, for the count of processes killed for want of memory.
     pub cgroup: Option<amphora_cgroup::Handle>,
+    /// How its health is checked; `None`: not at all.
+    pub health: Option<HealthConfig>,
     /// Where its events go, and what is known of it for them.
     pub events: crate::EventLog,
     /// The network namespace its ports and addresses are in, as device and inode; `None`: it has
@@ -158,6 +161,13 @@ pub struct Listener {
 }
 
 impl Config {
+    /// Renders an event of the container, under the name it has now.
+    pub(crate) fn event(&self, action: &str, more: &[(&str, &str)]) -> String {
+        let changed = self.events.changed_attributes(&self.run_dir);
+        let own = changed.as_deref().unwrap_or(&self.events.attributes);
+        self.events.line(&self.id, own, action, more)
+    }
+
     pub(crate) fn encode(&self) -> Result<Vec<u8>, SupervisorError> {
         let mut out = MAGIC.to_vec();
         out.extend(VERSION.to_le_bytes());

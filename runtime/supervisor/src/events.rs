@@ -7,17 +7,19 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open, stat};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::clock;
+use crate::{SupervisorError, clock, files};
 
 /// Bytes from which on the file is put aside.
 pub const LIMIT: u64 = 1 << 20;
+/// Attributes that were changed after the start, in the run directory.
+const ATTRIBUTES: &str = "attributes";
 
 /// Path of the file under a run root.
 #[must_use]
@@ -29,6 +31,15 @@ pub fn events_path(run_root: &Path) -> PathBuf {
 #[must_use]
 pub fn older_events_path(run_root: &Path) -> PathBuf {
     run_root.join("events.1")
+}
+
+/// Tells the supervisor of a run directory of other attributes, as [`attributes`] renders them.
+///
+/// # Errors
+/// When they cannot be written.
+pub fn change_attributes(run_dir: BorrowedFd<'_>, attributes: &str) -> Result<(), SupervisorError> {
+    files::replace(run_dir, ATTRIBUTES, attributes.as_bytes())
+        .map_err(|e| SupervisorError::file("write", ATTRIBUTES, e))
 }
 
 /// One event.
@@ -136,10 +147,10 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Renders an event of the container with more attributes.
-    pub(crate) fn line(&self, id: &str, action: &str, more: &[(&str, &str)]) -> String {
+    /// Renders an event of the container, with its own attributes and more.
+    pub(crate) fn line(&self, id: &str, own: &str, action: &str, more: &[(&str, &str)]) -> String {
         let more = attributes(more.iter().copied());
-        let comma = if more.is_empty() || self.attributes.is_empty() {
+        let comma = if more.is_empty() || own.is_empty() {
             ""
         } else {
             ","
@@ -148,10 +159,18 @@ impl EventLog {
             kind: "container",
             action,
             id,
-            attributes: &format!("{more}{comma}{}", self.attributes),
+            attributes: &format!("{more}{comma}{own}"),
             time: clock::now(),
         }
         .line()
+    }
+
+    /// The attributes as they were changed after the start; `None` when they were not.
+    pub(crate) fn changed_attributes(&self, run_dir: &Path) -> Option<String> {
+        if self.path.as_os_str().is_empty() {
+            return None;
+        }
+        std::fs::read_to_string(run_dir.join(ATTRIBUTES)).ok()
     }
 
     /// Writes records; a failure is nobody's concern.

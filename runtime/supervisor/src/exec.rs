@@ -238,10 +238,19 @@ impl Client {
     /// nothing runs.
     pub fn exec(run_dir: &Path, request: &ExecRequest) -> Result<(Self, i32), SupervisorError> {
         let mut client = Self::connect(run_dir)?;
-        send(client.as_fd(), request)?;
-        let n = client.receive()?;
-        match client.message(n) {
-            Some(Frame::Started(pid)) => Ok((client, pid)),
+        let pid = client.exec_here(request)?;
+        Ok((client, pid))
+    }
+
+    /// The same over a connection that is there, and that is the session's from then on.
+    ///
+    /// # Errors
+    /// As [`Client::exec`].
+    pub fn exec_here(&mut self, request: &ExecRequest) -> Result<i32, SupervisorError> {
+        send(self.as_fd(), request)?;
+        let n = self.receive()?;
+        match self.message(n) {
+            Some(Frame::Started(pid)) => Ok(pid),
             Some(Frame::Failed { kind, errno, text }) => Err(SupervisorError::Launch {
                 message: text.to_owned(),
                 errno,

@@ -8,9 +8,7 @@ pub(crate) fn started(config: &Config, exec: &ExecConfig) -> String {
     let command = exec.args.join(" ");
     let line = |action: &str| {
         let action = format!("{action}: {command}");
-        config
-            .events
-            .line(&config.id, &action, &[("execID", &exec.id)])
+        config.event(&action, &[("execID", &exec.id)])
     };
     line("exec_create") + &line("exec_start")
 }
@@ -19,5 +17,5 @@ pub(crate) fn started(config: &Config, exec: &ExecConfig) -> String {
 pub(crate) fn ended(config: &Config, id: &str, code: i32) -> String {
     let code = code.to_string();
     let more = [("execID", id), ("exitCode", code.as_str())];
-    config.events.line(&config.id, "exec_die", &more)
+    config.event("exec_die", &more)
 }

@@ -35,7 +35,9 @@ pub(crate) struct Exec {
     /// While the child works its plan off.
     launching: Option<Launching>,
     /// The process, once it runs.
-    process: Option<OwnedFd>,
+    pub(crate) process: Option<OwnedFd>,
+    /// Whether it is killed when the connection that started it goes.
+    pub(crate) bound: bool,
     /// How it ended; the session stays until its output is delivered.
     pub(crate) exit: Option<Exit>,
     /// Chunks of each stream that may still be read after the end.
@@ -85,6 +87,7 @@ impl Server {
             mut plan,
         } = arrived;
         let index = self.free_session()?;
+        let bound = self.clients.get(client).is_some_and(|c| c.leash);
         raise_file_limit();
         let open_stdin = config.open_stdin;
         let mut console = None;
@@ -113,6 +116,7 @@ impl Server {
                 console,
             }),
             process: None,
+            bound,
             exit: None,
             drain: [DRAIN_CHUNKS; 2],
         };
@@ -193,6 +197,12 @@ impl Server {
             self.drop_client(dead);
         } else if !self.clients.any(|c| c.session == index) {
             self.end_stdin(index);
+            if self
+                .session(index)
+                .is_some_and(|s| s.exec.as_ref().is_some_and(|e| e.bound))
+            {
+                self.kill_bound(index);
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, accept_with};
 
+use crate::again::Cause;
 use crate::clients::Clients;
 use crate::exit::ExitRecord;
 use crate::frame::Frame;
@@ -36,6 +37,7 @@ pub(crate) fn finish(mut server: Server) -> Result<(), SupervisorError> {
         .as_ref()
         .and_then(|init| exit_of(init, pid));
     let finished_at = clock::now();
+    server.rerun = server.health_end();
     server.end_execs();
     server.flush_pending(MAIN);
     for which in 0..STREAMS.len() {
@@ -78,12 +80,17 @@ pub(crate) fn conclude(
     parts.state.status = Status::Exited;
     parts.state.finished_at = finished_at;
     parts.state.exit_code = record.code;
+    let cause = if server.rerun {
+        Cause::Unhealthy
+    } else {
+        Cause::Ended(record.code)
+    };
     let again = !parts.config.auto_remove
         && again::wanted(
             &parts.config,
             parts.run_dir.as_fd(),
             parts.data_dir.as_fd(),
-            record.code,
+            cause,
             &mut parts.state,
         );
     let written = written.and(parts.state.write(parts.run_dir.as_fd()));
@@ -119,13 +126,13 @@ pub(crate) fn conclude(
     note_end(&server, &record);
     drop(released.sockets);
     if again {
-        pause(&mut server)?;
+        pause(&mut server, cause)?;
     }
     become_finish(&server.parts.config.finish, server.parts.lock.as_fd())
 }
 
 /// Waits for the next run, which does not begin here; returns when there is none after all.
-fn pause(server: &mut Server) -> Result<(), SupervisorError> {
+fn pause(server: &mut Server, cause: Cause) -> Result<(), SupervisorError> {
     server.clients = Clients::default();
     let parts = &mut server.parts;
     parts.hold.clear();
@@ -138,6 +145,7 @@ fn pause(server: &mut Server) -> Result<(), SupervisorError> {
         lock: parts.lock.as_fd(),
         control: parts.control.as_fd(),
         state: parts.state,
+        cause,
     })?;
     parts.state.status = Status::Exited;
     parts.state.write(parts.run_dir.as_fd())
@@ -149,7 +157,7 @@ fn note_end(server: &Server, record: &ExitRecord) {
     let (config, log) = (&parts.config, &parts.config.events);
     let mut lines = String::new();
     if record.oom_killed {
-        lines.push_str(&log.line(&config.id, "oom", &[]));
+        lines.push_str(&config.event("oom", &[]));
     }
     let spent = parts
         .state
@@ -160,7 +168,7 @@ fn note_end(server: &Server, record: &ExitRecord) {
         ("execDuration", spent.as_str()),
         ("exitCode", code.as_str()),
     ];
-    lines.push_str(&log.line(&config.id, "die", &more));
+    lines.push_str(&config.event("die", &more));
     log.write(&lines);
 }
 

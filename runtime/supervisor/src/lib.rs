@@ -33,7 +33,9 @@ mod compress;
 mod exec_events;
 mod execs;
 mod finish;
+mod health;
 mod jsonlog;
+mod probes;
 mod release;
 mod remote;
 mod restart;
@@ -53,10 +55,13 @@ pub use config::{Config, Listener, LogConfig, LogDriver, LogRemote, SyslogAddres
 pub use error::SupervisorError;
 pub use events::{
     Event, EventLog, LIMIT as EVENTS_LIMIT, append_events, attributes as event_attributes,
-    events_path, older_events_path,
+    change_attributes, events_path, older_events_path,
 };
 pub use exec::{ExecConfig, ExecRecord, ExecRequest};
 pub use exit::ExitRecord;
+pub use health::{
+    HealthAction, HealthConfig, HealthPhase, HealthRecord, HealthResult, HealthStatus, health_time,
+};
 pub use keys::DetachKeys;
 pub use lock::{inherited_lock, is_alive, lock, open_lock, try_lock};
 pub use pump::{ProxySignals, PumpEnd, PumpStreams, pump};

@@ -15,6 +15,7 @@ use crate::clients::{Client, Clients, Owed};
 use crate::config::Config;
 use crate::frame::{self, Frame, TYPE_EXEC, TYPE_STDIN};
 use crate::jsonlog::Logger;
+use crate::probes::HealthClock;
 use crate::session::{MAIN, PART_BITS, Session, TOKEN_SESSION};
 use crate::splice::Splices;
 use crate::state::State;
@@ -22,6 +23,7 @@ use crate::stdio::Stdio;
 
 const TOKEN_INIT: u64 = 0;
 const TOKEN_CONTROL: u64 = 4;
+pub(crate) const TOKEN_PROBE: u64 = 5;
 pub(crate) const TOKEN_CLIENT: u64 = 1 << 16;
 pub(crate) const TOKEN_LISTENER: u64 = 2 << 16;
 pub(crate) const TOKEN_SPLICE: u64 = 3 << 16;
@@ -74,6 +76,10 @@ pub(crate) struct Server {
     pub(crate) ended_execs: VecDeque<String>,
     pub(crate) epoll: OwnedFd,
     pub(crate) used: bool,
+    /// `None`: nothing is checked.
+    pub(crate) health: Option<Box<HealthClock>>,
+    /// Whether it was ended to run again, whatever its policy.
+    pub(crate) rerun: bool,
 }
 
 impl Server {
@@ -99,6 +105,8 @@ impl Server {
             sessions: vec![Some(main)],
             ended_execs: VecDeque::new(),
             used: true,
+            health: HealthClock::new(&parts),
+            rerun: false,
             epoll,
             parts,
         })
@@ -137,11 +145,13 @@ impl Server {
             data: EventData::new_u64(0),
         }; EVENTS];
         loop {
+            self.health_tick();
             let timeout = match (self.splices.hot(), self.used || self.splices.paused()) {
                 (true, _) => Some(Timespec::default()),
                 (false, true) => Some(IDLE),
                 (false, false) => None,
             };
+            let timeout = self.health_timeout(timeout);
             let n = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
                 Ok(n) => n,
                 Err(Errno::INTR) => continue,
@@ -183,6 +193,7 @@ impl Server {
                 self.session_event(index >> PART_BITS, part);
             }
             _ if token == TOKEN_CONTROL => self.accept(),
+            _ if token == TOKEN_PROBE => self.probe_ended(),
             _ => {}
         }
     }
@@ -338,6 +349,9 @@ impl Server {
             return;
         };
         let (had_stdin, at) = (client.streams & frame::STDIN != 0, client.session);
+        if client.leash {
+            self.kill_bound(at);
+        }
         drop(client);
         let feeds = |c: &Client| c.session == at && c.streams & frame::STDIN != 0;
         let last = had_stdin && !self.clients.any(feeds);

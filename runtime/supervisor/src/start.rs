@@ -20,6 +20,7 @@ use crate::exit::ExitRecord;
 use crate::files::open_dir;
 use crate::frame::Frame;
 use crate::handover::{Handover, Mode as StartMode};
+use crate::health::HealthRecord;
 use crate::server::{Init, Parts, Server};
 use crate::session::MAIN;
 use crate::state::{State, Status, proc_stat};
@@ -152,6 +153,9 @@ fn launch(
     for dir in [&parts.data_dir, &parts.run_dir] {
         ExitRecord::remove(dir.as_fd())?;
     }
+    if parts.config.health.is_some() {
+        HealthRecord::default().write(parts.run_dir.as_fd())?;
+    }
     parts.state.write(parts.run_dir.as_fd())?;
     // The record holds the child's pid while the child still works its plan off: whoever finds
     // this process killed here knows whom to look for.
@@ -217,7 +221,7 @@ pub(crate) fn greet(server: &mut Server, socket: &OwnedFd, attach: u8, pid: i32)
 fn note_start(server: &Server) {
     let config = &server.parts.config;
     let log = &config.events;
-    let start = log.line(&config.id, "start", &[]);
+    let start = config.event("start", &[]);
     log.write(&format!("{}{start}", log.before));
 }
 

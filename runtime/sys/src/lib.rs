@@ -11,6 +11,7 @@ pub mod channel;
 mod child;
 mod child_fs;
 pub mod inherited;
+pub mod init;
 pub mod launch;
 pub mod mount;
 pub mod netlink;

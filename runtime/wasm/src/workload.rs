@@ -157,7 +157,11 @@ impl Workload for WasmWorkload {
     }
 
     fn notes(&self, bundle: &Bundle) -> Vec<String> {
-        notes(&bundle.spec)
+        let mut all = notes(&bundle.spec);
+        if bundle.init {
+            all.push("init is ignored: a Wasm guest starts no processes".to_owned());
+        }
+        all
     }
 
     fn warm(&self, module: &Module) -> Result<(), ExecutorError> {

@@ -59,6 +59,8 @@ const STATES: [&str; 7] = [
     "dead",
 ];
 
+const HEALTH: [&str; 4] = ["none", "starting", "healthy", "unhealthy"];
+
 /// Flags of `ps`.
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
@@ -250,9 +252,10 @@ fn view_word(view: &ContainerView) -> &'static str {
     view.state_word()
 }
 
-/// Docker's word for the health; `none` without a check.
-fn health_word(_c: &Listed) -> &'static str {
-    "none"
+/// Docker's word for the health of one that runs; `none` without a check.
+fn health_word(c: &Listed) -> &'static str {
+    let health = c.view.as_ref().and_then(|v| v.health.as_ref());
+    health.map_or("none", |h| h.status.name())
 }
 
 /// Docker's STATUS column.
@@ -392,6 +395,7 @@ fn join_host(ip: &str, port: &str) -> String {
 
 /// The filters with what they need to be looked up once.
 struct Check<'a> {
+    engine: &'a Engine,
     filters: &'a Filters,
     /// Image ids of `ancestor`.
     images: Vec<String>,
@@ -402,10 +406,15 @@ struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    fn new(engine: &Engine, filters: &'a Filters) -> Outcome<Self> {
+    fn new(engine: &'a Engine, filters: &'a Filters) -> Outcome<Self> {
         for value in filters.values("status") {
             if !STATES.contains(&value) {
                 return Err(invalid(&format!("status={value}")));
+            }
+        }
+        for value in filters.values("health") {
+            if !HEALTH.contains(&value) {
+                return Err(invalid(&format!("health={value}")));
             }
         }
         let mut exited = Vec::new();
@@ -438,6 +447,7 @@ impl<'a> Check<'a> {
             Ok(found)
         };
         Ok(Self {
+            engine,
             filters,
             images,
             exited,
@@ -469,7 +479,7 @@ impl<'a> Check<'a> {
             })
             && f.all("label", |v| has_label(&s.labels, v))
             && f.any("status", |v| state_word(c) == v)
-            && f.any("health", |v| health_word(c) == v)
+            && (!f.has("health") || self.healthy(c))
             && f.any("executor", |v| s.executor == v)
             && self.is_task != Some(true)
             && (!f.has("exited")
@@ -483,6 +493,11 @@ impl<'a> Check<'a> {
             })
             && self.port("publish", c, |p| p.public != 0)
             && self.port("expose", c, |_| true)
+    }
+
+    fn healthy(&self, c: &Listed) -> bool {
+        let word = self.engine.health_word(c);
+        self.filters.any("health", |v| word == v)
     }
 
     /// An image by id, or by a name that the container was made with.

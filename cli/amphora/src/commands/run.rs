@@ -146,6 +146,11 @@ pub(crate) struct CreateArgs {
     /// Write the container ID to the file
     #[arg(long)]
     cidfile: Option<std::path::PathBuf>,
+    /// Run an init inside the container that forwards signals and reaps processes
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    init: Option<bool>,
+    #[command(flatten)]
+    health: super::health_flags::HealthFlags,
     #[command(flatten)]
     limits: super::run_flags::LimitFlags,
     #[command(flatten)]
@@ -401,9 +406,11 @@ fn read_options(args: CreateArgs) -> Outcome<CreateOptions> {
         extra_hosts: args.add_host.clone(),
         restart: restart(&args.restart, args.rm)?,
         log: log(&args.log_driver, &args.log_opt)?,
+        init: args.init,
         ..HostConfig::default()
     };
     limits(&mut host, &args)?;
+    let health = super::health_flags::health(&mut host, &args.health)?;
     super::run_flags::limits(&mut host, &args.limits)?;
     super::run_flags::shares(&mut host, &args.shares)?;
     mounts(&mut host, &args.volume, &args.tmpfs)?;
@@ -428,6 +435,8 @@ fn read_options(args: CreateArgs) -> Outcome<CreateOptions> {
         tty: args.tty,
         stop_signal: args.stop_signal,
         stop_timeout: args.stop_timeout,
+        health,
+        default_init: false,
         host,
     })
 }

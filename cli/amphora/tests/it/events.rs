@@ -168,6 +168,54 @@ fn images_and_formats() {
     s.run(&["rm", "one"]).ok();
 }
 
+/// What a policy does is told as what a user does, and by the name a container has by then.
+#[test]
+fn restarts_and_renames_are_told() {
+    let s = Sandbox::ready();
+    for image in ["probe-linux", "probe-wasm"] {
+        let vol = format!("vol-{image}");
+        let mount = format!("{vol}:/v");
+        s.run(&[
+            "run",
+            "-d",
+            "--name",
+            image,
+            "--restart",
+            "on-failure:2",
+            "-v",
+            &mount,
+            image,
+            "exit",
+            "3",
+        ])
+        .ok();
+        let life = ["create", "start", "die", "start", "die", "start", "die"];
+        become_s(&s, image, &life);
+        s.settle();
+        let volume = format!("volume={vol}");
+        let once = ["volume mount", "volume unmount"];
+        let around = [&["volume create"][..], &once, &once, &once].concat();
+        assert_eq!(told(&s, &["-f", &volume]), around);
+        s.run(&["rm", image]).ok();
+        s.run(&["volume", "rm", &vol]).ok();
+        s.run(&["run", "-d", "--name", "old", image, "sleep", "600"])
+            .ok();
+        s.run(&["rename", "old", "new"]).ok();
+        s.run(&["kill", "new"]).ok();
+        let names = || {
+            let flags = ["events", "--since", "1", "--until", "0s", "-f", "event=die"];
+            let shown = ["--format", "{{.Actor.Attributes.name}}"];
+            s.run(&[&flags[..], &shown].concat()).ok()
+        };
+        wait_until("the end", SOON, || {
+            names().lines().last().is_some_and(|n| n != image)
+        });
+        assert_eq!(names().lines().last(), Some("new"));
+        s.settle();
+        s.run(&["rm", "new"]).ok();
+    }
+}
+
 /// A follower sees what happens after it came, and nothing from before.
 #[test]
 fn a_follower_sees_what_comes() {

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 /// Deepest tree; a descriptor is open per level.
 const DEPTH_MAX: usize = 400;
+
 /// File systems whose files are the kernel's, by the magic numbers of `statfs(2)`: proc, sysfs,
 /// cgroup, cgroup2, devpts, mqueue, securityfs, debugfs, tracefs, bpf.
 const KERNEL_FILES: [u64; 10] = [

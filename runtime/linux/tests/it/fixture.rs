@@ -210,6 +210,7 @@ impl Container {
             cgroup,
             module: None,
             seccomp: self.seccomp,
+            init: false,
         }
     }
 

@@ -80,6 +80,7 @@ fn measure(change: impl Fn(&mut amphora_sys::LaunchPlan)) {
             cgroup: bundle.cgroup.handle().open().unwrap().unwrap(),
             module: None,
             seccomp: bundle.seccomp,
+            init: false,
         };
         let start = Instant::now();
         let mut plan = LinuxWorkload.prepare(&bundle).unwrap();
@@ -126,6 +127,7 @@ fn launch_step_by_step() {
                 cgroup: bundle.cgroup.handle().open().unwrap().unwrap(),
                 module: None,
                 seccomp: bundle.seccomp,
+                init: false,
             };
             let mut plan = LinuxWorkload.prepare(&bundle).unwrap();
             plan.ops.truncate(cut.saturating_sub(1));

@@ -64,6 +64,7 @@ impl TestBox {
             ahead: Ahead::default(),
             stop_signal: 15,
             cgroup: None,
+            health: None,
             events: amphora_supervisor::EventLog::default(),
             netns: None,
         };

@@ -123,6 +123,7 @@ impl Container {
             cgroup,
             module: Some(module(&self.temp, &self.bytes)),
             seccomp: SeccompChoice::Default,
+            init: false,
         }
     }
 
