@@ -21,7 +21,6 @@ use crate::error::{Result, VolumeError, file};
 
 /// Two descriptors are open per level.
 const DEPTH_MAX: usize = 400;
-/// Longest list of attribute names, and longest attribute, that the kernel knows.
 
 /// What a copy has done.
 #[derive(Debug, Default)]

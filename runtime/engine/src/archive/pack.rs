@@ -16,7 +16,6 @@ use rustix::io::Errno;
 
 /// Deepest tree; a descriptor is open per level.
 const DEPTH_MAX: usize = 400;
-/// Longest list of attribute names, and longest attribute, that the kernel knows.
 
 /// File systems whose files are the kernel's, by the magic numbers of `statfs(2)`: proc, sysfs,
 /// cgroup, cgroup2, devpts, mqueue, securityfs, debugfs, tracefs, bpf.
