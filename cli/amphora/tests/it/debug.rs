@@ -91,16 +91,7 @@ fn tools_see_the_container_and_leave_nothing(image: &str) {
         s.run_with_input(&["debug", "-i", "dd"], b"hostname\n").ok(),
         "target\n"
     );
-    // Where the container has no process 1 of its own.
-    let run = [
-        "run", "-d", "--name", "hh", "--pid", "host", "-v", "vol:/vol", image,
-    ];
-    s.run(&[&run[..], &["sleep", "600"]].concat()).ok();
-    let script = "ls $AMPHORA_TARGET/vol; echo $AMPHORA_TARGET";
-    let out = s.run(&["debug", "hh", "sh", "-c", script]).ok();
-    let pid = s.inspect("hh")["State"]["Pid"].as_i64().unwrap();
-    assert_eq!(out, format!("note\n/proc/{pid}/root\n"));
-    s.run(&["rm", "-f", "hh"]).ok();
+    without_a_process_1(&s, image);
     assert_eq!(sh("echo $AMPHORA_TARGET").ok(), "/proc/1/root\n");
     // It belongs to the container: its end is the end of the tools.
     let mut child = s.command(&["debug", "dd", "sleep", "600"]).spawn().unwrap();
@@ -111,6 +102,19 @@ fn tools_see_the_container_and_leave_nothing(image: &str) {
     assert_eq!(wait_for(&mut child), 137);
     s.run(&["rm", "dd"]).ok();
     s.run(&["volume", "rm", "vol"]).ok();
+}
+
+/// A container of the host's processes, with the same volume.
+fn without_a_process_1(s: &Sandbox, image: &str) {
+    let run = [
+        "run", "-d", "--name", "hh", "--pid", "host", "-v", "vol:/vol", image,
+    ];
+    s.run(&[&run[..], &["sleep", "600"]].concat()).ok();
+    let script = "ls $AMPHORA_TARGET/vol; echo $AMPHORA_TARGET";
+    let out = s.run(&["debug", "hh", "sh", "-c", script]).ok();
+    let pid = s.inspect("hh")["State"]["Pid"].as_i64().unwrap();
+    assert_eq!(out, format!("note\n/proc/{pid}/root\n"));
+    s.run(&["rm", "-f", "hh"]).ok();
 }
 
 fn what_cannot_be_debugged_is_told(image: &str) {

@@ -243,7 +243,39 @@ fn saved_images_come_back_bit_for_bit() {
     let piped = command.output().unwrap();
     assert!(piped.status.success() && piped.stdout == bytes);
 
-    let files = unpacked(&one);
+    is_what_docker_writes(&one);
+    s.run(&[
+        "rmi",
+        "-f",
+        "probe-linux:two",
+        "probe-linux",
+        "probe-wasm",
+        "probe-p1",
+    ])
+    .ok();
+    assert_eq!(digests(&s), [""; 0]);
+    s.run(&["load", "-i", path(&one)]).ok();
+    assert_eq!(digests(&s), before);
+    for image in names {
+        assert_eq!(
+            s.run(&["run", "--rm", image, "args", "again"]).ok(),
+            "again\n"
+        );
+    }
+    save(&two);
+    assert_eq!(
+        bytes,
+        std::fs::read(&two).unwrap(),
+        "not the same after a load"
+    );
+    for archive in [one, two] {
+        std::fs::remove_file(archive).unwrap();
+    }
+}
+
+/// Looks into an archive of the three probes, of which one has two names.
+fn is_what_docker_writes(archive: &Path) {
+    let files = unpacked(archive);
     assert_eq!(files["oci-layout"], br#"{"imageLayoutVersion":"1.0.0"}"#);
     for (name, bytes) in &files {
         if let Some(hex) = name.strip_prefix("blobs/sha256/").filter(|h| !h.is_empty()) {
@@ -284,34 +316,6 @@ fn saved_images_come_back_bit_for_bit() {
         .chain([&listed[0]["Config"]])
     {
         assert!(files.contains_key(path.as_str().unwrap()));
-    }
-
-    s.run(&[
-        "rmi",
-        "-f",
-        "probe-linux:two",
-        "probe-linux",
-        "probe-wasm",
-        "probe-p1",
-    ])
-    .ok();
-    assert_eq!(digests(&s), [""; 0]);
-    s.run(&["load", "-i", path(&one)]).ok();
-    assert_eq!(digests(&s), before);
-    for image in names {
-        assert_eq!(
-            s.run(&["run", "--rm", image, "args", "again"]).ok(),
-            "again\n"
-        );
-    }
-    save(&two);
-    assert_eq!(
-        bytes,
-        std::fs::read(&two).unwrap(),
-        "not the same after a load"
-    );
-    for archive in [one, two] {
-        std::fs::remove_file(archive).unwrap();
     }
 }
 
@@ -356,36 +360,34 @@ fn what_is_saved_and_what_is_refused() {
         (None, &Value::Null)
     );
 
+    not_saved(&s, &to, &here[2]);
+}
+
+/// What cannot be saved of `duo:1`, and what is left then; `layer` is one of its blobs.
+fn not_saved(s: &Sandbox, to: &Path, layer: &Blob) {
     let missing = "was found but does not provide the specified platform (linux/s390x)";
-    s.run(&[
-        "save",
-        "-o",
-        path(&to),
-        "--platform",
-        "linux/s390x",
-        "duo:1",
-    ])
-    .fails(1, missing);
-    s.run(&["save", "-o", path(&to), "nosuch"])
+    s.run(&["save", "-o", path(to), "--platform", "linux/s390x", "duo:1"])
+        .fails(1, missing);
+    s.run(&["save", "-o", path(to), "nosuch"])
         .fails(1, "No such image: nosuch:latest");
     s.run(&["save", "-o", "/nowhere/at/all.tar", "duo:1"])
         .fails(
             1,
             "failed to save image: invalid output path: directory \"/nowhere/at\" does not exist",
         );
-    let mut seat = Seat::new(&s, &["save", "duo:1"]);
+    let mut seat = Seat::new(s, &["save", "duo:1"]);
     seat.hear("cowardly refusing to save to a terminal. Use the -o flag or redirect");
     assert_eq!(seat.end(), 1);
     // A damaged blob is found, and no half an archive stays.
-    std::fs::remove_file(&to).unwrap();
-    let hex = digest(&here[2].bytes)
+    std::fs::remove_file(to).unwrap();
+    let hex = digest(&layer.bytes)
         .trim_start_matches("sha256:")
         .to_owned();
     let blob = s.root().join("blobs/sha256").join(hex);
-    let mut bytes = here[2].bytes.clone();
+    let mut bytes = layer.bytes.clone();
     bytes[100] ^= 1;
     std::fs::write(&blob, &bytes).unwrap();
-    s.run(&["save", "-o", path(&to), "duo:1"])
+    s.run(&["save", "-o", path(to), "duo:1"])
         .fails(1, "digest mismatch");
     let left: Vec<_> = std::fs::read_dir(&s.dir)
         .unwrap()

@@ -142,21 +142,7 @@ fn answer(model: &mut Model, name: &'static str, step: Step) -> Answer {
             prints(name)
         }
         (Step::Unpause, _) => return fails("is not paused"),
-        (Step::Rename(to), _) if to == name => {
-            return fails("Renaming a container with the same name as its current name");
-        }
-        (Step::Rename(to), _) if model.contains_key(to) => {
-            return fails("is already in use by container");
-        }
-        (Step::Rename(to), _) => {
-            model.remove(name);
-            model.insert(to, here);
-            return Answer {
-                code: 0,
-                error: "",
-                printed: String::new(),
-            };
-        }
+        (Step::Rename(to), _) => return renamed(model, name, to),
         (Step::Remove, Running) => {
             return fails("container is running: stop the container before removing");
         }
@@ -170,6 +156,22 @@ fn answer(model: &mut Model, name: &'static str, step: Step) -> Answer {
     };
     model.insert(name, here);
     said
+}
+
+fn renamed(model: &mut Model, name: &'static str, to: &'static str) -> Answer {
+    if to == name {
+        return fails("Renaming a container with the same name as its current name");
+    }
+    if model.contains_key(to) {
+        return fails("is already in use by container");
+    }
+    if let Some(here) = model.remove(name) {
+        model.insert(to, here);
+    }
+    Answer {
+        code: 0,
+        ..fails("")
+    }
 }
 
 fn words(image: &str, name: &str, step: Step) -> Vec<String> {

@@ -28,17 +28,17 @@ pub(crate) struct Seat {
 
 impl Seat {
     pub(crate) fn new(s: &Sandbox, args: &[&str]) -> Self {
-        Self::sit(s.command(args))
+        Self::sit(&s.command(args))
     }
 
     /// The same with a variable in the command's environment.
     pub(crate) fn with_env(s: &Sandbox, args: &[&str], key: &str, value: &Path) -> Self {
         let mut command = s.command(args);
         command.env(key, value);
-        Self::sit(command)
+        Self::sit(&command)
     }
 
-    fn sit(own: Command) -> Self {
+    fn sit(own: &Command) -> Self {
         let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&main).expect("a terminal");
         unlockpt(&main).expect("a terminal");
