@@ -220,7 +220,7 @@ impl Engine {
         };
         let paused = running && crate::pause::is_paused(&run, id);
         Ok(ContainerView {
-            health: self.health_record(&config),
+            health: self.health_record(&config, status),
             config,
             status,
             paused,

@@ -192,6 +192,14 @@ fn parent(pid: i32) -> i32 {
     field.and_then(|f| f.parse().ok()).unwrap_or(0)
 }
 
+/// What Docker shows once nobody checks any more: not healthy, whatever it was.
+fn over(record: HealthRecord) -> HealthRecord {
+    HealthRecord {
+        status: HealthStatus::Unhealthy,
+        ..record
+    }
+}
+
 impl Engine {
     /// What a container's supervisor is told of its healthcheck.
     pub(crate) fn health_config(&self, config: &ContainerConfig) -> Option<HealthConfig> {
@@ -209,9 +217,18 @@ impl Engine {
     }
 
     /// Reads what is on record of a container's health: of this run, or of the last one.
-    pub(crate) fn health_record(&self, config: &ContainerConfig) -> Option<HealthRecord> {
+    pub(crate) fn health_record(
+        &self,
+        config: &ContainerConfig,
+        status: Status,
+    ) -> Option<HealthRecord> {
         config.health.as_ref()?.command()?;
-        self.any_health(&config.id)
+        let record = self.any_health(&config.id)?;
+        Some(if status == Status::Running {
+            record
+        } else {
+            over(record)
+        })
     }
 
     fn any_health(&self, id: &ContainerId) -> Option<HealthRecord> {
@@ -230,7 +247,7 @@ impl Engine {
             Some(view) => view.health.clone(),
             None => {
                 let id = listed.summary.id.parse().ok();
-                id.and_then(|id| self.any_health(&id))
+                id.and_then(|id| self.any_health(&id)).map(over)
             }
         };
         record.map_or("none", |r| r.status.name())
