@@ -56,15 +56,8 @@ fn tools_see_the_container_and_leave_nothing(image: &str) {
     assert!(debug(&["ls", "/proc/1/root"]).ok().contains("vol\n"));
     assert!(debug(&["ls", "/bin"]).ok().contains("busybox\n"));
     sh("echo from the tools > /proc/1/root/vol/note").ok();
-    let read = [
-        "run",
-        "--rm",
-        "-v",
-        "vol:/vol",
-        "probe-linux",
-        "cat",
-        "/vol/note",
-    ];
+    let run = ["run", "--rm", "-v", "vol:/vol", "probe-linux"];
+    let read = [&run[..], &["cat", "/vol/note"]].concat();
     assert_eq!(s.run(&read).ok(), "from the tools\n");
     // What the tools write is theirs, and is gone with them.
     let out = sh("echo mine > /tmp/mine; ls /tmp /proc/1/root/tmp; exit 7");
@@ -93,15 +86,19 @@ fn tools_see_the_container_and_leave_nothing(image: &str) {
     );
     without_a_process_1(&s, image);
     assert_eq!(sh("echo $AMPHORA_TARGET").ok(), "/proc/1/root\n");
-    // It belongs to the container: its end is the end of the tools.
+    tools_end_with_it(&s);
+    s.run(&["rm", "dd"]).ok();
+    s.run(&["volume", "rm", "vol"]).ok();
+}
+
+/// The tools belong to the container `dd`: its end is theirs.
+fn tools_end_with_it(s: &Sandbox) {
     let mut child = s.command(&["debug", "dd", "sleep", "600"]).spawn().unwrap();
     wait_until("the tools to run", Duration::from_secs(20), || {
         s.run(&["top", "dd"]).stdout.contains("sleep 600")
     });
     s.run(&["kill", "dd"]).ok();
     assert_eq!(wait_for(&mut child), 137);
-    s.run(&["rm", "dd"]).ok();
-    s.run(&["volume", "rm", "vol"]).ok();
 }
 
 /// A container of the host's processes, with the same volume.

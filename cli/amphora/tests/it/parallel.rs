@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::sandbox::{Output, Sandbox, finish, path, wait_for, wait_until};
+use crate::sandbox::{Output, Sandbox, finish_within, path, wait_for, wait_until};
 
 /// Makes `linux` and `wasm` tests of one function.
 macro_rules! both {
@@ -24,6 +24,9 @@ both!(
 
 /// Commands at once.
 const CROWD: usize = 64;
+/// Longest any of them may take: on a busy machine each waits for the kernel, which makes and
+/// removes network namespaces and mounts one after the other.
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Names and ports they fight for.
 const PRIZES: usize = 8;
 
@@ -35,7 +38,7 @@ fn at_once(s: &Sandbox, commands: &[Vec<String>]) -> Vec<Output> {
             .map(|words| {
                 let words: Vec<&str> = words.iter().map(String::as_str).collect();
                 let command = s.command(&words);
-                scope.spawn(move || finish(command))
+                scope.spawn(move || finish_within(command, PATIENCE))
             })
             .collect();
         running.into_iter().map(|r| r.join().unwrap()).collect()

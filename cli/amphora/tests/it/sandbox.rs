@@ -252,7 +252,12 @@ impl Drop for Sandbox {
 }
 
 /// Runs a command to its end.
-pub(crate) fn finish(mut command: Command) -> Output {
+pub(crate) fn finish(command: Command) -> Output {
+    finish_within(command, DEADLINE)
+}
+
+/// The same with a deadline of its own.
+pub(crate) fn finish_within(mut command: Command, limit: Duration) -> Output {
     let mut child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -264,7 +269,7 @@ pub(crate) fn finish(mut command: Command) -> Output {
     );
     let out = std::thread::spawn(move || drain(out));
     let err = std::thread::spawn(move || drain(err));
-    let code = wait_for(&mut child);
+    let code = wait_within(&mut child, limit);
     Output {
         code,
         stdout: out.join().expect("stdout"),
@@ -280,8 +285,12 @@ fn drain(mut pipe: impl std::io::Read) -> String {
 
 /// Waits for a child with a deadline and returns its code (128 + signal).
 pub(crate) fn wait_for(child: &mut Child) -> i32 {
+    wait_within(child, DEADLINE)
+}
+
+fn wait_within(child: &mut Child, limit: Duration) -> i32 {
     use std::os::unix::process::ExitStatusExt;
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait().expect("wait") {
             return status
@@ -290,7 +299,7 @@ pub(crate) fn wait_for(child: &mut Child) -> i32 {
         }
         if Instant::now() > deadline {
             let _ = child.kill();
-            panic!("a command took longer than {DEADLINE:?}");
+            panic!("a command took longer than {limit:?}");
         }
         std::thread::sleep(Duration::from_millis(1));
     }
