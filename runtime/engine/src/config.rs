@@ -53,8 +53,6 @@ pub struct CreateOptions {
     pub stop_timeout: Option<u64>,
     /// How its health is checked, over the image's.
     pub health: Option<amphora_spec::health::Healthcheck>,
-    /// What holds when [`HostConfig::init`] says nothing.
-    pub default_init: bool,
     /// Everything about the host's side.
     pub host: HostConfig,
 }

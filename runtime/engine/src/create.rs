@@ -122,7 +122,6 @@ impl Engine {
         validate_host(&host)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
-        host.init = host.init.or(options.default_init.then_some(true));
         let hostname = options.hostname.unwrap_or_else(|| default_name(&host, &id));
         let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {

@@ -164,6 +164,7 @@ impl Engine {
             cgroup: Cgroup::open(CGROUP_PARENT, &id.hex()).map_err(EngineError::plain)?,
             module: None,
             seccomp: seccomp_of(config),
+            init: false,
         };
         Ok((bundle, scratch))
     }

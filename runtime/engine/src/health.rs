@@ -193,11 +193,9 @@ fn parent(pid: i32) -> i32 {
 }
 
 /// What Docker shows once nobody checks any more: not healthy, whatever it was.
-fn over(record: HealthRecord) -> HealthRecord {
-    HealthRecord {
-        status: HealthStatus::Unhealthy,
-        ..record
-    }
+fn over(mut record: HealthRecord) -> HealthRecord {
+    record.status = HealthStatus::Unhealthy;
+    record
 }
 
 impl Engine {

@@ -9,7 +9,7 @@ use amphora_spec::ContainerId;
 use amphora_supervisor::{AdoptRequest, ExitRecord, State, Status, adopt};
 
 use crate::config::ContainerConfig;
-use crate::files::{Lock, free_name, open_dir};
+use crate::files::{Lock, free_name, open_dir, unlink};
 use crate::start::{SUPERVISE, host_netns};
 use crate::{Engine, EngineError, Result};
 

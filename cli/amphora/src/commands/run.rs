@@ -436,7 +436,6 @@ fn read_options(args: CreateArgs) -> Outcome<CreateOptions> {
         stop_signal: args.stop_signal,
         stop_timeout: args.stop_timeout,
         health,
-        default_init: false,
         host,
     })
 }

@@ -55,7 +55,7 @@ fn what_is_not_understood_is_refused_by_every_command() {
         let text = with(&s, &json!({ "data-rot": "/x" }), args).fails(125, "data-rot");
         assert!(text.contains(path(&name)), "{text}");
         with(&s, &json!({ "live-restore": false }), args).fails(125, "\"live-restore\": false");
-        with(&s, &json!({ "default-init": true }), args).fails(125, "\"default-init\": true");
+        with(&s, &json!({ "init-path": "/x" }), args).fails(125, "\"init-path\"");
     }
     let missing = format!("--config-file={}", path(&name));
     s.run(&[&missing, "ps"]).fails(125, "does not exist");
@@ -152,6 +152,15 @@ fn the_kernel_sees_the_defaults() {
     ]);
     assert!(out.contains("NoNewPrivs:\t0\n"), "{out}");
     assert!(!out.contains(path(&host)), "{out}");
+    for key in ["init", "default-init"] {
+        let pid = |value: bool, options: &[&str]| {
+            let args = [&["run", "--rm"], options, &["bb", "sh", "-c", "echo $$"]].concat();
+            with(&s, &json!({ key: value }), &args).ok()
+        };
+        assert_ne!(pid(true, &[]), "1\n", "{key}");
+        assert_eq!(pid(true, &["--init=false"]), "1\n", "{key}");
+        assert_eq!(pid(false, &[]), "1\n", "{key}");
+    }
 }
 
 #[test]

@@ -89,10 +89,7 @@ pub(super) const KEYS: &[(&str, Key)] = &[
     ("default-cgroupns-mode", Key::Works(values::cgroupns_mode)),
     ("default-gateway", Key::Refused(NOT_YET)),
     ("default-gateway-v6", Key::Refused(NOT_YET)),
-    (
-        "default-init",
-        Key::Only(is_false, "a default init process cannot be asked for yet"),
-    ),
+    ("default-init", Key::Works(values::init)),
     ("default-ipc-mode", Key::Works(values::ipc_mode)),
     ("default-network-opts", Key::Only(is_empty, NOT_YET)),
     ("default-runtime", Key::Works(values::runtime)),
@@ -135,13 +132,10 @@ pub(super) const KEYS: &[(&str, Key)] = &[
         Key::Only(is_true, "containers of one bridge always reach each other"),
     ),
     ("ignore-cidr", Key::Refused(NOT_YET)),
-    (
-        "init",
-        Key::Only(is_false, "a default init process cannot be asked for yet"),
-    ),
+    ("init", Key::Works(values::init)),
     (
         "init-path",
-        Key::Refused("a default init process cannot be asked for yet"),
+        Key::Refused("the init process is amphora's own"),
     ),
     (
         "insecure-registries",

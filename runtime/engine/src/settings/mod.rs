@@ -40,6 +40,8 @@ pub struct Settings {
     pub ipc_mode: String,
     /// `dns`, `dns-search`, `dns-opts`.
     pub dns: DnsConfig,
+    /// `init`, `default-init`.
+    pub init: bool,
     /// `no-new-privileges`.
     pub no_new_privileges: bool,
     /// `default-runtime`, when it names one of the two executors.
@@ -137,6 +139,7 @@ impl Settings {
                 mode.clone_from(default);
             }
         }
+        host.init = host.init.or(self.init.then_some(true));
         let said = |option: &String| option.starts_with("no-new-privileges");
         if self.no_new_privileges && !host.security_opt.iter().any(said) {
             host.no_new_privileges = true;

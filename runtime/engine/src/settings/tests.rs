@@ -67,8 +67,7 @@ fn unknown_and_refused_keys_are_named() {
     refused("{\"data-rot\": \"/x\"}", "unknown key \"data-rot\"");
     refused("{\"hosts\": []}", "\"hosts\": not supported");
     refused("{\"live-restore\": false}", "\"live-restore\": false");
-    refused("{\"init\": true}", "\"init\": true");
-    refused("{\"default-init\": true}", "\"default-init\": true");
+    refused("{\"init-path\": \"/x\"}", "\"init-path\"");
     refused("{\"runtimes\": {\"crun\": {}}}", "\"runtimes\"");
     refused(
         "{\"exec-opts\": [\"native.cgroupdriver=systemd\"]}",
@@ -111,6 +110,8 @@ fn wrong_values_are_named_with_their_key() {
         ("{\"default-cgroupns-mode\": \"x\"}", "neither"),
         ("{\"default-ipc-mode\": \"host\"}", "neither"),
         ("{\"default-runtime\": \"nvidia\"}", "nvidia"),
+        ("{\"init\": 1}", "\"init\": 1 is neither"),
+        ("{\"default-init\": \"yes\"}", "\"default-init\""),
         ("{\"dns\": [\"one\"]}", "not an address"),
         ("{\"dns-search\": [\"a b\"]}", "not one word"),
         ("{\"insecure-registries\": [\"10.0.0.0/8\"]}", "ranges"),
@@ -132,7 +133,7 @@ fn defaults_fill_what_a_container_leaves_open() {
                 "core": {"Name": "core", "Hard": -1, "Soft": 0}
             },
             "default-shm-size": "32m", "default-cgroupns-mode": "host", "no-new-privileges": true,
-            "dns": ["10.9.9.9"], "dns-search": ["corp"], "dns-opts": ["ndots:3"]
+            "init": true, "dns": ["10.9.9.9"], "dns-search": ["corp"], "dns-opts": ["ndots:3"]
         }"#,
     )
     .unwrap();
@@ -145,10 +146,12 @@ fn defaults_fill_what_a_container_leaves_open() {
     assert_eq!(open.shm_size, Some(32 << 20));
     assert_eq!(open.cgroupns_mode, "host");
     assert!(open.no_new_privileges);
+    assert_eq!(open.init, Some(true));
     assert_eq!(open.dns.servers, ["10.9.9.9"]);
 
     let mut own = HostConfig {
         shm_size: Some(1),
+        init: Some(false),
         cgroupns_mode: "private".to_owned(),
         security_opt: vec!["no-new-privileges:false".to_owned()],
         ulimits: vec![Rlimit {
@@ -167,6 +170,7 @@ fn defaults_fill_what_a_container_leaves_open() {
     assert_eq!(own.shm_size, Some(1));
     assert_eq!(own.cgroupns_mode, "private");
     assert!(!own.no_new_privileges);
+    assert_eq!(own.init, Some(false));
     assert_eq!(own.dns.servers, ["10.1.1.1"]);
     assert_eq!(own.dns.search, ["corp"]);
 }

@@ -284,6 +284,11 @@ pub(super) fn dns_options(settings: &mut Settings, value: &Value) -> Done {
     Ok(())
 }
 
+pub(super) fn init(settings: &mut Settings, value: &Value) -> Done {
+    settings.init = flag(value)?;
+    Ok(())
+}
+
 pub(super) fn no_new_privileges(settings: &mut Settings, value: &Value) -> Done {
     settings.no_new_privileges = flag(value)?;
     Ok(())
