@@ -5,13 +5,16 @@
 //! the machine went down. So nothing is written, or waited for, to remember that.
 
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use amphora_spec::ContainerId;
 use amphora_supervisor::{ExitRecord, RestartKind};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::config::ContainerConfig;
 use crate::container::ContainerView;
@@ -20,11 +23,17 @@ use crate::finish::settle_exit;
 use crate::modes::Mode;
 use crate::{Attach, Engine, EngineError, Result};
 
-/// Says that the data root was put right since the last boot; in the run root, which does not
-/// survive one.
+/// Says that a data root was put right since the last boot, and which: in the run root, which does
+/// not survive one.
 pub(crate) const SETTLED: &str = "settled";
+/// In the data root: in which boot, and by way of which run root, it was last put right.
+const BOOT: &str = "boot";
+/// Longest such record.
+const BOOT_BYTES_MAX: usize = 8 << 10;
 /// Made by a start, removed behind the end.
 pub(crate) const WORK: &str = "work";
+/// What is left of it while it is removed: a cut in the middle must not make it look younger.
+const WORK_GONE: &str = "work.gone";
 /// The same while files are copied into or out of a container that does not run.
 pub(crate) const WORK_IDLE: &str = "work.idle";
 /// Begins the names of skeletons that are being made.
@@ -56,21 +65,92 @@ pub(crate) fn changed(path: &Path) -> Option<u64> {
 
 impl Engine {
     /// Puts the data root right, once a boot, before the first command does anything else.
+    ///
+    /// # Errors
+    /// A data root whose containers run by way of another run root.
     pub(crate) fn settle_once(&self) -> Result<()> {
         let mark = self.options.run_root.join(SETTLED);
-        if mark.exists() {
+        let root = self.options.root.as_os_str().as_bytes();
+        let is_done = || fs::read(&mark).is_ok_and(|text| text == root);
+        if is_done() {
             return Ok(());
         }
-        self.settle()?;
-        write(&mark, b"")
+        ensure_dir(&self.options.run_root, 0o700)?;
+        ensure_dir(&self.options.run_root.join("containers"), 0o700)?;
+        let run_root = open_dir(&self.options.run_root)?;
+        flock(&run_root, FlockOperation::LockExclusive)
+            .map_err(|e| EngineError::file("lock", &self.options.run_root, e))?;
+        if is_done() {
+            return Ok(());
+        }
+        let now = boot_id()?;
+        match self.last_boot()? {
+            Some((boot, _)) if boot != now => self.settle()?,
+            Some((_, run_root)) if run_root != self.options.run_root => {
+                self.refuse_run_root(&run_root)?;
+                // It has to ask again.
+                unlink(&run_root.join(SETTLED))?;
+            }
+            // What was made by an earlier version, or since the boot, is not judged: nothing
+            // tells there whether what lies about is of a run that goes on.
+            _ => {}
+        }
+        self.note_boot(&now)?;
+        write(&mark, root)
+    }
+
+    /// In which boot, and by way of which run root, the data root was last put right.
+    fn last_boot(&self) -> Result<Option<(String, PathBuf)>> {
+        let path = self.options.root.join(BOOT);
+        let text = match fs::read(&path) {
+            Ok(text) if text.len() <= BOOT_BYTES_MAX => text,
+            Ok(_) => return Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(EngineError::file("read", &path, e)),
+        };
+        let mut lines = text.splitn(2, |byte| *byte == b'\n');
+        let boot = lines.next().and_then(|line| std::str::from_utf8(line).ok());
+        let run_root = lines.next().map(|rest| rest.trim_ascii_end());
+        Ok(boot.zip(run_root).map(|(boot, run_root)| {
+            let run_root = PathBuf::from(OsStr::from_bytes(run_root));
+            (boot.to_owned(), run_root)
+        }))
+    }
+
+    fn note_boot(&self, boot: &str) -> Result<()> {
+        let path = self.options.root.join(BOOT);
+        let temp = path.with_extension("new");
+        let mut text = format!("{boot}\n").into_bytes();
+        text.extend(self.options.run_root.as_os_str().as_bytes());
+        text.push(b'\n');
+        write(&temp, &text)?;
+        let synced = fs::File::open(&temp).and_then(|file| file.sync_all());
+        synced
+            .and_then(|()| fs::rename(&temp, &path))
+            .map_err(|e| EngineError::file("write", &path, e))
+    }
+
+    /// Fails when a container of this data root runs by way of another run root: its supervisor,
+    /// lock and addresses would not be seen here.
+    fn refuse_run_root(&self, run_root: &Path) -> Result<()> {
+        for id in self.ids()? {
+            if !self.run_dir(&id).exists() && crate::pause::cgroup(&id)?.is_some() {
+                return Err(EngineError::Invalid(format!(
+                    "container {} of \"{}\" runs by way of run root \"{}\", not \"{}\"",
+                    id.short(),
+                    self.options.root.display(),
+                    run_root.display(),
+                    self.options.run_root.display()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Puts the data root right: runs that a power cut ended are written down as ended, removals
     /// and creations that it cut off are ended, claims of names and containers agree. What cannot
     /// be put right stays as it is, and is named when it is listed.
     fn settle(&self) -> Result<()> {
-        ensure_dir(&self.options.run_root, 0o700)?;
-        ensure_dir(&self.options.run_root.join("containers"), 0o700)?;
         let _ = self.sweep_removed();
         for id in self.ids()? {
             let _ = self.settle_container(&id);
@@ -106,15 +186,16 @@ impl Engine {
 
     fn settle_container(&self, id: &ContainerId) -> Result<()> {
         let run = self.run_dir(id);
-        if run.exists() {
-            // Of this boot: reconcile knows better.
+        // But for the lock: what holds more is of this boot, and reconcile knows better.
+        let in_use = || fs::read_dir(&run).is_ok_and(|entries| entries.count() > 1);
+        if in_use() || crate::pause::cgroup(id)?.is_some() {
             return Ok(());
         }
         let Some(lock) = Lock::try_acquire(&run)? else {
             return Ok(());
         };
-        if fs::read_dir(&run).is_ok_and(|entries| entries.count() > 1) {
-            // Somebody was faster, and died: reconcile knows better here too.
+        if in_use() {
+            // Somebody was faster, and died.
             return Ok(());
         }
         // Against a rename or update: these change what does not run, too.
@@ -137,6 +218,7 @@ impl Engine {
             unlink(&dir.join(temporary))?;
         }
         remove_tree(&dir.join(WORK_IDLE))?;
+        remove_tree(&dir.join(WORK_GONE))?;
         let work = dir.join(WORK);
         if let Some(started) = changed(&work) {
             if config.host.auto_remove {
@@ -146,7 +228,7 @@ impl Engine {
             if !ended {
                 record_cut(&dir, started)?;
             }
-            remove_tree(&work)?;
+            remove_work(&dir)?;
         }
         settle_exit(&dir)?;
         match std::os::unix::fs::symlink(config.id.hex(), self.name_path(&config.name)) {
@@ -166,7 +248,7 @@ impl Engine {
     /// # Errors
     /// When the roots cannot be read.
     pub fn boot(&self) -> Result<Booted> {
-        self.settle()?;
+        self.settle_once()?;
         let (mut views, damaged) = self.list_all()?;
         let mut booted = Booted {
             failed: damaged
@@ -205,6 +287,25 @@ impl Engine {
             RestartKind::UnlessStopped => wanted,
             _ => policy.wants(code, restarts),
         }
+    }
+}
+
+/// The kernel's name for this boot.
+fn boot_id() -> Result<String> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text = fs::read_to_string(path).map_err(|e| EngineError::file("read", path, e))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Removes the mark that a container runs. The kernel's work directory keeps no data between
+/// mounts.
+pub(crate) fn remove_work(container: &Path) -> Result<()> {
+    let (work, gone) = (container.join(WORK), container.join(WORK_GONE));
+    match fs::rename(&work, &gone) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        // What another removal left behind when it was killed.
+        Err(_) => remove_tree(&gone).and_then(|()| remove_tree(&work)),
+        Ok(()) => remove_tree(&gone),
     }
 }
 

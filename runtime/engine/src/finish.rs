@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use amphora_cgroup::Cgroup;
 use amphora_spec::{Classify, ContainerId, ErrorKind};
 
-use crate::boot::{WORK, WORK_IDLE};
+use crate::boot::{WORK_IDLE, remove_work};
 use crate::config::{ContainerConfig, MountPoint};
 use crate::files::{Lock, free_name, read_json, remove_run_dir, remove_tree, unlink};
 use crate::start::CGROUP_PARENT;
@@ -95,8 +95,7 @@ impl Engine {
             Some(_) => {
                 note(settle_exit(&self.container_dir(id)));
                 note(self.keep_health(id));
-                // The kernel's work directory keeps no data between mounts.
-                note(remove_tree(&self.container_dir(id).join(WORK)));
+                note(remove_work(&self.container_dir(id)));
                 note(remove_tree(&self.container_dir(id).join(WORK_IDLE)));
             }
             None if missing => note(self.erase_half_made(id)),

@@ -10,10 +10,10 @@ use amphora_supervisor::{
     is_wanted, note_wanted,
 };
 
-use crate::boot::WORK;
+use crate::boot::remove_work;
 use crate::config::HostConfig;
 use crate::container::{ContainerView, Status};
-use crate::files::{Lock, open_dir, remove_tree, write_json};
+use crate::files::{Lock, open_dir, write_json};
 use crate::finish::remove_cgroup;
 use crate::{Attach, Engine, EngineError, Result};
 
@@ -178,7 +178,7 @@ impl Engine {
             self.flush_events();
             self.networks.release(id).map_err(EngineError::plain)?;
             remove_cgroup(&id.hex())?;
-            remove_tree(&self.container_dir(id).join(WORK))?;
+            remove_work(&self.container_dir(id))?;
             let lock = Lock::inherited(lock, self.run_dir(id));
             self.launch_locked(&config, &lock, Attach::None, Some(socket))
         };

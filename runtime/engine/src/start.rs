@@ -15,9 +15,9 @@ use amphora_spec::runtime::Resources;
 use amphora_supervisor::{Ahead, AttachMode, Charge, Client, Config, Launching, Listener, Waiting};
 use amphora_sys::mount;
 
-use crate::boot::WORK;
+use crate::boot::{WORK, remove_work};
 use crate::config::{ContainerConfig, CreateOptions, MountPoint, NetworkMode};
-use crate::files::{Lock, ensure_dir, remove_tree, write};
+use crate::files::{Lock, ensure_dir, write};
 use crate::finish::{put_exit_aside, remove_cgroup, remove_failed, settle_exit};
 use crate::spec_builder::{self, StartFacts};
 use crate::undo::Undo;
@@ -188,7 +188,7 @@ impl Engine {
                 if !made.config.host.auto_remove {
                     made.undo.commit();
                     // It never ran.
-                    remove_tree(&self.container_dir(&id).join(WORK))?;
+                    remove_work(&self.container_dir(&id))?;
                     remove_failed(&id, &self.run_dir(&id))?;
                 }
                 Err(e)
@@ -227,7 +227,7 @@ impl Engine {
             .map(Some)
             .inspect_err(|_| {
                 let _ = settle_exit(&dir);
-                let _ = remove_tree(&dir.join(WORK));
+                let _ = remove_work(&dir);
                 let _ = remove_failed(id, &run);
             })
     }

@@ -64,10 +64,17 @@ pub(crate) fn power_cut(s: &Sandbox) {
     ids.iter().for_each(|id| remove_cgroups(id));
     s.settle();
     fs::remove_dir_all(s.run_root()).unwrap();
+    another_boot(s);
     let _ = std::process::Command::new("ip")
         .args(["link", "del", "amphora0"])
         .output();
     tool(&["nft", "flush", "ruleset"]);
+}
+
+/// Lets the data root look as if it was last used in another boot.
+fn another_boot(s: &Sandbox) {
+    let text = format!("another boot\n{}\n", s.run_root().display());
+    fs::write(s.root().join("boot"), text).unwrap();
 }
 
 /// A world without a baseline: a cut leaves other rules and settings than there were.
@@ -141,6 +148,36 @@ fn a_power_cut_is_how_running_containers_ended() {
         for name in names(&s) {
             s.run(&["rm", "-f", &name]).ok();
         }
+    }
+}
+
+#[test]
+fn what_runs_is_not_taken_for_cut_off() {
+    let s = world();
+    for image in IMAGES {
+        s.run(&["run", "-d", "--name", "kept", image, "sleep", "600"])
+            .ok();
+        s.run(&["run", "-d", "--rm", "--name", "goes", image, "sleep", "600"])
+            .ok();
+        // By way of another run root nothing of it is seen.
+        let other = s.dir.join("other-run");
+        let flag = format!("--run-root={}", path(&other));
+        let said = s.run(&[&flag, "ps", "-a"]).fails(1, "runs by way of");
+        assert!(said.contains(path(&s.run_root())), "{said}");
+        // A mark that is lost, and even another boot, judge nothing that lives.
+        fs::remove_file(s.run_root().join("settled")).unwrap();
+        assert_eq!(names(&s), ["goes", "kept"]);
+        fs::remove_file(s.run_root().join("settled")).unwrap();
+        another_boot(&s);
+        assert_eq!(names(&s), ["goes", "kept"]);
+        for name in ["goes", "kept"] {
+            assert_eq!(status(&s, name), "running");
+            s.run(&["rm", "-f", name]).ok();
+        }
+        // Nothing runs any more: the data root may be used from elsewhere.
+        assert_eq!(s.run(&[&flag, "ps", "-aq"]).ok(), "");
+        s.run(&["ps"]).ok();
+        let _ = fs::remove_dir_all(&other);
     }
 }
 
