@@ -1,11 +1,11 @@
 //! Every case once in a Linux and once in a Wasm container, with the same commands.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::sandbox::{Sandbox, path, tool, wait_for, wait_until};
+use crate::sandbox::{Sandbox, line_within, path, tool, wait_for, wait_until};
 
 /// Makes `linux` and `wasm` tests of one function.
 macro_rules! both {
@@ -521,10 +521,8 @@ fn signals_end_it(image: &str) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    let out = BufReader::new(child.stdout.take().unwrap());
+    let (line, _) = line_within(out, Duration::from_secs(20));
     assert_eq!(line, "sleeping\n");
     s.run(&["kill", "-s", "KILL", "sig"]).ok();
     assert_eq!(wait_for(&mut child), 137);

@@ -1,13 +1,13 @@
 //! Exec sessions of both kinds of container.
 
-use std::io::{BufRead, BufReader};
+use std::io::BufReader;
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::json;
 
 use crate::fixtures::{self, Image, Wrap};
-use crate::sandbox::{Sandbox, path, wait_for, wait_until};
+use crate::sandbox::{Sandbox, line_within, path, wait_for, wait_until};
 use crate::terminal::{Seat, load_busybox};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -154,10 +154,7 @@ fn detached_and_killed_clients(kind: &str) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    BufReader::new(client.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    let (line, _) = line_within(BufReader::new(client.stdout.take().unwrap()), LIMIT);
     assert_eq!(line, "ready\n");
     client.kill().unwrap();
     client.wait().unwrap();
@@ -175,9 +172,8 @@ fn detached_and_killed_clients(kind: &str) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    BufReader::new(client.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
+    let (line, _) = line_within(BufReader::new(client.stdout.take().unwrap()), LIMIT);
+    assert_eq!(line, "sleeping\n");
     s.run(&["kill", "box"]).ok();
     assert_eq!(wait_for(&mut client), 137);
     done(&s);

@@ -95,7 +95,8 @@ fn exists(test: &str) -> bool {
 
 #[test]
 fn every_flag_works_or_is_refused() {
-    if docker(&["version"]).is_none() {
+    // The client alone: `docker version` would ask for a daemon too.
+    if docker(&[]).is_none() {
         println!("SKIPPED: flags::every_flag_works_or_is_refused: no docker client");
         return;
     }

@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use crate::fixtures::busybox_image;
+use crate::registry::Registry;
 use crate::sandbox::{Sandbox, has_controller, path};
 
 /// Both kinds of container.
@@ -937,4 +938,41 @@ fn binds_keep_their_options() {
     rustix::mount::unmount(dir.join("late"), rustix::mount::UnmountFlags::empty()).unwrap();
     rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::empty()).unwrap();
     fs::remove_dir(&dir).unwrap();
+}
+
+#[test]
+fn quiet_and_terminal_of_create() {
+    let s = busybox();
+    let id = s
+        .run(&["create", "-t", "-a", "stdout", "--name", "made", "bb"])
+        .ok();
+    let seen = s.inspect("made");
+    assert_eq!(seen["Id"], id.trim_end());
+    assert_eq!(seen["Config"]["Tty"], true);
+    assert_eq!(seen["Config"]["AttachStdout"], true);
+    s.run(&["create", "--name", "plain", "bb"]).ok();
+    assert_eq!(s.inspect("plain")["Config"]["Tty"], false);
+    s.run(&["create", "-a", "stdfoo", "bb"])
+        .fails(125, "valid streams are STDIN, STDOUT and STDERR");
+    s.run(&["rm", "made", "plain"]).ok();
+    // Of a pull nothing is said when so asked.
+    let image = "localhost:5000/web";
+    let registry = Registry::start(&s);
+    registry.push("web", "latest", &busybox_image("web").blobs());
+    for (words, quiet) in [
+        (&["run", "--rm", image, "true"][..], false),
+        (&["run", "--rm", "--quiet", image, "true"], true),
+        (&["create", image], false),
+        (&["create", "--quiet", image], true),
+    ] {
+        let out = s.run(words);
+        let told = ["Unable to find image", "Pull complete"].map(|t| out.stderr.contains(t));
+        assert_eq!(told, [!quiet; 2], "{words:?}: {out:?}");
+        assert_eq!(out.stderr.is_empty(), quiet, "{words:?}: {out:?}");
+        let id = out.ok();
+        if words[0] == "create" {
+            s.run(&["rm", id.trim_end()]).ok();
+        }
+        s.run(&["rmi", image]).ok();
+    }
 }

@@ -1,12 +1,12 @@
 //! Signals to a foreground `run`, `start -a` or `attach` are the container's.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufReader, Read};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::sandbox::{Sandbox, wait_for, wait_until};
+use crate::sandbox::{Sandbox, line_within, wait_for, wait_until};
 use crate::terminal::Seat;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -14,9 +14,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Signals a `run` once its container has spoken; returns the code and what it said then.
 fn signalled(s: &Sandbox, args: &[&str], signal: Signal) -> (i32, String) {
     let mut child = s.command(args).stdout(Stdio::piped()).spawn().unwrap();
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    out.read_line(&mut line).unwrap();
+    let out = BufReader::new(child.stdout.take().unwrap());
+    let (line, mut out) = line_within(out, LIMIT);
     assert_eq!(line, "sleeping\n");
     let pid = i32::try_from(child.id()).unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
@@ -98,9 +97,9 @@ fn attach_and_start_pass_signals_on_to_a_linux_container() {
     assert_eq!(status(&s), "running");
     let mut child = attached(&s, &["--no-stdin", "--sig-proxy=true"]);
     send(&child, Signal::USR1);
-    let mut out = BufReader::new(child.stdout.take().unwrap());
-    let mut line = String::new();
-    out.read_line(&mut line).unwrap();
+    let out = BufReader::new(child.stdout.take().unwrap());
+    // Kept to the end: the rest has somewhere to go.
+    let (line, _out) = line_within(out, LIMIT);
     assert_eq!(line, "caught USR1\n");
     send(&child, Signal::TERM);
     assert_eq!(wait_for(&mut child), 9);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::sandbox::{Output, Sandbox, finish_within, path, wait_for, wait_until};
+use crate::sandbox::{Output, Sandbox, accept_within, finish_within, path, wait_for, wait_until};
 
 /// Makes `linux` and `wasm` tests of one function.
 macro_rules! both {
@@ -427,7 +427,7 @@ fn slow_work_holds_nobody_up() {
     // A registry that does not answer.
     let silent = std::net::TcpListener::bind("127.0.0.1:5000").unwrap();
     let mut pull = slow(&s, &["pull", "127.0.0.1:5000/never"]);
-    let (connection, _) = silent.accept().unwrap();
+    let connection = accept_within(&silent, Duration::from_secs(20));
     others_go_on(&s, image, "pull", &mut pull);
     drop((connection, silent));
     assert_ne!(wait_for(&mut pull), 0);

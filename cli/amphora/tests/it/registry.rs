@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::fixtures::{Blob, Image, Wrap, busybox_image, digest, file};
-use crate::sandbox::{Sandbox, path, wait_until};
+use crate::sandbox::{Sandbox, accept_within, path, wait_until};
 
 /// A registry in the test's network namespace.
 pub(crate) struct Registry {
@@ -297,7 +297,7 @@ fn a_pull_from_a_silent_registry_can_be_interrupted() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        let _connection = silent.accept().unwrap();
+        let _connection = accept_within(&silent, Duration::from_secs(20));
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         wait_until("the command to end", Duration::from_secs(5), || {

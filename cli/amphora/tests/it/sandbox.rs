@@ -1,6 +1,7 @@
 //! One test's world.
 
-use std::io::Write;
+use std::io::{BufRead, ErrorKind, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -315,6 +316,44 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut f: impl FnMut() -> boo
     }
 }
 
+/// Takes a connection, which must come in time; what it says must do so too.
+#[track_caller]
+pub(crate) fn accept_within(listener: &TcpListener, limit: Duration) -> TcpStream {
+    listener.set_nonblocking(true).expect("no waiting");
+    let mut taken = None;
+    wait_until("a connection", limit, || match listener.accept() {
+        Ok((stream, _)) => {
+            taken = Some(stream);
+            true
+        }
+        Err(e) if e.kind() == ErrorKind::WouldBlock => false,
+        Err(e) => panic!("accept: {e}"),
+    });
+    let stream = taken.expect("a connection");
+    stream.set_nonblocking(false).expect("waiting");
+    stream.set_read_timeout(Some(limit)).expect("a limit");
+    stream
+}
+
+/// Reads a line, which must come in time, and returns it with what it was read from.
+#[track_caller]
+pub(crate) fn line_within<R: BufRead + Send + 'static>(
+    mut from: R,
+    limit: Duration,
+) -> (String, R) {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // Who has given up does not listen any more.
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = from.read_line(&mut line);
+        let _ = sender.send(read.map(|_| (line, from)));
+    });
+    match receiver.recv_timeout(limit) {
+        Ok(read) => read.expect("a line"),
+        Err(_) => panic!("waited too long for a line"),
+    }
+}
+
 /// Runs a tool of the test machine.
 #[track_caller]
 pub(crate) fn tool(words: &[&str]) -> String {
@@ -340,7 +379,9 @@ pub(crate) fn path(path: &Path) -> &str {
 pub(crate) fn has_controller(name: &str) -> bool {
     let root = Path::new("/sys/fs/cgroup");
     let v2 = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-    let here = root.join(name).is_dir() || v2.split_whitespace().any(|c| c == name);
+    // On v2 freezing is no controller's: every cgroup can.
+    let freezes = name == "freezer" && root.join("cgroup.controllers").exists();
+    let here = freezes || root.join(name).is_dir() || v2.split_whitespace().any(|c| c == name);
     if !here {
         let test = std::thread::current().name().unwrap_or("?").to_owned();
         // Past the capture of what a test prints: it is to be seen although the test passes.

@@ -4,12 +4,13 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::fixtures::busybox_image;
 use crate::registry::Registry;
-use crate::sandbox::{Output, Sandbox, finish, path, tool};
+use crate::sandbox::{Output, Sandbox, accept_within, finish, path, tool};
 
 const IMAGES: [&str; 2] = ["probe-linux", "probe-wasm"];
 
@@ -307,7 +308,7 @@ fn a_file_that_is_not_there_costs_one_open() {
 fn first_words(s: &Sandbox, config: &Value) -> Vec<u8> {
     let listener = TcpListener::bind("10.77.0.1:5000").unwrap();
     let heard = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
+        let mut stream = accept_within(&listener, Duration::from_secs(20));
         let mut words = [0; 8];
         stream.read_exact(&mut words).unwrap();
         words.to_vec()

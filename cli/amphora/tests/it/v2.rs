@@ -2,7 +2,7 @@
 
 use crate::both::serving;
 use crate::fixtures::busybox_image;
-use crate::sandbox::{Sandbox, path};
+use crate::sandbox::{Sandbox, has_controller, path};
 
 #[test]
 fn both_kinds_run_stop_and_leave_nothing() {
@@ -18,6 +18,11 @@ fn both_kinds_run_stop_and_leave_nothing() {
         let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         let own = cgroup.lines().find(|l| l.starts_with("0::")).unwrap();
         assert!(own.starts_with("0::/amphora/"), "{cgroup}");
+        // No controller is asked for freezing.
+        assert!(has_controller("freezer"));
+        s.run(&["pause", "web"]).ok();
+        assert_eq!(s.inspect("web")["State"]["Status"], "paused");
+        s.run(&["unpause", "web"]).ok();
         s.run(&["stop", "-t", "0", "web"]).ok();
         s.run(&["rm", "web"]).ok();
     }
