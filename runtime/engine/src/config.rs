@@ -43,6 +43,8 @@ pub struct CreateOptions {
     pub annotations: BTreeMap<String, String>,
     /// Keep stdin open.
     pub open_stdin: bool,
+    /// Whether standard output and standard error are attached to; for `inspect`.
+    pub attach_output: [bool; 2],
     /// End stdin when the first client that feeds it goes.
     pub stdin_once: bool,
     /// Give it a terminal.
@@ -179,6 +181,10 @@ pub struct DnsConfig {
     pub options: Vec<String>,
 }
 
+const fn both() -> [bool; 2] {
+    [true; 2]
+}
+
 /// Which network a container is in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -313,6 +319,9 @@ pub struct ContainerConfig {
     pub exposed: Vec<String>,
     /// Keep stdin open.
     pub open_stdin: bool,
+    /// Whether standard output and standard error were attached to; for `inspect`.
+    #[serde(default = "both")]
+    pub attach_output: [bool; 2],
     /// End stdin when the first client that feeds it goes.
     #[serde(default)]
     pub stdin_once: bool,

@@ -149,6 +149,7 @@ impl Engine {
             annotations: options.annotations,
             exposed,
             open_stdin: options.open_stdin,
+            attach_output: options.attach_output,
             stdin_once: options.stdin_once,
             tty: options.tty,
             stop_signal: options

@@ -258,6 +258,9 @@ fn try_run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> Outcome<u
     check_cidfile(cidfile.as_deref())?;
     let mut options = options(create)?;
     options.stdin_once = options.open_stdin && streams.stdin;
+    if detach {
+        options.attach_output = [false; 2];
+    }
     let fresh = ensure(&engine, &options, pull, quiet)?;
     let (started, foreground) = retry(
         fresh,
@@ -288,6 +291,11 @@ fn try_run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> Outcome<u
         ui::line(&started.id.hex());
     }
     foreground.follow(&engine, &started.id, client)
+}
+
+/// Whether `-a` names a stream of output, or is not given.
+fn attaches(given: &[String], name: &str) -> bool {
+    given.is_empty() || given.iter().any(|one| one.eq_ignore_ascii_case(name))
 }
 
 /// What `-a`, or else `-i` and `-d`, attach to.
@@ -431,6 +439,7 @@ fn read_options(args: CreateArgs) -> Outcome<CreateOptions> {
         labels: super::run_flags::labels(&args.label, &args.shares.label_file)?,
         annotations: parse::pairs(&args.annotation),
         open_stdin: args.interactive,
+        attach_output: ["stdout", "stderr"].map(|name| attaches(&args.attach, name)),
         stdin_once: args.interactive,
         tty: args.tty,
         stop_signal: args.stop_signal,

@@ -950,8 +950,11 @@ fn quiet_and_terminal_of_create() {
     assert_eq!(seen["Id"], id.trim_end());
     assert_eq!(seen["Config"]["Tty"], true);
     assert_eq!(seen["Config"]["AttachStdout"], true);
+    assert_eq!(seen["Config"]["AttachStderr"], false);
     s.run(&["create", "--name", "plain", "bb"]).ok();
-    assert_eq!(s.inspect("plain")["Config"]["Tty"], false);
+    let plain = s.inspect("plain")["Config"].clone();
+    assert_eq!(plain["Tty"], false);
+    assert_eq!(plain["AttachStderr"], true);
     s.run(&["create", "-a", "stdfoo", "bb"])
         .fails(125, "valid streams are STDIN, STDOUT and STDERR");
     s.run(&["rm", "made", "plain"]).ok();
