@@ -42,6 +42,12 @@ pub struct ImageRecord {
     pub size: u64,
 }
 
+/// What a record of any version says.
+#[derive(Deserialize)]
+struct Recorded {
+    manifest: Descriptor,
+}
+
 /// One layer of an image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LayerRecord {
@@ -367,6 +373,19 @@ impl Engine {
         }
     }
 
+    /// Returns what is recorded of a manifest. A record of another version is made anew.
+    pub(crate) fn recorded(&self, manifest: &Digest) -> Result<Option<ImageRecord>> {
+        if let Some(record) = self.record(manifest)? {
+            return Ok(Some(record));
+        }
+        match read_json::<Recorded>(&self.record_path(manifest)) {
+            Ok(Some(old)) if old.manifest.digest == *manifest => self.record_of(&old.manifest),
+            // Of a damaged one only the image's names tell what it is about.
+            Ok(_) | Err(EngineError::Record { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Lists all records.
     fn records(&self) -> Result<Vec<ImageRecord>> {
         let dir = self.options.root.join("images");
@@ -379,7 +398,7 @@ impl Engine {
                 .and_then(|n| n.strip_suffix(".json"))
                 .and_then(|n| Digest::from_hex(n).ok());
             if let Some(digest) = digest
-                && let Some(record) = self.record(&digest)?
+                && let Some(record) = self.recorded(&digest)?
             {
                 out.push(record);
             }
@@ -443,7 +462,12 @@ impl Engine {
     fn record_of(&self, target: &Descriptor) -> Result<Option<ImageRecord>> {
         match self.record(&target.digest)? {
             None if self.record_path(&target.digest).exists() => {
-                Ok(self.arrive_manifest(target).ok())
+                match self.arrive_manifest(target) {
+                    Ok(record) => Ok(Some(record)),
+                    // One damaged image is no reason not to list the others.
+                    Err(e) if is_absent(&e) => Ok(None),
+                    Err(e) => Err(e),
+                }
             }
             found => Ok(found),
         }

@@ -363,6 +363,36 @@ fn what_is_saved_and_what_is_refused() {
     not_saved(&s, &to, &here[2]);
 }
 
+#[test]
+fn images_recorded_by_an_earlier_version_are_found_by_their_id() {
+    let s = Sandbox::ready();
+    let id = s.run(&["images", "-q", "--no-trunc", "probe-linux"]).ok();
+    let (id, records) = (id.trim(), s.root().join("images"));
+    let age = || {
+        for entry in std::fs::read_dir(&records).unwrap().flatten() {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            let mut record: Value = serde_json::from_slice(&bytes).unwrap();
+            record["version"] = json!(1);
+            record["config"]["config"] = json!({});
+            std::fs::write(entry.path(), record.to_string()).unwrap();
+        }
+    };
+    s.run(&["create", "--name", "old", "probe-linux"]).ok();
+    let before = s.run(&["image", "inspect", id]).ok();
+    age();
+    assert_eq!(s.run(&["image", "inspect", id]).ok(), before);
+    age();
+    s.run(&["run", "--rm", id]).ok();
+    age();
+    s.run(&["commit", "old", "new"]).ok();
+    s.run(&["rm", "old"]).ok();
+    age();
+    s.run(&["rmi", "new"]).ok();
+    s.run(&["rmi", id]).ok();
+    s.run(&["image", "inspect", id]).fails(1, "No such image");
+    s.load_probes();
+}
+
 /// What cannot be saved of `duo:1`, and what is left then; `layer` is one of its blobs.
 fn not_saved(s: &Sandbox, to: &Path, layer: &Blob) {
     let missing = "was found but does not provide the specified platform (linux/s390x)";
