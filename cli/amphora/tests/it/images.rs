@@ -405,6 +405,17 @@ fn not_saved(s: &Sandbox, to: &Path, layer: &Blob) {
             1,
             "failed to save image: invalid output path: directory \"/nowhere/at\" does not exist",
         );
+    s.run(&["save", "-o", "/dev/null", "duo:1"]).fails(
+        1,
+        "failed to save image: invalid output path: \"/dev/null\" must be a directory or a regular \
+         file: got a device",
+    );
+    let null = std::fs::metadata("/dev/null").unwrap().file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_char_device(&null));
+    s.run(&["save", "-o", path(&s.dir), "duo:1"])
+        .fails(1, "failed to save image: cannot write to a directory");
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(to).unwrap());
+    assert_eq!(mode & 0o777, 0o600);
     let mut seat = Seat::new(s, &["save", "duo:1"]);
     seat.hear("cowardly refusing to save to a terminal. Use the -o flag or redirect");
     assert_eq!(seat.end(), 1);
