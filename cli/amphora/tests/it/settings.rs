@@ -291,6 +291,20 @@ fn mirrors_are_asked_before_docker_hub() {
 }
 
 #[test]
+fn a_bridge_that_is_not_as_configured_keeps_no_start_waiting() {
+    let s = Sandbox::ready();
+    s.run(&["run", "-d", "--name", "cc", "probe-linux", "sleep", "600"])
+        .ok();
+    let lock = std::fs::File::open(s.run_root().join("networks/lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    for image in IMAGES {
+        with(&s, &json!({ "mtu": 1400 }), &["run", "--rm", image]).ok();
+    }
+    drop(lock);
+    s.run(&["rm", "-f", "cc"]).ok();
+}
+
+#[test]
 fn a_file_that_is_not_there_costs_one_open() {
     let s = Sandbox::ready();
     let log = s.dir.join("calls");
