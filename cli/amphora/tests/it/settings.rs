@@ -305,6 +305,18 @@ fn a_bridge_that_is_not_as_configured_keeps_no_start_waiting() {
 }
 
 #[test]
+fn default_init_says_nothing_of_wasm_containers() {
+    let s = Sandbox::ready();
+    for (image, init) in [("probe-linux", json!(true)), ("probe-wasm", Value::Null)] {
+        let run = ["run", "--name", "ii", image];
+        let out = with(&s, &json!({ "default-init": true }), &run);
+        assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{image}");
+        assert_eq!(value(&s, "ii", "/HostConfig/Init"), init, "{image}");
+        s.run(&["rm", "ii"]).ok();
+    }
+}
+
+#[test]
 fn a_file_that_is_not_there_costs_one_open() {
     let s = Sandbox::ready();
     let log = s.dir.join("calls");
