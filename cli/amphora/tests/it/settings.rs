@@ -317,6 +317,28 @@ fn default_init_says_nothing_of_wasm_containers() {
 }
 
 #[test]
+fn info_tells_registries_pools_and_log_drivers() {
+    let s = Sandbox::ready();
+    let plain = s.run(&["info"]).ok();
+    let lines = " Insecure Registries:\n  ::1/128\n  127.0.0.0/8\n Live Restore Enabled: true\n";
+    assert!(plain.ends_with(lines), "{plain}");
+    assert!(
+        plain.contains("\n  Log: journald json-file local none syslog\n"),
+        "{plain}"
+    );
+    let config = json!({
+        "insecure-registries": ["registry.test:5000"],
+        "registry-mirrors": ["https://mirror.test"],
+        "default-address-pools": [{ "base": "10.77.0.0/16", "size": 24 }],
+    });
+    let told = with(&s, &config, &["info"]).ok();
+    let lines = " Insecure Registries:\n  registry.test:5000\n  ::1/128\n  127.0.0.0/8\n \
+                 Registry Mirrors:\n  https://mirror.test\n Live Restore Enabled: true\n \
+                 Default Address Pools:\n   Base: 10.77.0.0/16, Size: 24\n";
+    assert!(told.ends_with(lines), "{told}");
+}
+
+#[test]
 fn a_file_that_is_not_there_costs_one_open() {
     let s = Sandbox::ready();
     let log = s.dir.join("calls");
