@@ -10,7 +10,7 @@ use amphora_snapshot::{BlobLayer, Limits, MAX_IMAGE_LAYERS, SnapshotError};
 use amphora_spec::image::{Descriptor, ImageConfig, Index, Manifest};
 use amphora_spec::media::{self, LayerKind};
 use amphora_spec::select::{Facts, ModuleKind};
-use amphora_spec::{Digest, ErrorKind, Platform, Reference};
+use amphora_spec::{Classify, Digest, ErrorKind, Platform, Reference};
 use serde::{Deserialize, Serialize};
 
 use crate::files::read_json;
@@ -464,8 +464,8 @@ impl Engine {
             None if self.record_path(&target.digest).exists() => {
                 match self.arrive_manifest(target) {
                     Ok(record) => Ok(Some(record)),
-                    // One damaged image is no reason not to list the others.
-                    Err(e) if is_absent(&e) => Ok(None),
+                    // An image that is damaged is no reason not to list the others.
+                    Err(e) if is_its_own(&e) => Ok(None),
                     Err(e) => Err(e),
                 }
             }
@@ -669,6 +669,17 @@ fn is_absent(error: &EngineError) -> bool {
         ),
         _ => false,
     }
+}
+
+/// Says whether the image itself is what failed, not the disk, the memory or the caller's rights.
+fn is_its_own(error: &EngineError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound
+            | ErrorKind::DataLoss
+            | ErrorKind::InvalidArgument
+            | ErrorKind::Unsupported
+    )
 }
 
 /// Chooses among the images of one index: the platform asked for, else the host's Linux, else
