@@ -383,6 +383,17 @@ fn images_recorded_by_an_earlier_version_are_found_by_their_id() {
     assert_eq!(s.run(&["image", "inspect", id]).ok(), before);
     age();
     s.run(&["run", "--rm", id]).ok();
+    // One that cannot be looked into again hides no other.
+    let blobs = s.root().join("blobs/sha256");
+    let bare = s.run(&["images", "-q", "--no-trunc", "probe-p1"]).ok();
+    let bare = blobs.join(bare.trim().trim_start_matches("sha256:"));
+    let aside = s.dir.join("aside");
+    std::fs::rename(&bare, &aside).unwrap();
+    age();
+    let names = || s.run(&["images", "--format", "{{.Repository}}"]).ok();
+    assert!(names().contains("probe-linux\n") && !names().contains("probe-p1\n"));
+    std::fs::rename(&aside, &bare).unwrap();
+    assert!(names().contains("probe-p1\n"));
     age();
     s.run(&["commit", "old", "new"]).ok();
     s.run(&["rm", "old"]).ok();
