@@ -192,7 +192,7 @@ impl Engine {
     }
 
     fn base_of(&self, config: &ContainerConfig) -> Result<ImageRecord> {
-        self.record(&config.manifest)?
+        self.recorded(&config.manifest)?
             .ok_or_else(|| EngineError::NoSuchImage(config.image.clone()))
     }
 

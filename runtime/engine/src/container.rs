@@ -165,21 +165,12 @@ impl Engine {
         };
         let path = self.container_dir(id).join("exit");
         let time = crate::boot::changed(&path).unwrap_or(0);
-        Some(ExitRecord {
-            version: 1,
-            code: ExitRecord::UNKNOWN,
-            signal: 0,
-            oom_killed: false,
-            started_at: crate::list::time_text(time),
-            finished_at: crate::list::time_text(time),
-            error: format!(
-                "cannot read {}: {}",
-                path.display(),
-                amphora_spec::error::chain(&error)
-            ),
-            restarts: 0,
-            log_bytes_dropped: 0,
-        })
+        let text = format!(
+            "cannot read {}: {}",
+            path.display(),
+            amphora_spec::error::chain(&error)
+        );
+        Some(ExitRecord::unknown(&text, time, time))
     }
 
     /// Reads everything that is known of a container.

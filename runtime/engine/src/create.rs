@@ -110,7 +110,7 @@ impl Engine {
         let mut labels = defaults.labels.clone();
         labels.extend(options.labels);
         let mut host = options.host;
-        self.options.settings.complete(&mut host);
+        self.options.settings.complete(&mut host, chosen.executor);
         crate::modes::check(&host, options.hostname.is_some())?;
         crate::devices::check(&host)?;
         if chosen.executor == Executor::Wasm {

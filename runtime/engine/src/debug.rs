@@ -40,7 +40,7 @@ const JOINED: [(&str, &str); 5] = [
 pub struct Debugging {
     /// The session.
     pub session: ExecStarted,
-    /// Where its tools write; they go with it.
+    /// Where its tools write. It is removed when it is dropped: not before the session's end.
     pub scratch: Scratch,
 }
 
@@ -48,13 +48,23 @@ pub struct Debugging {
 #[derive(Debug)]
 pub struct Scratch {
     dir: PathBuf,
+    kept: bool,
     _layers: Lease,
+}
+
+impl Scratch {
+    /// Leaves it to the container's end: the session may go on, and has it as its root.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What stays goes with the container.
-        let _ = remove_tree(&self.dir);
+        if !self.kept {
+            // What stays goes with the container.
+            let _ = remove_tree(&self.dir);
+        }
     }
 }
 
@@ -129,6 +139,7 @@ impl Engine {
         let id = &view.config.id;
         let scratch = Scratch {
             dir: self.run_dir(id).join("debug").join(session),
+            kept: false,
             _layers: lease,
         };
         let (upper, work) = (scratch.dir.join("upper"), scratch.dir.join("work"));
@@ -188,8 +199,7 @@ fn target(pid: i32) -> String {
     format!("{TARGET}=/proc/{}/root", inside.unwrap_or("1"))
 }
 
-/// The session's configuration: the image's program, the usual rights and those the container was
-/// given, none of its mounts.
+/// The session's configuration: the image's program, none of the container's mounts.
 fn session_config(
     view: &ContainerView,
     image: &ImageRecord,
@@ -221,16 +231,57 @@ fn session_config(
         .clone()
         .unwrap_or_else(|| defaults.working_dir.clone());
     config.tty = options.tty;
-    let theirs = &view.config.host;
-    let mut rights = theirs.cap_add.clone();
-    rights.push(if options.privileged { "ALL" } else { PTRACE }.to_owned());
-    config.host = HostConfig {
+    config.host = rights(&view.config.host, options.privileged);
+    Ok(config)
+}
+
+/// The container's rights and what it takes to look at it; every right is for the asking.
+fn rights(theirs: &HostConfig, privileged: bool) -> HostConfig {
+    let mut host = HostConfig {
         network: NetworkMode::Bridge,
-        cap_add: rights,
+        cap_add: theirs.cap_add.clone(),
         privileged: theirs.privileged,
         oom_score_adj: theirs.oom_score_adj,
         shm_size: theirs.shm_size,
         ..HostConfig::default()
     };
-    Ok(config)
+    if privileged {
+        host.cap_add.push("ALL".to_owned());
+        return host;
+    }
+    host.cap_add.push(PTRACE.to_owned());
+    host.cap_drop.clone_from(&theirs.cap_drop);
+    // What is dropped by name stays dropped, whoever adds it.
+    host.cap_drop.retain(|name| {
+        let name = name.to_ascii_uppercase();
+        name.strip_prefix("CAP_").unwrap_or(&name) != PTRACE
+    });
+    host.no_new_privileges = theirs.no_new_privileges;
+    host.seccomp_profile.clone_from(&theirs.seccomp_profile);
+    host
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_has_the_rights_of_its_container() {
+        let theirs = HostConfig {
+            cap_add: vec!["NET_ADMIN".to_owned()],
+            cap_drop: vec!["ALL".to_owned(), "cap_sys_ptrace".to_owned()],
+            no_new_privileges: true,
+            seccomp_profile: Some("{}".to_owned()),
+            ..HostConfig::default()
+        };
+        let host = rights(&theirs, false);
+        assert_eq!(host.cap_add, ["NET_ADMIN", PTRACE]);
+        assert_eq!(host.cap_drop, ["ALL"]);
+        assert!(host.no_new_privileges);
+        assert_eq!(host.seccomp_profile.as_deref(), Some("{}"));
+        let all = rights(&theirs, true);
+        assert_eq!(all.cap_add, ["NET_ADMIN", "ALL"]);
+        assert!(all.cap_drop.is_empty() && !all.no_new_privileges);
+        assert!(all.seccomp_profile.is_none());
+    }
 }

@@ -39,13 +39,13 @@ pub(crate) fn configure(
     image: Option<&Healthcheck>,
     host: &HostConfig,
 ) -> Result<Option<Healthcheck>> {
-    let check = match (given, image) {
-        (Some(own), Some(image)) => Some(own.over(image)),
-        (own, image) => own.or_else(|| image.cloned()),
-    };
-    if let Some(check) = &check {
-        check.check().map_err(EngineError::Invalid)?;
+    if let Some(own) = &given {
+        own.check().map_err(EngineError::Invalid)?;
     }
+    let check = match (given, image.cloned().map(Healthcheck::bounded)) {
+        (Some(own), Some(image)) => Some(own.over(&image)),
+        (own, image) => own.or(image),
+    };
     let action = host.health_on_failure;
     let checked = check.as_ref().is_some_and(|c| c.command().is_some());
     if action != HealthAction::None && !checked {

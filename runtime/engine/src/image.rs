@@ -10,7 +10,7 @@ use amphora_snapshot::{BlobLayer, Limits, MAX_IMAGE_LAYERS, SnapshotError};
 use amphora_spec::image::{Descriptor, ImageConfig, Index, Manifest};
 use amphora_spec::media::{self, LayerKind};
 use amphora_spec::select::{Facts, ModuleKind};
-use amphora_spec::{Digest, ErrorKind, Platform, Reference};
+use amphora_spec::{Classify, Digest, ErrorKind, Platform, Reference};
 use serde::{Deserialize, Serialize};
 
 use crate::files::read_json;
@@ -40,6 +40,12 @@ pub struct ImageRecord {
     pub facts: Facts,
     /// Bytes of all blobs.
     pub size: u64,
+}
+
+/// What a record of any version says.
+#[derive(Deserialize)]
+struct Recorded {
+    manifest: Descriptor,
 }
 
 /// One layer of an image.
@@ -367,6 +373,19 @@ impl Engine {
         }
     }
 
+    /// Returns what is recorded of a manifest. A record of another version is made anew.
+    pub(crate) fn recorded(&self, manifest: &Digest) -> Result<Option<ImageRecord>> {
+        if let Some(record) = self.record(manifest)? {
+            return Ok(Some(record));
+        }
+        match read_json::<Recorded>(&self.record_path(manifest)) {
+            Ok(Some(old)) if old.manifest.digest == *manifest => self.record_of(&old.manifest),
+            // Of a damaged one only the image's names tell what it is about.
+            Ok(_) | Err(EngineError::Record { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Lists all records.
     fn records(&self) -> Result<Vec<ImageRecord>> {
         let dir = self.options.root.join("images");
@@ -379,7 +398,7 @@ impl Engine {
                 .and_then(|n| n.strip_suffix(".json"))
                 .and_then(|n| Digest::from_hex(n).ok());
             if let Some(digest) = digest
-                && let Some(record) = self.record(&digest)?
+                && let Some(record) = self.recorded(&digest)?
             {
                 out.push(record);
             }
@@ -443,7 +462,12 @@ impl Engine {
     fn record_of(&self, target: &Descriptor) -> Result<Option<ImageRecord>> {
         match self.record(&target.digest)? {
             None if self.record_path(&target.digest).exists() => {
-                Ok(self.arrive_manifest(target).ok())
+                match self.arrive_manifest(target) {
+                    Ok(record) => Ok(Some(record)),
+                    // An image that is damaged is no reason not to list the others.
+                    Err(e) if is_its_own(&e) => Ok(None),
+                    Err(e) => Err(e),
+                }
             }
             found => Ok(found),
         }
@@ -645,6 +669,17 @@ fn is_absent(error: &EngineError) -> bool {
         ),
         _ => false,
     }
+}
+
+/// Says whether the image itself is what failed, not the disk, the memory or the caller's rights.
+fn is_its_own(error: &EngineError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound
+            | ErrorKind::DataLoss
+            | ErrorKind::InvalidArgument
+            | ErrorKind::Unsupported
+    )
 }
 
 /// Chooses among the images of one index: the platform asked for, else the host's Linux, else

@@ -33,6 +33,17 @@ const COPY: [&str; 4] = [
     "cache-max-file",
     "cache-compress",
 ];
+/// The drivers and their options.
+const DRIVERS: [(&str, &[&[&str]]); 5] = [
+    ("journald", &[&COMMON, &COPY]),
+    ("json-file", &[&FILE, &COMMON]),
+    ("local", &[&FILE, &["mode", "max-buffer-size"]]),
+    ("none", &[]),
+    (
+        "syslog",
+        &[&COMMON, &COPY, &["syslog-address", "syslog-facility"]],
+    ),
+];
 /// Longest labels and variables on a line, in bytes of JSON.
 const ATTRS_MAX: usize = 32 << 10;
 /// Size and number of files of the driver `local`, and of copies.
@@ -95,27 +106,29 @@ fn invalid<T>(text: impl Into<String>) -> Result<T> {
     Err(EngineError::Invalid(text.into()))
 }
 
+/// Returns the names of the drivers, in order.
+pub fn drivers() -> impl Iterator<Item = &'static str> {
+    DRIVERS.iter().map(|(name, _)| *name)
+}
+
 /// Checks driver and options, before anything exists.
 ///
 /// # Errors
 /// [`EngineError::Invalid`] and [`EngineError::Unsupported`], in Docker's words.
 pub fn check(log: &LogSettings) -> Result<()> {
     let driver = log.driver();
-    let own: &[&[&str]] = match driver {
-        "json-file" => &[&FILE, &COMMON],
-        "local" => &[&FILE, &["mode", "max-buffer-size"]],
+    let own = match DRIVERS.iter().find(|(name, _)| *name == driver) {
         // Docker takes whatever options for it.
-        "none" => return Ok(()),
-        "journald" => &[&COMMON, &COPY],
-        "syslog" => &[&COMMON, &COPY, &["syslog-address", "syslog-facility"]],
-        other if ABSENT.contains(&other) => {
+        Some(("none", _)) => return Ok(()),
+        Some((_, own)) => own,
+        None if ABSENT.contains(&driver) => {
             return Err(EngineError::Unsupported(format!(
-                "log driver \"{other}\" is not supported"
+                "log driver \"{driver}\" is not supported"
             )));
         }
-        other => {
+        None => {
             return invalid(format!(
-                "logger: no log driver named '{other}' is registered"
+                "logger: no log driver named '{driver}' is registered"
             ));
         }
     };

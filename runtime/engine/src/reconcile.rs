@@ -13,6 +13,9 @@ use crate::files::{Lock, free_name, open_dir, unlink};
 use crate::start::{SUPERVISE, host_netns};
 use crate::{Engine, EngineError, Result};
 
+/// Why the code of an end is not known.
+const UNSEEN: &str = "the supervisor was killed and nobody saw the container end";
+
 impl Engine {
     /// Puts one container right. Says whether there was anything to do.
     pub(crate) fn reconcile_one(&self, id: &ContainerId) -> Result<bool> {
@@ -27,11 +30,14 @@ impl Engine {
         let started = state.as_ref().is_some_and(|s| s.status == Status::Running);
         let soon = state.as_ref().is_some_and(State::restarts_soon);
         let again = started || soon;
-        if let (true, Some(state), Ok(config)) = (started, state, self.config(id)) {
+        if let Some(state) = state.filter(|_| started) {
+            // Whatever its configuration says, or cannot say: it is alive.
             if state.init_alive().map_err(EngineError::plain)? {
                 return self.adopt(id, &lock).map(|()| true);
             }
-            self.record_lost(&config, &state)?;
+            if let Ok(config) = self.config(id) {
+                self.record_lost(&config, &state)?;
+            }
         }
         let again = again && self.is_to_run(id, soon);
         self.finish(id)?;
@@ -152,17 +158,9 @@ impl Engine {
             return Ok(());
         }
         let dir = open_dir(&self.container_dir(&config.id))?;
-        let now = crate::list::now();
         let record = ExitRecord {
-            version: 1,
-            code: ExitRecord::UNKNOWN,
-            signal: 0,
-            oom_killed: false,
-            started_at: crate::list::time_text(state.started_at),
-            finished_at: now,
-            error: "the supervisor was killed and nobody saw the container end".to_owned(),
             restarts: state.restarts,
-            log_bytes_dropped: 0,
+            ..ExitRecord::unknown(UNSEEN, state.started_at, crate::list::now_nanos())
         };
         let code = record.code.to_string();
         self.note_container(config, "die", &[("exitCode", &code)]);

@@ -33,7 +33,7 @@ impl Networks {
         let nft = nft::open().map_err(kernel("open nftables"))?;
         let stored = self.usable(name)?;
         if let Some(config) = &stored
-            && self.settings.agree(config)
+            && (self.settings.agree(config) || self.any_lease()?)
             && let Some(bridge) = ready(config, &route)?
             && nft::is_current(&nft).map_err(netlink("look at table \"amphora\""))?
         {

@@ -22,19 +22,39 @@ pub struct Healthcheck {
     )]
     pub test: Vec<String>,
     /// Time between two checks.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(
+        default,
+        deserialize_with = "null_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub interval: i64,
     /// Longest that a check may take.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(
+        default,
+        deserialize_with = "null_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub timeout: i64,
     /// Time after the start in which failures do not count.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(
+        default,
+        deserialize_with = "null_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub start_period: i64,
     /// Time between two checks while the container starts.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(
+        default,
+        deserialize_with = "null_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub start_interval: i64,
     /// Failures in a row that make a container unhealthy.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(
+        default,
+        deserialize_with = "null_default",
+        skip_serializing_if = "is_zero"
+    )]
     pub retries: i64,
 }
 
@@ -121,6 +141,24 @@ impl Healthcheck {
         self
     }
 
+    /// Brings an image's numbers within bounds, so that the image runs all the same.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        for time in [
+            &mut self.interval,
+            &mut self.timeout,
+            &mut self.start_period,
+            &mut self.start_interval,
+        ] {
+            *time = match *time {
+                ..=0 => 0,
+                short => short.max(SHORTEST_NS),
+            };
+        }
+        self.retries = self.retries.max(0);
+        self
+    }
+
     /// Checks the numbers.
     ///
     /// # Errors
@@ -181,5 +219,16 @@ mod tests {
         let short = of(r#"{"StartPeriod":999999}"#).check().unwrap_err();
         assert_eq!(short, "StartPeriod in Healthcheck cannot be less than 1ms");
         assert!(of(r#"{"Retries":-1}"#).check().is_err());
+    }
+
+    #[test]
+    fn an_image_s_numbers_are_brought_within_bounds() {
+        let image = of(r#"{"Interval":null,"Timeout":1,"StartPeriod":-5,"Retries":-1}"#);
+        assert!(image.check().is_err());
+        let bounded = image.bounded();
+        assert!(bounded.check().is_ok());
+        assert_eq!((bounded.interval, bounded.timeout), (0, 1_000_000));
+        assert_eq!((bounded.start_period, bounded.retries), (0, 0));
+        assert_eq!(of(r#"{"Retries":null,"StartInterval":null}"#), of("{}"));
     }
 }

@@ -54,8 +54,9 @@ impl ExitRecord {
         }
     }
 
-    /// Makes a record for an end that nobody saw.
-    pub(crate) fn unknown(error: &str, started_at: u64, finished_at: u64) -> Self {
+    /// Makes a record for an end that nobody saw. Times are nanoseconds since the epoch.
+    #[must_use]
+    pub fn unknown(error: &str, started_at: u64, finished_at: u64) -> Self {
         Self {
             version: 1,
             code: Self::UNKNOWN,

@@ -2,12 +2,12 @@
 
 use std::io::{self, IsTerminal};
 
-use amphora_engine::{AttachStreams, Engine, EngineError, ExecOptions};
+use amphora_engine::{AttachStreams, Debugging, Engine, EngineError, ExecOptions};
 use amphora_spec::Reference;
 use clap::Args;
 
-use super::exec::follow;
-use super::foreground::{Foreground, detach_keys};
+use super::exec::{not_started, told};
+use super::foreground::{Ended, Foreground};
 use crate::errors::{Failure, Outcome};
 use crate::{parse, terminal, ui};
 
@@ -18,9 +18,6 @@ pub(crate) struct DebugArgs {
     /// Image with the tools; pulled when it is missing
     #[arg(long, default_value = "busybox:latest")]
     image: String,
-    /// Override the key sequence for detaching from the session
-    #[arg(long)]
-    detach_keys: Option<String>,
     /// Set environment variables
     #[arg(short, long)]
     env: Vec<String>,
@@ -56,7 +53,6 @@ pub(crate) fn debug(engine: &Engine, args: DebugArgs) -> Outcome {
     let seated = plain && io::stdin().is_terminal() && ui::stdout_is_terminal();
     let (interactive, tty) = (args.interactive || seated, args.tty || seated);
     terminal::check(interactive, tty)?;
-    let keys = detach_keys(args.detach_keys.as_deref(), tty)?;
     fetch(engine, &args.image)?;
     let streams = AttachStreams {
         stdin: interactive,
@@ -64,7 +60,7 @@ pub(crate) fn debug(engine: &Engine, args: DebugArgs) -> Outcome {
         stderr: !tty,
         size: None,
     };
-    let foreground = Foreground::new(streams, tty, keys, false)?;
+    let foreground = Foreground::new(streams, tty, None, false)?;
     let options = ExecOptions {
         args: args.command,
         env: parse::environment(args.env, &args.env_file)?,
@@ -75,11 +71,17 @@ pub(crate) fn debug(engine: &Engine, args: DebugArgs) -> Outcome {
         open_stdin: interactive,
         attach: foreground.streams(),
     };
-    let (started, _scratch) = match engine.debug(&id, &args.image, &options) {
-        Ok(debugging) => (Ok(debugging.session), Some(debugging.scratch)),
-        Err(e) => (Err(e), None),
-    };
-    follow(started, &foreground, &args.container)
+    let Debugging {
+        mut session,
+        scratch,
+    } = engine
+        .debug(&id, &args.image, &options)
+        .map_err(not_started)?;
+    let ended = foreground.pump(&mut session.client);
+    if !matches!(ended, Ok(Ended::Code(_))) {
+        scratch.keep();
+    }
+    told(ended?, &args.container)
 }
 
 /// Pulls the tools when they are missing, as `run` does.

@@ -96,22 +96,31 @@ pub(crate) fn exec(engine: &Engine, args: ExecArgs) -> Outcome {
 }
 
 /// Copies until a session in a container has ended.
-pub(crate) fn follow(
+fn follow(
     started: Result<ExecStarted, EngineError>,
     foreground: &Foreground,
     container: &str,
 ) -> Outcome {
-    let mut started = match started {
-        Ok(started) => started,
+    let mut started = started.map_err(not_started)?;
+    told(foreground.pump(&mut started.client)?, container)
+}
+
+/// What becomes of a session that did not come to be.
+pub(crate) fn not_started(error: EngineError) -> Failure {
+    match error {
         // Docker has it in the session's output.
-        Err(EngineError::Exec(text, kind)) => {
+        EngineError::Exec(text, kind) => {
             let mut out = std::io::stdout().lock();
             let _ = write!(out, "{text}\r\n");
-            return Err(Failure::Code(exec_code(kind)));
+            Failure::Code(exec_code(kind))
         }
-        Err(e) => return Err(e.into()),
-    };
-    match foreground.pump(&mut started.client)? {
+        e => e.into(),
+    }
+}
+
+/// What becomes of a session's end.
+pub(crate) fn told(ended: Ended, container: &str) -> Outcome {
+    match ended {
         Ended::Code(0) | Ended::Alone => Ok(()),
         Ended::Code(code) => Err(Failure::Code(byte(code))),
         Ended::Detached => Err(escaped()),

@@ -1,7 +1,8 @@
 //! `export`.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, BufWriter};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use amphora_engine::Engine;
@@ -54,6 +55,7 @@ pub(crate) fn to_file(
             above.display()
         )));
     }
+    check_target(path, what)?;
     let temp = above.join(format!(".amphora-export-{}", std::process::id()));
     let failed = |e: io::Error| {
         Failure::Local(format!(
@@ -62,7 +64,9 @@ pub(crate) fn to_file(
             parse::os_text(&e)
         ))
     };
-    let file = File::create_new(&temp).map_err(failed)?;
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(&temp);
+    let file = file.map_err(failed)?;
     let written = write(BufWriter::new(Box::new(file)))
         .and_then(|()| fs::rename(&temp, path).map_err(failed));
     if written.is_err() {
@@ -70,4 +74,29 @@ pub(crate) fn to_file(
         let _ = fs::remove_file(&temp);
     }
     written
+}
+
+/// Refuses what the archive would take the place of, and is no file.
+fn check_target(path: &Path, what: &str) -> Outcome {
+    let Ok(found) = fs::metadata(path) else {
+        return Ok(());
+    };
+    let kind = found.file_type();
+    if kind.is_file() {
+        return Ok(());
+    }
+    let why = if kind.is_dir() {
+        "cannot write to a directory".to_owned()
+    } else {
+        let got = if kind.is_char_device() || kind.is_block_device() {
+            "a device"
+        } else {
+            "an irregular file"
+        };
+        format!(
+            "invalid output path: \"{}\" must be a directory or a regular file: got {got}",
+            path.display()
+        )
+    };
+    Err(Failure::Local(format!("failed to {what}: {why}")))
 }

@@ -21,7 +21,7 @@ const CONFIG_BYTES_MAX: u64 = 1 << 20;
 pub(crate) struct Foreground {
     streams: AttachStreams,
     tty: bool,
-    keys: DetachKeys,
+    keys: Option<DetachKeys>,
     signals: Option<ProxySignals>,
 }
 
@@ -94,11 +94,12 @@ fn configured_keys() -> Option<String> {
 
 impl Foreground {
     /// Prepares one, before anything is started: signals that come from here on are held for the
-    /// container (`forward`), or until the terminal is put right.
+    /// container (`forward`), or until the terminal is put right. Without keys nothing that is
+    /// typed detaches.
     pub(crate) fn new(
         mut streams: AttachStreams,
         tty: bool,
-        keys: DetachKeys,
+        keys: impl Into<Option<DetachKeys>>,
         forward: bool,
     ) -> Outcome<Self> {
         streams.size = terminal::size().filter(|_| tty);
@@ -110,7 +111,7 @@ impl Foreground {
         Ok(Self {
             streams,
             tty,
-            keys,
+            keys: keys.into(),
             signals: signals.transpose().map_err(|e| Failure::Local(chain(&e)))?,
         })
     }
@@ -140,7 +141,7 @@ impl Foreground {
             stdout: self.streams.stdout.then(|| stdout.as_fd()),
             stderr: self.streams.stderr.then(|| stderr.as_fd()),
             terminal: self.streams.size.map(|_| stdout.as_fd()),
-            detach: self.tty.then_some(&self.keys),
+            detach: self.keys.as_ref().filter(|_| self.tty),
         };
         let end = pump(client, streams, self.signals.as_ref());
         drop(raw);

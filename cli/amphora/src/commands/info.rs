@@ -12,6 +12,8 @@ use crate::{format, ui};
 const MAPS: &[&str] = &["Runtimes", "Details", "IndexConfigs"];
 /// Keys that are lists.
 const SLICES: &[&str] = &["Labels", "Warnings", "SecurityOptions"];
+/// Registries that need no certificate whatever is set.
+const LOOPBACK: [&str; 2] = ["::1/128", "127.0.0.0/8"];
 
 /// Flags of `info` and `version`.
 #[derive(Debug, Args)]
@@ -118,7 +120,7 @@ fn registry_json(settings: &Settings) -> Json {
     let configs: serde_json::Map<String, Json> = insecure.map(config).collect();
     json!({
         "Mirrors": settings.registry_mirrors,
-        "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8"],
+        "InsecureRegistryCIDRs": LOOPBACK,
         "IndexConfigs": configs,
     })
 }
@@ -154,7 +156,7 @@ fn info_json(engine: &Engine) -> Outcome<Json> {
         "Plugins": {
             "Volume": ["local"],
             "Network": ["bridge", "host", "null"],
-            "Log": ["json-file", "none"],
+            "Log": amphora_engine::logging::drivers().collect::<Vec<_>>(),
         },
         "KernelVersion": read("/proc/sys/kernel/osrelease"),
         "OperatingSystem": operating_system(),
@@ -237,7 +239,6 @@ pub(crate) fn info(engine: &Engine, args: &FormatArgs) -> Outcome {
         (1, "Docker Root Dir", field("/DockerRootDir")),
         (1, "Debug Mode", "false".to_owned()),
         (1, "Experimental", "false".to_owned()),
-        (1, "Live Restore Enabled", "true".to_owned()),
     ] {
         // Docker writes the names of security options without a colon.
         let colon = if title == "seccomp" { "" } else { ":" };
@@ -247,6 +248,30 @@ pub(crate) fn info(engine: &Engine, args: &FormatArgs) -> Outcome {
             " ".repeat(indent)
         ));
     }
+    out.push_str(&registries_and_pools(engine.settings()));
     ui::raw(&out);
     Ok(())
+}
+
+/// The last lines of `info`: what the configuration file says of registries and addresses.
+fn registries_and_pools(settings: &Settings) -> String {
+    let mut out = " Insecure Registries:\n".to_owned();
+    let own = settings.insecure_registries.iter().map(String::as_str);
+    for name in own.chain(LOOPBACK) {
+        out.push_str(&format!("  {name}\n"));
+    }
+    if !settings.registry_mirrors.is_empty() {
+        out.push_str(" Registry Mirrors:\n");
+    }
+    for mirror in &settings.registry_mirrors {
+        out.push_str(&format!("  {mirror}\n"));
+    }
+    out.push_str(" Live Restore Enabled: true\n");
+    if !settings.network.pools.is_empty() {
+        out.push_str(" Default Address Pools:\n");
+    }
+    for (base, size) in &settings.network.pools {
+        out.push_str(&format!("   Base: {base}, Size: {size}\n"));
+    }
+    out
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::boot::{data, id, power_cut};
 use crate::sandbox::{Sandbox, path, wait_until};
-use crate::supervisor::calls_of;
+use crate::supervisor::{calls_of, kill, supervisor_pid};
 
 const IMAGES: [&str; 2] = ["probe-linux", "probe-wasm"];
 
@@ -96,6 +96,31 @@ fn a_damaged_container_that_runs_is_removed_by_force() {
         s.run(&["rm", "-f", "hurt"]).ok();
         s.run(&["run", "--rm", "--name", "hurt", "-p", "8095:80", image])
             .ok();
+    }
+}
+
+#[test]
+fn a_damaged_container_that_lost_its_supervisor_lives_on() {
+    let s = Sandbox::ready();
+    for image in IMAGES {
+        s.run(&["run", "-d", "--name", "hurt", image, "sleep", "600"])
+            .ok();
+        let pid = s.inspect("hurt")["State"]["Pid"].as_i64().unwrap();
+        let config = data(&s, &id(&s, "hurt")).join("config.json");
+        let whole = fs::read(&config).unwrap();
+        kill(supervisor_pid(&s, "hurt"));
+        tear(&config, "torn");
+        for _ in 0..2 {
+            s.run(&["start", "hurt"]).fails(1, path(&config));
+            s.run(&["ps", "-a"]).ok();
+        }
+        fs::write(&config, &whole).unwrap();
+        let state = s.inspect("hurt")["State"].clone();
+        assert_eq!(
+            (state["Status"].as_str(), state["Pid"].as_i64()),
+            (Some("running"), Some(pid))
+        );
+        s.run(&["rm", "-f", "hurt"]).ok();
     }
 }
 

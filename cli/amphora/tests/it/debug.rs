@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::sandbox::{Sandbox, path, wait_for, wait_until};
+use crate::supervisor::{kill, supervisor_pid};
 use crate::terminal::Seat;
 
 /// Makes `linux` and `wasm` tests of one function.
@@ -17,6 +18,8 @@ both!(
     tools_see_the_container_and_leave_nothing,
     what_cannot_be_debugged_is_told,
     a_shell_at_a_terminal,
+    tools_have_the_rights_of_the_container,
+    what_a_lost_session_writes_stays,
 );
 
 /// The default toolbox, from a local archive.
@@ -116,6 +119,8 @@ fn without_a_process_1(s: &Sandbox, image: &str) {
 
 fn what_cannot_be_debugged_is_told(image: &str) {
     let s = with_tools();
+    s.run(&["debug", "--detach-keys", "a", "nobody"])
+        .fails(125, "unknown flag: --detach-keys");
     s.run(&["debug", "nobody"])
         .fails(1, "No such container: nobody");
     s.run(&["create", "--name", "still", image]).ok();
@@ -151,6 +156,9 @@ fn a_shell_at_a_terminal(image: &str) {
     seat.type_in("test -t 0 && echo seat''ed; ls -d /proc/1/root/dev\r");
     seat.hear("seated\r\n");
     seat.hear("/proc/1/root/dev\r\n");
+    // What detaches elsewhere is typed here: nobody could come back to the session.
+    seat.type_in("\x10\x11\recho st''ill here\r");
+    seat.hear("still here\r\n");
     seat.type_in("exit 3\r");
     assert_eq!(seat.end(), 3);
     // An image that is removed meanwhile stays for those who use it.
@@ -175,4 +183,51 @@ fn a_shell_at_a_terminal(image: &str) {
     child.kill().unwrap();
     wait_for(&mut child);
     s.run(&["rm", "-f", "tt"]).ok();
+}
+
+fn tools_have_the_rights_of_the_container(image: &str) {
+    let s = with_tools();
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "rr",
+        "--cap-drop",
+        "ALL",
+        "--security-opt",
+        "no-new-privileges",
+    ];
+    s.run(&[&run[..], &[image, "sleep", "600"]].concat()).ok();
+    let status = |flags: &[&str]| {
+        let read = ["rr", "grep", "-E", "CapEff|NoNewPrivs", "/proc/self/status"];
+        let text = s.run(&[&["debug"], flags, &read].concat()).ok();
+        let value = |key: &str| {
+            let line = text.lines().find_map(|l| l.strip_prefix(key));
+            u64::from_str_radix(line.unwrap().trim(), 16).unwrap()
+        };
+        (value("CapEff:"), value("NoNewPrivs:"))
+    };
+    // CAP_SYS_PTRACE.
+    assert_eq!(status(&[]), (1 << 19, 1));
+    let (all, bound) = status(&["--privileged"]);
+    assert!(all.count_ones() > 30 && bound == 0, "{all:x} {bound}");
+    s.run(&["rm", "-f", "rr"]).ok();
+}
+
+fn what_a_lost_session_writes_stays(image: &str) {
+    let s = with_tools();
+    s.run(&["run", "-d", "--name", "ll", image, "sleep", "600"])
+        .ok();
+    let id = s.inspect("ll")["Id"].as_str().unwrap().to_owned();
+    let scratch = s.run_root().join("containers").join(id).join("debug");
+    let mut child = s.command(&["debug", "ll", "sleep", "601"]).spawn().unwrap();
+    wait_until("the tools to run", Duration::from_secs(20), || {
+        s.run(&["top", "ll"]).stdout.contains("sleep 601")
+    });
+    kill(supervisor_pid(&s, "ll"));
+    assert_eq!(wait_for(&mut child), 1);
+    let session = std::fs::read_dir(&scratch).unwrap().flatten().next();
+    assert!(session.unwrap().path().join("work/work").is_dir());
+    s.run(&["rm", "-f", "ll"]).ok();
+    assert!(!scratch.exists());
 }

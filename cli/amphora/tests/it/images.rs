@@ -363,6 +363,47 @@ fn what_is_saved_and_what_is_refused() {
     not_saved(&s, &to, &here[2]);
 }
 
+#[test]
+fn images_recorded_by_an_earlier_version_are_found_by_their_id() {
+    let s = Sandbox::ready();
+    let id = s.run(&["images", "-q", "--no-trunc", "probe-linux"]).ok();
+    let (id, records) = (id.trim(), s.root().join("images"));
+    let age = || {
+        for entry in std::fs::read_dir(&records).unwrap().flatten() {
+            let bytes = std::fs::read(entry.path()).unwrap();
+            let mut record: Value = serde_json::from_slice(&bytes).unwrap();
+            record["version"] = json!(1);
+            record["config"]["config"] = json!({});
+            std::fs::write(entry.path(), record.to_string()).unwrap();
+        }
+    };
+    s.run(&["create", "--name", "old", "probe-linux"]).ok();
+    let before = s.run(&["image", "inspect", id]).ok();
+    age();
+    assert_eq!(s.run(&["image", "inspect", id]).ok(), before);
+    age();
+    s.run(&["run", "--rm", id]).ok();
+    // One that cannot be looked into again hides no other.
+    let blobs = s.root().join("blobs/sha256");
+    let bare = s.run(&["images", "-q", "--no-trunc", "probe-p1"]).ok();
+    let bare = blobs.join(bare.trim().trim_start_matches("sha256:"));
+    let aside = s.dir.join("aside");
+    std::fs::rename(&bare, &aside).unwrap();
+    age();
+    let names = || s.run(&["images", "--format", "{{.Repository}}"]).ok();
+    assert!(names().contains("probe-linux\n") && !names().contains("probe-p1\n"));
+    std::fs::rename(&aside, &bare).unwrap();
+    assert!(names().contains("probe-p1\n"));
+    age();
+    s.run(&["commit", "old", "new"]).ok();
+    s.run(&["rm", "old"]).ok();
+    age();
+    s.run(&["rmi", "new"]).ok();
+    s.run(&["rmi", id]).ok();
+    s.run(&["image", "inspect", id]).fails(1, "No such image");
+    s.load_probes();
+}
+
 /// What cannot be saved of `duo:1`, and what is left then; `layer` is one of its blobs.
 fn not_saved(s: &Sandbox, to: &Path, layer: &Blob) {
     let missing = "was found but does not provide the specified platform (linux/s390x)";
@@ -375,6 +416,17 @@ fn not_saved(s: &Sandbox, to: &Path, layer: &Blob) {
             1,
             "failed to save image: invalid output path: directory \"/nowhere/at\" does not exist",
         );
+    s.run(&["save", "-o", "/dev/null", "duo:1"]).fails(
+        1,
+        "failed to save image: invalid output path: \"/dev/null\" must be a directory or a regular \
+         file: got a device",
+    );
+    let null = std::fs::metadata("/dev/null").unwrap().file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_char_device(&null));
+    s.run(&["save", "-o", path(&s.dir), "duo:1"])
+        .fails(1, "failed to save image: cannot write to a directory");
+    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(to).unwrap());
+    assert_eq!(mode & 0o777, 0o600);
     let mut seat = Seat::new(s, &["save", "duo:1"]);
     seat.hear("cowardly refusing to save to a terminal. Use the -o flag or redirect");
     assert_eq!(seat.end(), 1);

@@ -292,6 +292,54 @@ fn mirrors_are_asked_before_docker_hub() {
 }
 
 #[test]
+fn a_bridge_that_is_not_as_configured_keeps_no_start_waiting() {
+    let s = Sandbox::ready();
+    s.run(&["run", "-d", "--name", "cc", "probe-linux", "sleep", "600"])
+        .ok();
+    let lock = std::fs::File::open(s.run_root().join("networks/lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    for image in IMAGES {
+        with(&s, &json!({ "mtu": 1400 }), &["run", "--rm", image]).ok();
+    }
+    drop(lock);
+    s.run(&["rm", "-f", "cc"]).ok();
+}
+
+#[test]
+fn default_init_says_nothing_of_wasm_containers() {
+    let s = Sandbox::ready();
+    for (image, init) in [("probe-linux", json!(true)), ("probe-wasm", Value::Null)] {
+        let run = ["run", "--name", "ii", image];
+        let out = with(&s, &json!({ "default-init": true }), &run);
+        assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{image}");
+        assert_eq!(value(&s, "ii", "/HostConfig/Init"), init, "{image}");
+        s.run(&["rm", "ii"]).ok();
+    }
+}
+
+#[test]
+fn info_tells_registries_pools_and_log_drivers() {
+    let s = Sandbox::ready();
+    let plain = s.run(&["info"]).ok();
+    let lines = " Insecure Registries:\n  ::1/128\n  127.0.0.0/8\n Live Restore Enabled: true\n";
+    assert!(plain.ends_with(lines), "{plain}");
+    assert!(
+        plain.contains("\n  Log: journald json-file local none syslog\n"),
+        "{plain}"
+    );
+    let config = json!({
+        "insecure-registries": ["registry.test:5000"],
+        "registry-mirrors": ["https://mirror.test"],
+        "default-address-pools": [{ "base": "10.77.0.0/16", "size": 24 }],
+    });
+    let told = with(&s, &config, &["info"]).ok();
+    let lines = " Insecure Registries:\n  registry.test:5000\n  ::1/128\n  127.0.0.0/8\n \
+                 Registry Mirrors:\n  https://mirror.test\n Live Restore Enabled: true\n \
+                 Default Address Pools:\n   Base: 10.77.0.0/16, Size: 24\n";
+    assert!(told.ends_with(lines), "{told}");
+}
+
+#[test]
 fn a_file_that_is_not_there_costs_one_open() {
     let s = Sandbox::ready();
     let log = s.dir.join("calls");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use amphora_network::NetworkSettings;
 use amphora_spec::runtime::Rlimit;
+use amphora_spec::select::Executor;
 use serde_json::{Map, Value};
 
 use crate::config::{DnsConfig, HostConfig};
@@ -123,7 +124,7 @@ impl Settings {
     }
 
     /// Fills in what a container's own flags leave open.
-    pub(crate) fn complete(&self, host: &mut HostConfig) {
+    pub(crate) fn complete(&self, host: &mut HostConfig, executor: Executor) {
         self.complete_log(&mut host.log);
         for limit in &self.ulimits {
             if !host.ulimits.iter().any(|own| own.kind == limit.kind) {
@@ -139,7 +140,10 @@ impl Settings {
                 mode.clone_from(default);
             }
         }
-        host.init = host.init.or(self.init.then_some(true));
+        // A Wasm guest starts no processes that an init would look after.
+        if executor == Executor::Linux {
+            host.init = host.init.or(self.init.then_some(true));
+        }
         let said = |option: &String| option.starts_with("no-new-privileges");
         if self.no_new_privileges && !host.security_opt.iter().any(said) {
             host.no_new_privileges = true;

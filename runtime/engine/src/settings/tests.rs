@@ -138,7 +138,10 @@ fn defaults_fill_what_a_container_leaves_open() {
     )
     .unwrap();
     let mut open = HostConfig::default();
-    settings.complete(&mut open);
+    settings.complete(&mut open, Executor::Linux);
+    let mut wasm = HostConfig::default();
+    settings.complete(&mut wasm, Executor::Wasm);
+    assert_eq!((open.init, wasm.init), (Some(true), None));
     assert_eq!(open.log.driver(), "json-file");
     assert_eq!(open.log.options["max-size"], "5m");
     assert_eq!(open.ulimits.len(), 2);
@@ -163,7 +166,7 @@ fn defaults_fill_what_a_container_leaves_open() {
     };
     own.log.driver = "local".to_owned();
     own.dns.servers = vec!["10.1.1.1".to_owned()];
-    settings.complete(&mut own);
+    settings.complete(&mut own, Executor::Linux);
     // The options belong to the other driver.
     assert!(own.log.options.is_empty());
     assert_eq!((own.ulimits.len(), own.ulimits[0].hard), (2, 7));
