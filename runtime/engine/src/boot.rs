@@ -311,17 +311,8 @@ pub(crate) fn remove_work(container: &Path) -> Result<()> {
 
 /// Writes down that the machine went down under a container.
 fn record_cut(dir: &Path, started: u64) -> Result<()> {
-    let record = ExitRecord {
-        version: 1,
-        code: ExitRecord::UNKNOWN,
-        signal: 0,
-        oom_killed: false,
-        started_at: crate::list::time_text(started),
-        finished_at: crate::list::now(),
-        error: "the machine went down while the container ran".to_owned(),
-        restarts: 0,
-        log_bytes_dropped: 0,
-    };
+    let why = "the machine went down while the container ran";
+    let record = ExitRecord::unknown(why, started, crate::list::now_nanos());
     record
         .write(open_dir(dir)?.as_fd())
         .map_err(EngineError::plain)
