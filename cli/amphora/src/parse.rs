@@ -142,24 +142,6 @@ pub(crate) fn pairs(values: &[String]) -> BTreeMap<String, String> {
 
 /// Parses `--ulimit name=soft[:hard]`.
 pub(crate) fn ulimit(text: &str) -> Option<amphora_spec::runtime::Rlimit> {
-    const NAMES: [&str; 16] = [
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-        "as",
-    ];
     let (name, value) = text.split_once('=')?;
     let limit = |v: &str| {
         if v == "-1" || v == "unlimited" {
@@ -172,10 +154,12 @@ pub(crate) fn ulimit(text: &str) -> Option<amphora_spec::runtime::Rlimit> {
         Some((soft, hard)) => (limit(soft)?, limit(hard)?),
         None => (limit(value)?, limit(value)?),
     };
-    (NAMES.contains(&name) && soft <= hard).then(|| amphora_spec::runtime::Rlimit {
-        kind: format!("RLIMIT_{}", name.to_ascii_uppercase()),
-        hard,
-        soft,
+    (amphora_spec::runtime::RLIMITS.contains(&name) && soft <= hard).then(|| {
+        amphora_spec::runtime::Rlimit {
+            kind: format!("RLIMIT_{}", name.to_ascii_uppercase()),
+            hard,
+            soft,
+        }
     })
 }
 

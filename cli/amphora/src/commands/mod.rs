@@ -38,8 +38,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use amphora_engine::{Engine, EngineOptions, Settings};
+use amphora_engine::{Engine, EngineError, EngineOptions, Settings};
 use amphora_executor::Workload;
+use amphora_spec::ContainerId;
 use clap::{Args, Parser, Subcommand};
 
 use crate::errors::{Failure, Outcome, report};
@@ -149,8 +150,13 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
     }
 }
 
-/// Hidden entry of the finisher: `finish ROOT RUN_ROOT ID`.
-pub(crate) fn finish(args: &[OsString]) -> ExitCode {
+/// Carries a hidden entry `NAME ROOT RUN_ROOT ID` out; `None` when there is no such engine or id.
+/// No configuration file is read: what holds for a container was written down when it was made.
+fn hidden<T>(
+    args: &[OsString],
+    open: impl FnOnce(&Global) -> Outcome<Engine>,
+    run: impl FnOnce(&Engine, &ContainerId) -> Result<T, EngineError>,
+) -> Option<Result<T, EngineError>> {
     let text = |i: usize| args.get(i).and_then(|a| a.to_str()).unwrap_or_default();
     let global = Global {
         root: Some(text(2).into()),
@@ -158,10 +164,15 @@ pub(crate) fn finish(args: &[OsString]) -> ExitCode {
         insecure_registry: Vec::new(),
         config_file: None,
     };
-    let done = open_with(&global, Settings::default(), Vec::new())
-        .ok()
-        .and_then(|engine| text(4).parse().ok().map(|id| engine.finish(&id)));
-    match done {
+    let engine = open(&global).ok()?;
+    let id = text(4).parse().ok()?;
+    Some(run(&engine, &id))
+}
+
+/// Hidden entry of the finisher: `finish ROOT RUN_ROOT ID`.
+pub(crate) fn finish(args: &[OsString]) -> ExitCode {
+    let open = |global: &Global| open_with(global, Settings::default(), Vec::new());
+    match hidden(args, open, Engine::finish) {
         Some(Ok(())) => ExitCode::SUCCESS,
         // Nobody listens here; what is left is found by the next command's reconcile.
         _ => ExitCode::FAILURE,
@@ -170,18 +181,8 @@ pub(crate) fn finish(args: &[OsString]) -> ExitCode {
 
 /// Hidden entry before a restart: `prepare ROOT RUN_ROOT ID`, started by a supervisor.
 pub(crate) fn prepare(args: &[OsString]) -> ExitCode {
-    let text = |i: usize| args.get(i).and_then(|a| a.to_str()).unwrap_or_default();
-    let global = Global {
-        root: Some(text(2).into()),
-        run_root: Some(text(3).into()),
-        insecure_registry: Vec::new(),
-        config_file: None,
-    };
-    // What holds for a container was written down when it was made.
-    let done = open_by(&global, Settings::default())
-        .ok()
-        .and_then(|engine| text(4).parse().ok().map(|id| engine.prepare(&id)));
-    match done {
+    let open = |global: &Global| open_by(global, Settings::default());
+    match hidden(args, open, Engine::prepare) {
         Some(Ok(())) => ExitCode::SUCCESS,
         // The supervisor was told, and records it.
         _ => ExitCode::FAILURE,
@@ -190,17 +191,8 @@ pub(crate) fn prepare(args: &[OsString]) -> ExitCode {
 
 /// Hidden entry of a healthcheck: `probe ROOT RUN_ROOT ID`, started by a supervisor.
 pub(crate) fn probe(args: &[OsString]) -> ExitCode {
-    let text = |i: usize| args.get(i).and_then(|a| a.to_str()).unwrap_or_default();
-    let global = Global {
-        root: Some(text(2).into()),
-        run_root: Some(text(3).into()),
-        insecure_registry: Vec::new(),
-        config_file: None,
-    };
-    let done = open_by(&global, Settings::default())
-        .ok()
-        .and_then(|engine| text(4).parse().ok().map(|id| engine.probe(&id)));
-    match done {
+    let open = |global: &Global| open_by(global, Settings::default());
+    match hidden(args, open, Engine::probe) {
         Some(Ok(Some(status))) => ExitCode::from(status.exit_code()),
         // Nothing was found out: the supervisor tries again when the next check is due.
         Some(Ok(None)) => ExitCode::SUCCESS,

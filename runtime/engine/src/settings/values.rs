@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use amphora_network::Subnet;
-use amphora_spec::runtime::Rlimit;
+use amphora_spec::runtime::{RLIMITS, Rlimit};
 use serde_json::Value;
 
 use super::Settings;
@@ -15,25 +15,6 @@ type Done = Result<(), String>;
 const MTU: std::ops::RangeInclusive<u64> = 1280..=65_535;
 /// Longest prefix of a subnet that has room for a bridge and a container.
 const PREFIX_MAX: u8 = 30;
-/// Resource limits that there are.
-const LIMITS: [&str; 16] = [
-    "as",
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
 
 fn text(value: &Value) -> Result<&str, String> {
     value
@@ -177,7 +158,7 @@ pub(super) fn ulimits(settings: &mut Settings, value: &Value) -> Done {
         .as_object()
         .ok_or_else(|| format!("{value} is not an object of limits"))?;
     for (name, limit) in map {
-        if !LIMITS.contains(&name.as_str()) {
+        if !RLIMITS.contains(&name.as_str()) {
             return Err(format!("there is no limit \"{name}\""));
         }
         let fields = limit
