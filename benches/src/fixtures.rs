@@ -153,6 +153,9 @@ impl Fixtures {
             let bytes = fs::read(self.dir.join(program))?;
             append_file(&mut tar, &format!("bin/{program}"), &bytes, 0o755)?;
         }
+        // What a healthcheck of one word is run by: any program that ends well.
+        let shell = fs::read(self.dir.join("hello"))?;
+        append_file(&mut tar, "bin/sh", &shell, 0o755)?;
         Ok(tar.into_inner()?)
     }
 

@@ -160,6 +160,7 @@ impl Server {
             if n == 0 && !self.splices.hot() {
                 self.release_pages();
             }
+            self.used |= n > 0;
             let mut ended = false;
             for event in events.iter().take(n) {
                 ended |= event.data.u64() == TOKEN_INIT;
@@ -180,6 +181,7 @@ impl Server {
         for session in self.sessions.iter_mut().flatten() {
             session.release_pages();
         }
+        amphora_sys::supervise::release_program();
     }
 
     fn dispatch(&mut self, token: u64, flags: EventFlags) {

@@ -95,6 +95,56 @@ pub fn ofd_locked(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(i32::from(lock.l_type) != libc::F_UNLCK)
 }
 
+/// The stack that a caller of [`release_program`] and the functions below it may be using: left
+/// alone.
+const STACK_IN_USE: usize = 4 << 10;
+/// The stack below that which may have been used before: what the kernel gives at exec.
+const STACK_BELOW: usize = 120 << 10;
+const PAGE: usize = 4 << 10;
+
+/// Gives back the pages that only startup or a burst of work needed: the program's own code and
+/// constants, which come back from the page cache with the next touch (a few microseconds for all
+/// of it), and the stack below what is in use. For a process that is about to sleep for long.
+pub fn release_program() {
+    // SAFETY: no arguments of memory; the value is the address of the program headers or 0.
+    let headers = unsafe { libc::getauxval(libc::AT_PHDR) };
+    // SAFETY: as above.
+    let count = unsafe { libc::getauxval(libc::AT_PHNUM) };
+    let (Ok(address), Ok(count)) = (usize::try_from(headers), usize::try_from(count)) else {
+        return;
+    };
+    let headers = std::ptr::with_exposed_provenance::<libc::Elf64_Phdr>(address);
+    for index in 0..if address == 0 { 0 } else { count } {
+        // SAFETY: the kernel says where this program's headers are mapped, and how many.
+        let header = unsafe { &*headers.wrapping_add(index) };
+        if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+            continue;
+        }
+        // A program of fixed addresses: what its headers say is where it is.
+        let (Ok(start), Ok(len)) = (
+            usize::try_from(header.p_vaddr),
+            usize::try_from(header.p_memsz),
+        ) else {
+            continue;
+        };
+        forget(start & !(PAGE - 1), start + len);
+    }
+    let here = std::ptr::from_ref(&headers).addr();
+    forget(
+        (here - STACK_BELOW) & !(PAGE - 1),
+        (here - STACK_IN_USE) & !(PAGE - 1),
+    );
+}
+
+/// Drops the pages between two addresses, as far as something is mapped there. Clean file pages
+/// come back as they were, anonymous ones as zeroes.
+fn forget(start: usize, end: usize) {
+    let start_pointer = std::ptr::with_exposed_provenance_mut(start);
+    // SAFETY: called for mappings of the program's file that are never written to, and for stack
+    // that no function is using.
+    unsafe { libc::madvise(start_pointer, end - start, libc::MADV_DONTNEED) };
+}
+
 fn signal_set(signals: &[i32]) -> libc::sigset_t {
     // SAFETY: `sigset_t` is plain integers.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };

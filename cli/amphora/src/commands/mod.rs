@@ -22,6 +22,7 @@ mod logs;
 mod pause;
 mod prune;
 mod ps;
+mod quick;
 mod rename;
 mod run;
 mod run_flags;
@@ -75,24 +76,6 @@ struct Global {
     config_file: Option<PathBuf>,
 }
 
-/// The same command line as far as `run` goes: building the whole tree takes longer than the
-/// rest of a start.
-#[derive(Debug, Parser)]
-#[command(name = "amphora", version, disable_help_subcommand = true)]
-struct RunCli {
-    #[command(flatten)]
-    global: Global,
-    #[command(subcommand)]
-    command: OnlyRun,
-}
-
-#[derive(Debug, Subcommand)]
-#[command(defer = true)]
-enum OnlyRun {
-    /// Create and run a new container from an image
-    Run(Box<run::RunArgs>),
-}
-
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 enum Command {
@@ -121,14 +104,13 @@ enum Command {
 
 /// Parses and carries out one command.
 pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
-    // What is wrong with a command line, the whole tree says best.
-    if args.iter().any(|arg| arg == "run")
-        && let Ok(RunCli { global, command }) = RunCli::try_parse_from(args)
-    {
-        let OnlyRun::Run(args) = command;
-        return ExitCode::from(run::run(|| open(&global), *args));
+    if args.len() == 2 && args[1] == "--version" {
+        // As the whole tree says it; asked for by scripts at every step.
+        crate::ui::line(concat!("amphora ", env!("CARGO_PKG_VERSION")));
+        return ExitCode::SUCCESS;
     }
-    let cli = match Cli::try_parse_from(args) {
+    // What is wrong with a command line, the whole tree says best.
+    let cli = match quick::parse(args).map_or_else(|| Cli::try_parse_from(args), Ok) {
         Ok(cli) => cli,
         Err(error) => return unsupported::explain(&error, args),
     };
