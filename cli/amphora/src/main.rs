@@ -22,6 +22,10 @@ static ALLOCATOR: amphora_sys::arena::Arena = amphora_sys::arena::Arena;
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
+    if called(&args) == Some(b"amphora-runc") {
+        amphora_sys::arena::enable();
+        return amphora_oci_cli::main(&args, &amphora_linux::LinuxWorkload);
+    }
     match args.get(1).and_then(|a| a.to_str()) {
         Some("supervise") => amphora_supervisor::supervise_main(),
         Some(amphora_wasm::RUNNER_ENTRY) => amphora_wasm::runner_main(),
@@ -47,4 +51,12 @@ fn main() -> ExitCode {
             commands::dispatch(&args)
         }
     }
+}
+
+/// The last part of the name that the program was started by.
+fn called(args: &[OsString]) -> Option<&[u8]> {
+    args.first()?
+        .as_encoded_bytes()
+        .rsplit(|byte| *byte == b'/')
+        .next()
 }

@@ -16,6 +16,7 @@ mod validate;
 pub use base::{BaseOptions, Program, base_plan, filter};
 pub use bundle::{Bundle, BundleMount, ExecutorKind, Module, SeccompChoice};
 pub use error::ExecutorError;
+pub use options::mount_options;
 pub use user::{ResolvedUser, resolve_groups, resolve_user};
 pub use validate::validate;
 

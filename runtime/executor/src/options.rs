@@ -86,6 +86,57 @@ pub(crate) fn propagation_of(word: &str) -> Option<u64> {
     }
 }
 
+/// Every option that is understood, besides those of the file systems themselves.
+#[must_use]
+pub fn mount_options() -> Vec<String> {
+    const ATTRIBUTES: [&str; 17] = [
+        "ro",
+        "rw",
+        "nosuid",
+        "suid",
+        "nodev",
+        "dev",
+        "noexec",
+        "exec",
+        "nodiratime",
+        "diratime",
+        "nosymfollow",
+        "symfollow",
+        "noatime",
+        "strictatime",
+        "atime",
+        "relatime",
+        "norelatime",
+    ];
+    const OTHERS: [&str; 16] = [
+        "nostrictatime",
+        "private",
+        "rprivate",
+        "slave",
+        "rslave",
+        "shared",
+        "rshared",
+        "unbindable",
+        "runbindable",
+        "bind",
+        "rbind",
+        "defaults",
+        "async",
+        "nomand",
+        "silent",
+        "loud",
+    ];
+    let recursive = ATTRIBUTES.iter().map(|word| format!("r{word}"));
+    let plain = ATTRIBUTES
+        .iter()
+        .chain(&OTHERS)
+        .map(|word| (*word).to_owned());
+    let mut all: Vec<String> = plain.chain(recursive).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
 impl Attr {
     /// The later word wins.
     fn merge(&mut self, later: Self) {
@@ -151,6 +202,14 @@ mod tests {
         assert_eq!(options.recursive_attr.set, RDONLY);
         assert_eq!(options.propagation, MS_SLAVE);
         assert!(options.data.is_empty());
+    }
+
+    #[test]
+    fn every_option_that_is_told_is_understood() {
+        for word in mount_options() {
+            let parsed = parse(std::slice::from_ref(&word));
+            assert!(parsed.data.is_empty(), "{word}");
+        }
     }
 
     #[test]

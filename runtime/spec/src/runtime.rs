@@ -64,11 +64,82 @@ pub struct Spec {
     /// Linux part.
     pub linux: Linux,
     /// Annotations.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub annotations: BTreeMap<String, String>,
+    /// Programs to run at fixed points of the container's life, by whoever drives it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
     /// Fields that are not understood.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// `hooks`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hooks {
+    /// With the namespaces, before the root (deprecated, and what engines use).
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub prestart: Vec<Hook>,
+    /// The same.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub create_runtime: Vec<Hook>,
+    /// Inside the container, before the root is entered.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub create_container: Vec<Hook>,
+    /// Inside the container, before its program.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub start_container: Vec<Hook>,
+    /// After the program has started.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub poststart: Vec<Hook>,
+    /// After the container has been deleted.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub poststop: Vec<Hook>,
+}
+
+/// `hooks.*[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hook {
+    /// The program, absolute.
+    pub path: String,
+    /// Arguments, from `argv[0]` on.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub args: Vec<String>,
+    /// Environment, `KEY=value`.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub env: Vec<String>,
+    /// Seconds it may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u64>,
 }
 
 /// `process`.

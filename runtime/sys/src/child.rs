@@ -194,6 +194,8 @@ impl<'a> Child<'a> {
             }
             Op::PassFds(list) => self.place_fds(list),
             Op::Await { release } => self.wait(*release),
+            Op::CheckProgram => self.check_program(),
+            Op::CloseRest => self.close_rest(),
             _ => Err(Errno::NOSYS),
         }
     }
@@ -201,8 +203,8 @@ impl<'a> Child<'a> {
     /// A descriptor of the plan.
     pub(crate) fn fd(&self, slot: FdSlot) -> Sys<BorrowedFd<'static>> {
         let number = *self.fds.get(usize::from(slot)).ok_or(Errno::BADF)?;
-        // SAFETY: the child never closes what the plan brought; numbers change in `place_fds`
-        // only, which leaves every entry valid.
+        // SAFETY: the child closes nothing that the plan brought and that is still to be used; numbers
+        // change in `place_fds` only, which leaves every entry valid.
         Ok(unsafe { raw::borrow(number) })
     }
 
@@ -292,6 +294,55 @@ impl<'a> Child<'a> {
         }
     }
 
+    /// Closes all but the standard streams, what the program is to have, and what is used up to
+    /// the exec.
+    fn close_rest(&self) -> Sys<()> {
+        let number = |slot: FdSlot| self.fds.get(usize::from(slot)).copied().unwrap_or(-1);
+        let mut floor = 3;
+        let mut keep = [self.pipe, -1, -1];
+        for op in &self.plan.ops {
+            match op {
+                Op::Await { release } => keep[1] = number(*release),
+                Op::PassFds(list) => {
+                    floor = list.iter().fold(floor, |floor, (_, at)| floor.max(at + 1));
+                }
+                _ => {}
+            }
+        }
+        if let Some(Exec::Fd { program, .. }) = &self.plan.exec {
+            keep[2] = number(*program);
+        }
+        keep.sort_unstable();
+        let mut first = floor.unsigned_abs();
+        for kept in keep.into_iter().filter(|fd| *fd >= floor) {
+            let kept = kept.unsigned_abs();
+            if kept > first {
+                raw::close_between(first, kept - 1)?;
+            }
+            first = kept + 1;
+        }
+        raw::close_between(first, u32::MAX)
+    }
+
+    /// Looks for the program as [`Child::exec`] will.
+    fn check_program(&self) -> Sys<()> {
+        let Some(Exec::Path { candidates, .. }) = &self.plan.exec else {
+            return Ok(());
+        };
+        let mut last = Errno::NOENT;
+        for (index, path) in (0u32..).zip(candidates) {
+            match may_run(path) {
+                Ok(()) => return Ok(()),
+                Err(errno) => last = errno,
+            }
+            self.report.detail.store(index, Ordering::Release);
+            if !matches!(last, Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) {
+                break;
+            }
+        }
+        Err(last)
+    }
+
     fn exec(&self) -> Errno {
         match &self.plan.exec {
             None => Errno::NOSYS,
@@ -315,6 +366,16 @@ impl<'a> Child<'a> {
                 last
             }
         }
+    }
+}
+
+fn may_run(path: &CStr) -> Sys<()> {
+    let access = rustix::fs::Access::EXEC_OK;
+    rustix::fs::accessat(rustix::fs::CWD, path, access, AtFlags::empty())?;
+    let mode = rustix::fs::stat(path)?.st_mode;
+    match rustix::fs::FileType::from_raw_mode(mode) {
+        rustix::fs::FileType::RegularFile => Ok(()),
+        _ => Err(Errno::ACCESS),
     }
 }
 

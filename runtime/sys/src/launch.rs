@@ -345,7 +345,7 @@ impl Pending<'_> {
             return LaunchError::Died { step: name, status };
         }
         match &self.plan.exec {
-            Some(exec) if at_exec => {
+            Some(exec) if at_exec || matches!(step, Some(Op::CheckProgram)) => {
                 command_error(exec, report.detail.load(Ordering::Acquire), errno)
             }
             _ => step_error(step, name, errno),

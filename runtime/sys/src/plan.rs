@@ -286,6 +286,12 @@ pub enum Op {
     },
     /// Sets the child's score for when memory runs out (digits), through the caller's `/proc`.
     OomScore(Vec<u8>),
+    /// Fails as the exec would when the program is not there or may not be executed: for a child
+    /// whose parent will have gone by then.
+    CheckProgram,
+    /// Closes whatever the rest of the plan does not need: the child is about to wait for long, and
+    /// what it holds of its parent's is nobody's business.
+    CloseRest,
 }
 
 /// What the child becomes.
@@ -366,12 +372,31 @@ impl LaunchPlan {
     /// beside it must stand before its program runs. End of file there ends the child.
     pub fn await_byte(&mut self, release: OwnedFd) {
         let release = self.add_fd(release);
-        let filter = self
-            .ops
-            .iter()
-            .position(|op| matches!(op, Op::Seccomp { .. }));
-        let at = filter.unwrap_or(self.ops.len());
+        let at = self.before_filter();
         self.ops.insert(at, Op::Await { release });
+    }
+
+    /// Has the child wait for a byte from `release` when it has its namespaces and nothing in them
+    /// has been changed yet.
+    pub fn await_before_root(&mut self, release: OwnedFd) {
+        let release = self.add_fd(release);
+        let root = |op: &Op| matches!(op, Op::EnterRoot { .. });
+        let at = self.ops.iter().position(root).unwrap_or(0);
+        self.ops.insert(at, Op::Await { release });
+    }
+
+    /// As [`LaunchPlan::await_byte`], for a child that waits without its parent: its program is
+    /// looked for before, and it keeps nothing else open meanwhile.
+    pub fn await_alone(&mut self, release: OwnedFd) {
+        let release = self.add_fd(release);
+        let at = self.before_filter();
+        let steps = [Op::CheckProgram, Op::CloseRest, Op::Await { release }];
+        self.ops.splice(at..at, steps);
+    }
+
+    fn before_filter(&self) -> usize {
+        let filter = |op: &Op| matches!(op, Op::Seccomp { .. });
+        self.ops.iter().position(filter).unwrap_or(self.ops.len())
     }
 
     /// Returns the plan without its descriptors as bytes.
@@ -542,6 +567,8 @@ impl fmt::Display for Op {
             Self::Capabilities(_) => write!(f, "set capabilities"),
             Self::PassFds(_) => write!(f, "pass descriptors"),
             Self::Await { .. } => write!(f, "wait for the start"),
+            Self::CheckProgram => write!(f, "find the program"),
+            Self::CloseRest => write!(f, "close descriptors"),
         }
     }
 }

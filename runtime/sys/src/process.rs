@@ -211,6 +211,33 @@ unsafe fn clone3_call(
     result
 }
 
+/// Says whether this program's own file cannot be written through `/proc/self/exe`: it was started
+/// through a read-only mount, or is a sealed copy.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn self_exe_is_readonly() -> io::Result<bool> {
+    let here = open(SELF, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let mounted = rustix::fs::fstatvfs(&here)?.f_flag;
+    if mounted.contains(StatVfsMountFlags::RDONLY) {
+        return Ok(true);
+    }
+    let program = open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(is_sealed(&program))
+}
+
+/// This program's own file, whatever its name is by now.
+const SELF: &std::ffi::CStr = c"/proc/self/exe";
+/// What makes a memfd constant.
+const ALL_SEALS: SealFlags = SealFlags::WRITE
+    .union(SealFlags::GROW)
+    .union(SealFlags::SHRINK)
+    .union(SealFlags::SEAL);
+
+fn is_sealed(program: &OwnedFd) -> bool {
+    rustix::fs::fcntl_get_seals(program).is_ok_and(|seals| seals.contains(ALL_SEALS))
+}
+
 /// Opens the running program so that nothing which comes by the descriptor, or finds it as
 /// `/proc/<pid>/exe`, can ever write to it (CVE-2019-5736): through a detached read-only mount,
 /// or as a sealed copy where mounts are out of reach.
@@ -218,7 +245,6 @@ unsafe fn clone3_call(
 /// # Errors
 /// When the program cannot be read.
 pub fn self_exe_readonly() -> io::Result<OwnedFd> {
-    const SELF: &std::ffi::CStr = c"/proc/self/exe";
     let here = open(SELF, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     // A program that was started through such a mount, or from a read-only file system.
     let mounted = rustix::fs::fstatvfs(&here)?.f_flag;
@@ -244,13 +270,8 @@ pub fn self_exe_readonly() -> io::Result<OwnedFd> {
 }
 
 fn sealed_copy() -> io::Result<OwnedFd> {
-    let program = open(
-        c"/proc/self/exe",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let all = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
-    if rustix::fs::fcntl_get_seals(&program).is_ok_and(|seals| seals.contains(all)) {
+    let program = open(SELF, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    if is_sealed(&program) {
         return Ok(program);
     }
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -261,7 +282,7 @@ fn sealed_copy() -> io::Result<OwnedFd> {
     };
     let (mut from, mut to) = (std::fs::File::from(program), std::fs::File::from(copy));
     io::copy(&mut from, &mut to)?;
-    rustix::fs::fcntl_add_seals(&to, all)?;
+    rustix::fs::fcntl_add_seals(&to, ALL_SEALS)?;
     Ok(to.into())
 }
 

@@ -96,6 +96,15 @@ impl CArray<'_> {
     }
 }
 
+/// Closes every descriptor from `first` to `last`.
+pub(crate) fn close_between(first: u32, last: u32) -> Sys<()> {
+    let (first, last) = (c_long::from(first), c_long::from(last));
+    let flags: c_long = 0;
+    // SAFETY: plain integers; the caller uses none of these any more.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })?;
+    Ok(())
+}
+
 /// Marks every descriptor from `first` on close-on-exec.
 pub(crate) fn cloexec_from(first: c_int) -> Sys<()> {
     let (first, last) = (c_long::from(first), c_long::from(u32::MAX));

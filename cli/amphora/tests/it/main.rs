@@ -42,6 +42,7 @@ mod prune;
 mod ps;
 mod registry;
 mod restart;
+mod runc;
 mod settings;
 mod stats;
 mod supervisor;

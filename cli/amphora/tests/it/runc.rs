@@ -1,0 +1,726 @@
+//! The command line of runc: the same cases against ours and, so that a wrong case is seen, against
+//! the runc that is installed; and dockerd, which drives ours.
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::dockerd::{Backend, Dockerd};
+use crate::sandbox::{Output, Sandbox, finish, path, tool, wait_until};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Makes `ours` and `runc` tests of one function.
+macro_rules! calibrated {
+    ($($name:ident),* $(,)?) => {
+        mod ours { $( #[test] fn $name() { super::$name(&super::World::ours()); } )* }
+        mod runc { $( #[test] fn $name() { super::$name(&super::World::runc()); } )* }
+    };
+}
+
+calibrated!(
+    a_container_is_created_started_and_deleted,
+    run_gives_output_and_code,
+    what_cannot_run_leaves_nothing,
+    exec_joins_the_container,
+    signals_and_pauses_reach_it,
+    limits_hold_and_change,
+    hooks_run_where_they_should,
+    a_failing_hook_undoes_everything,
+    a_terminal_goes_to_the_console_socket,
+    descriptors_are_preserved,
+    the_wrong_state_is_refused,
+    namespaces_are_joined_by_path,
+);
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Whatever a failed case has left must not meet the next one.
+        for id in self.run(&["list", "-q"]).stdout.split_whitespace() {
+            let _ = self.run(&["delete", "--force", id]);
+        }
+    }
+}
+
+/// A test's world and the runtime that it is about.
+struct World {
+    s: Sandbox,
+    program: PathBuf,
+}
+
+impl World {
+    fn ours() -> Self {
+        let s = Sandbox::new();
+        let program = link(&s);
+        Self::new(s, program)
+    }
+
+    fn runc() -> Self {
+        Self::new(Sandbox::new(), PathBuf::from("/usr/sbin/runc"))
+    }
+
+    fn new(s: Sandbox, program: PathBuf) -> Self {
+        let rootfs = s.dir.join("rootfs");
+        for dir in ["bin", "proc", "sys", "dev", "etc", "tmp"] {
+            std::fs::create_dir_all(rootfs.join(dir)).unwrap();
+        }
+        std::fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
+        for applet in ["sh", "cat", "sleep", "id", "echo", "ls", "readlink", "kill"] {
+            std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet)).unwrap();
+        }
+        let mut made = Self { s, program };
+        // The parents of cgroups, and the roots of the engine, which the leak counter asks.
+        made.bundle(&["sh"], |_| {});
+        made.run(&["run", "first"]).ok();
+        made.s.run(&["ps", "-aq"]).ok();
+        made.s.mark();
+        made
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["--root", path(&self.s.dir.join("state"))])
+            .args(args)
+            .current_dir(&self.s.dir)
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        finish(self.command(args))
+    }
+
+    /// A detached command whose container keeps nothing of the test's open.
+    fn detached(&self, args: &[&str]) -> Output {
+        let log = std::fs::File::create(self.s.dir.join("out")).unwrap();
+        let status = self
+            .command(args)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .status()
+            .unwrap();
+        Output {
+            code: status.code().unwrap_or(-1),
+            stdout: String::new(),
+            stderr: self.said(),
+        }
+    }
+
+    /// What the detached container has written so far.
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.s.dir.join("out")).unwrap_or_default()
+    }
+
+    /// Writes the bundle: a program, and whatever else a case wants to change.
+    fn bundle(&self, args: &[&str], edit: impl FnOnce(&mut Value)) {
+        let mut spec = spec(args);
+        edit(&mut spec);
+        std::fs::write(self.s.dir.join("config.json"), spec.to_string()).unwrap();
+    }
+
+    fn state(&self, id: &str) -> Value {
+        serde_json::from_str(&self.run(&["state", id]).ok()).unwrap()
+    }
+
+    fn status(&self, id: &str) -> String {
+        self.state(id)["status"].as_str().unwrap().to_owned()
+    }
+
+    fn until(&self, id: &str, status: &str) {
+        wait_until(&format!("{id} to be {status}"), SOON, || {
+            self.status(id) == status
+        });
+    }
+
+    fn done(&self) {
+        assert_eq!(self.run(&["list", "-q"]).ok(), "");
+        let left = std::fs::read_dir(self.s.dir.join("state"));
+        assert_eq!(
+            left.map_or(0, Iterator::count),
+            0,
+            "a state directory is left"
+        );
+        for file in ["config.json", "out", "log", "pid", "hook", "console"] {
+            let _ = std::fs::remove_file(self.s.dir.join(file));
+        }
+        self.s.check();
+    }
+}
+
+fn link(s: &Sandbox) -> PathBuf {
+    let program = s.dir.join("amphora-runc");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_amphora"), &program).unwrap();
+    program
+}
+
+fn spec(args: &[&str]) -> Value {
+    let caps = [
+        "CAP_KILL",
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_SETUID",
+        "CAP_SETGID",
+    ];
+    let kinds = ["pid", "network", "ipc", "uts", "mount"];
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": args,
+            "env": ["PATH=/bin", "A=b"],
+            "cwd": "/tmp",
+            "noNewPrivileges": true,
+            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
+        },
+        "root": {"path": "rootfs"},
+        "hostname": "inside",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+                "options": ["nosuid", "mode=755", "size=65536k"]},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]},
+        ],
+        "linux": {
+            "cgroupsPath": "/amphora-it-runc/case",
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
+            "namespaces": kinds.map(|kind| json!({"type": kind})),
+            "maskedPaths": ["/proc/kcore"],
+            "readonlyPaths": ["/proc/sys"],
+        },
+    })
+}
+
+fn a_container_is_created_started_and_deleted(w: &World) {
+    w.bundle(&["sh", "-c", "echo started; exec sleep 600"], |_| {});
+    let pid_file = w.s.dir.join("pid");
+    w.detached(&[
+        "create",
+        "--pid-file",
+        path(&pid_file),
+        "--bundle",
+        ".",
+        "one",
+    ])
+    .ok();
+    let state = w.state("one");
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    assert_eq!(state["pid"].to_string(), pid);
+    assert_eq!(state["id"], "one");
+    assert_eq!(state["bundle"], path(&w.s.dir));
+    assert_eq!(state["status"], "created");
+    assert!(
+        !w.said().contains("started"),
+        "it runs before it was started"
+    );
+    let listed = w.run(&["list"]).ok();
+    let cells: Vec<&str> = listed.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(cells[..3], ["one", pid.as_str(), "created"]);
+    w.detached(&["create", "--bundle", ".", "one"])
+        .fails(1, "container with given ID already exists");
+
+    w.run(&["start", "one"]).ok();
+    wait_until("it to start", SOON, || {
+        w.state("one")["status"] == "running"
+    });
+    w.run(&["delete", "one"])
+        .fails(1, "that is not stopped: running");
+    w.run(&["kill", "one", "KILL"]).ok();
+    w.until("one", "stopped");
+    w.run(&["kill", "one"]).fails(1, "container not running");
+    w.run(&["delete", "one"]).ok();
+    w.run(&["state", "one"])
+        .fails(1, "container does not exist");
+    w.run(&["delete", "one"])
+        .fails(1, "container does not exist");
+    w.run(&["delete", "--force", "one"]).ok();
+    w.done();
+}
+
+fn run_gives_output_and_code(w: &World) {
+    let script = "id -u; pwd; echo $A; cat /proc/sys/kernel/hostname; exit 7";
+    w.bundle(&["sh", "-c", script], |_| {});
+    let output = w.run(&["run", "one"]);
+    assert_eq!(output.code, 7, "{output:?}");
+    assert_eq!(output.stdout, "0\n/tmp\nb\ninside\n");
+    w.bundle(&["sh", "-c", "kill -TERM $$"], |_| {});
+    let code = w.run(&["run", "two"]).code;
+    // A signal without a handler never reaches process 1.
+    assert_eq!(code, 0);
+    w.done();
+}
+
+fn what_cannot_run_leaves_nothing(w: &World) {
+    let cases: [(&[&str], &str); 4] = [
+        (&["nothing"], "executable file not found in $PATH"),
+        (&["/nothing"], "no such file or directory"),
+        (&["/etc"], "permission denied"),
+        (&["/bin/../nothing"], "no such file or directory"),
+    ];
+    for (args, text) in cases {
+        w.bundle(args, |_| {});
+        for verb in ["create", "run"] {
+            let failed = w.detached(&[verb, "one"]);
+            assert_eq!(failed.code, 1, "{verb} {args:?}: {failed:?}");
+            let said = failed.stderr.to_lowercase();
+            assert!(said.contains(&text.to_lowercase()), "{args:?}: {said}");
+        }
+    }
+    w.bundle(&["sh"], |spec| spec["root"]["path"] = "nowhere".into());
+    assert_eq!(w.detached(&["create", "one"]).code, 1);
+    w.bundle(&["sh"], |spec| spec["mounts"][0]["source"] = json!(7));
+    assert_eq!(w.detached(&["create", "one"]).code, 1);
+    w.detached(&["create", "--bundle", "/nowhere", "one"]);
+    w.bundle(&["sh"], |_| {});
+    w.detached(&["create", "a/b"])
+        .fails(1, "invalid container ID format");
+    let log = w.s.dir.join("log");
+    let args = ["--log", path(&log), "--log-format", "json", "create", "a/b"];
+    assert_eq!(w.detached(&args).code, 1);
+    let text = std::fs::read_to_string(&log).unwrap();
+    let line: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert!(
+        line["msg"]
+            .as_str()
+            .unwrap()
+            .contains("invalid container ID")
+    );
+    w.done();
+}
+
+fn exec_joins_the_container(w: &World) {
+    w.bundle(&["sleep", "600"], |_| {});
+    w.detached(&["run", "-d", "one"]).ok();
+    let said = w.run(&[
+        "exec",
+        "--env",
+        "B=c",
+        "--cwd",
+        "/etc",
+        "--user",
+        "7:8",
+        "one",
+        "sh",
+        "-c",
+        "echo $A $B; pwd; id -u; id -g; cat /proc/1/cmdline; exit 9",
+    ]);
+    assert_eq!(said.code, 9, "{said:?}");
+    assert_eq!(said.stdout, "b c\n/etc\n7\n8\nsleep\u{0}600\u{0}");
+    w.run(&["exec", "one", "nothing"])
+        .fails(255, "executable file not found in $PATH");
+    let process = w.s.dir.join("process");
+    let text = json!({
+        "args": ["sh", "-c", "echo $X; cat"], "env": ["PATH=/bin", "X=y"], "cwd": "/",
+        "user": {"uid": 0, "gid": 0},
+    });
+    std::fs::write(&process, text.to_string()).unwrap();
+    let said = w.run(&["exec", "--process", path(&process), "one"]).ok();
+    assert_eq!(said, "y\n");
+    std::fs::remove_file(process).unwrap();
+    let pid = w.s.dir.join("pid");
+    w.detached(&[
+        "exec",
+        "-d",
+        "--pid-file",
+        path(&pid),
+        "one",
+        "sleep",
+        "601",
+    ])
+    .ok();
+    let pid = std::fs::read_to_string(pid).unwrap();
+    let pids: Vec<i32> = serde_json::from_str(&w.run(&["ps", "-f", "json", "one"]).ok()).unwrap();
+    assert_eq!(pids.len(), 2, "{pids:?}");
+    assert!(pids.contains(&pid.parse().unwrap()));
+    w.run(&["delete", "--force", "one"]).ok();
+    w.run(&["exec", "one", "sh"])
+        .fails(255, "container does not exist");
+    w.done();
+}
+
+fn signals_and_pauses_reach_it(w: &World) {
+    let script = "trap 'echo got; exit 5' USR1; echo ready; while :; do sleep 0.05; done";
+    w.bundle(&["sh", "-c", script], |_| {});
+    w.detached(&["run", "-d", "one"]).ok();
+    wait_until("the trap", SOON, || w.said().contains("ready"));
+    w.run(&["pause", "one"]).ok();
+    assert_eq!(w.status("one"), "paused");
+    assert_eq!(w.run(&["exec", "one", "echo", "x"]).code, 255);
+    assert_eq!(w.run(&["pause", "one"]).code, 1);
+    w.run(&["resume", "one"]).ok();
+    assert_eq!(w.status("one"), "running");
+    assert_eq!(w.run(&["resume", "one"]).code, 1);
+    w.run(&["kill", "one", "nosuch"]).fails(1, "nosuch");
+    w.run(&["kill", "one", "SIGUSR1"]).ok();
+    w.until("one", "stopped");
+    assert!(w.said().contains("got"));
+    w.run(&["delete", "one"]).ok();
+    w.done();
+}
+
+fn limits_hold_and_change(w: &World) {
+    if !crate::sandbox::has_controller("pids") {
+        return;
+    }
+    w.bundle(&["sleep", "600"], |spec| {
+        spec["linux"]["resources"]["pids"] = json!({"limit": 11});
+    });
+    w.detached(&["run", "-d", "one"]).ok();
+    let limit = || -> Value {
+        let text = w.run(&["events", "--stats", "one"]).ok();
+        serde_json::from_str::<Value>(text.lines().next().unwrap()).unwrap()["data"]["pids"]
+            ["limit"]
+            .clone()
+    };
+    assert_eq!(limit(), 11);
+    w.run(&["update", "--pids-limit", "13", "one"]).ok();
+    assert_eq!(limit(), 13);
+    let file = w.s.dir.join("hook");
+    std::fs::write(&file, r#"{"pids": {"limit": 17}}"#).unwrap();
+    w.run(&["update", "--resources", path(&file), "one"]).ok();
+    assert_eq!(limit(), 17);
+    w.run(&["delete", "-f", "one"]).ok();
+    w.done();
+}
+
+/// A hook that writes its name, the state's status and id, and what its namespaces are.
+fn hook(w: &World, name: &str) -> Value {
+    let file = w.s.dir.join("hook");
+    let script = format!(
+        "s=$(cat); echo {name} $(echo $s | grep -o '\"status\": *\"[a-z]*\"' | cut -d'\"' -f4) >> {}",
+        path(&file)
+    );
+    json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/usr/bin:/bin"]}])
+}
+
+fn hooks_run_where_they_should(w: &World) {
+    w.bundle(&["sh", "-c", "echo program"], |spec| {
+        spec["hooks"] = json!({
+            "prestart": hook(w, "prestart"),
+            "createRuntime": hook(w, "createRuntime"),
+            "poststart": hook(w, "poststart"),
+            "poststop": hook(w, "poststop"),
+        });
+    });
+    let told = || std::fs::read_to_string(w.s.dir.join("hook")).unwrap_or_default();
+    w.detached(&["create", "one"]).ok();
+    // Which status the first two see, the specification and runc put differently.
+    let first: Vec<String> = told()
+        .lines()
+        .map(|line| line.split(' ').next().unwrap().to_owned())
+        .collect();
+    assert_eq!(first, ["prestart", "createRuntime"]);
+    w.run(&["start", "one"]).ok();
+    assert!(told().contains("poststart running"), "{}", told());
+    w.until("one", "stopped");
+    assert!(!told().contains("poststop"));
+    w.run(&["delete", "one"]).ok();
+    assert!(told().ends_with("poststop stopped\n"), "{}", told());
+    w.done();
+}
+
+fn a_failing_hook_undoes_everything(w: &World) {
+    for stage in ["prestart", "createRuntime"] {
+        w.bundle(&["sh"], |spec| {
+            spec["hooks"] = json!({ stage: [{"path": "/bin/false"}] });
+        });
+        let failed = w.detached(&["create", "one"]);
+        assert_eq!(failed.code, 1);
+        assert!(failed.stderr.contains("hook"), "{failed:?}");
+        w.run(&["state", "one"])
+            .fails(1, "container does not exist");
+    }
+    w.done();
+}
+
+fn a_terminal_goes_to_the_console_socket(w: &World) {
+    let socket = w.s.dir.join("console");
+    let listener = UnixListener::bind(&socket).unwrap();
+    w.bundle(
+        &[
+            "sh",
+            "-c",
+            "test -t 0 && test -t 1 && echo terminal; sleep 600",
+        ],
+        |spec| {
+            spec["process"]["terminal"] = true.into();
+        },
+    );
+    assert_eq!(
+        w.detached(&["create", "one"]).code,
+        1,
+        "a terminal needs a socket"
+    );
+    let args = ["create", "--console-socket", path(&socket), "one"];
+    w.detached(&args).ok();
+    let (connection, _) = listener.accept().unwrap();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0; 4096];
+    let mut into = [std::io::IoSliceMut::new(&mut bytes)];
+    let flags = rustix::net::RecvFlags::CMSG_CLOEXEC;
+    rustix::net::recvmsg(&connection, &mut into, &mut control, flags).unwrap();
+    let mut fds = control.drain().filter_map(|message| match message {
+        rustix::net::RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let terminal = fds
+        .next()
+        .and_then(|mut fds| fds.next())
+        .expect("a descriptor");
+    w.run(&["start", "one"]).ok();
+    let mut reader = std::io::BufReader::new(std::fs::File::from(terminal));
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut reader, &mut line).unwrap();
+    assert_eq!(line.trim(), "terminal");
+    drop(reader);
+    w.run(&["delete", "-f", "one"]).ok();
+    w.done();
+}
+
+fn descriptors_are_preserved(w: &World) {
+    std::fs::write(w.s.dir.join("hook"), "kept\n").unwrap();
+    w.bundle(&["sh", "-c", "cat <&3"], |_| {});
+    let script = format!(
+        "exec 3<hook; {} --root {} run --preserve-fds 1 one",
+        path(&w.program),
+        path(&w.s.dir.join("state"))
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).current_dir(&w.s.dir);
+    assert_eq!(finish(command).ok(), "kept\n");
+    w.done();
+}
+
+fn the_wrong_state_is_refused(w: &World) {
+    w.bundle(&["sh", "-c", "exit 3"], |_| {});
+    w.detached(&["create", "one"]).ok();
+    assert_eq!(w.run(&["resume", "one"]).code, 1);
+    w.run(&["start", "one"]).ok();
+    w.until("one", "stopped");
+    w.run(&["start", "one"])
+        .fails(1, "cannot start a container that has stopped");
+    assert_eq!(w.run(&["exec", "one", "sh"]).code, 255);
+    assert_eq!(w.run(&["pause", "one"]).code, 1);
+    w.run(&["delete", "one"]).ok();
+    w.run(&["start", "one"])
+        .fails(1, "container does not exist");
+    assert_ne!(w.run(&["create", "--nosuch", "one"]).code, 0);
+    assert_ne!(w.run(&["nosuch"]).code, 0);
+    w.done();
+}
+
+fn namespaces_are_joined_by_path(w: &World) {
+    w.bundle(&["sleep", "600"], |_| {});
+    w.detached(&["run", "-d", "one"]).ok();
+    let pid = w.state("one")["pid"].to_string();
+    w.bundle(
+        &[
+            "sh",
+            "-c",
+            "for n in net uts; do readlink /proc/self/ns/$n; done",
+        ],
+        |spec| {
+            spec["linux"]["cgroupsPath"] = "/amphora-it-runc/second".into();
+            spec["hostname"] = "".into();
+            for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
+                for (kind, file) in [("network", "net"), ("uts", "uts")] {
+                    if namespace["type"] == kind {
+                        namespace["path"] = format!("/proc/{pid}/ns/{file}").into();
+                    }
+                }
+            }
+        },
+    );
+    let said = w.run(&["run", "two"]).ok();
+    let theirs = ["net", "uts"].map(|kind| {
+        let link = std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        path(&link).to_owned() + "\n"
+    });
+    assert_eq!(said, theirs.concat());
+    w.run(&["delete", "-f", "one"]).ok();
+    w.done();
+}
+
+#[test]
+fn options_stand_before_and_after_the_id() {
+    let w = World::ours();
+    w.bundle(&["sleep", "600"], |_| {});
+    w.detached(&[
+        "create",
+        "one",
+        "--bundle",
+        path(&w.s.dir),
+        "--pid-file=pid",
+    ])
+    .ok();
+    w.run(&["delete", "one", "--force"]).ok();
+    w.detached(&["create", "--no-pivot", "one"]).ok();
+    w.run(&["start", "one"]).ok();
+    assert_eq!(
+        w.run(&["exec", "one", "ls", "/"]).ok(),
+        tool(&["ls", path(&w.s.dir.join("rootfs"))])
+    );
+    w.run(&["delete", "-f", "one"]).ok();
+    w.done();
+}
+
+#[test]
+fn what_is_not_done_is_refused_by_name() {
+    let w = World::ours();
+    w.bundle(&["sh"], |_| {});
+    for args in [
+        &["checkpoint", "one"][..],
+        &["restore", "one"],
+        &["--systemd-cgroup", "create", "one"],
+        &["create", "--no-new-keyring", "one"],
+    ] {
+        w.detached(args).fails(1, "is not supported");
+    }
+    for (pointer, value, text) in [
+        (
+            "hooks",
+            json!({"createContainer": [{"path": "/bin/true"}]}),
+            "hooks.createContainer",
+        ),
+        ("vm", json!({"x": 1}), "vm"),
+    ] {
+        w.bundle(&["sh"], |spec| spec[pointer] = value);
+        w.detached(&["create", "one"]).fails(1, text);
+    }
+    w.bundle(&["sh"], |spec| {
+        spec["linux"]["personality"] = json!({"domain": "LINUX32"})
+    });
+    w.detached(&["create", "one"]).fails(1, "linux.personality");
+    w.done();
+}
+
+/// What waits for `start` holds nothing of the runtime's, and nobody who was killed leaves a lock.
+#[test]
+fn a_waiting_container_holds_nothing_of_the_host() {
+    let w = World::ours();
+    w.bundle(&["sleep", "600"], |_| {});
+    w.detached(&["create", "one"]).ok();
+    let pid = w.state("one")["pid"].to_string();
+    let held: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|entry| {
+            let target = std::fs::read_link(entry.unwrap().path()).unwrap();
+            path(&target).to_owned()
+        })
+        .filter(|target| !target.starts_with("/dev/null") && !target.ends_with("/out"))
+        .collect();
+    let waits = |t: &String| t.ends_with("/exec.fifo") || t.starts_with("pipe:");
+    assert!(held.len() == 2 && held.iter().all(waits), "{held:?}");
+    w.run(&["delete", "one"]).ok();
+    w.done();
+}
+
+/// `create` killed at any moment leaves what `delete --force` removes.
+#[test]
+fn a_killed_create_is_removed() {
+    let w = World::ours();
+    w.bundle(&["sleep", "600"], |_| {});
+    for delay in (0..24).map(|step| Duration::from_micros(step * 400)) {
+        let mut child = w
+            .command(&["create", "one"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(delay);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        w.run(&["delete", "--force", "one"]).ok();
+        assert_eq!(w.run(&["state", "one"]).code, 1);
+        w.detached(&["create", "one"]).ok();
+        w.run(&["delete", "one"]).ok();
+    }
+    w.done();
+}
+
+/// CVE-2019-5736: an entry point that is `/proc/self/exe` leads to the runtime's own file, which a
+/// process of the container then opens for writing.
+#[test]
+fn the_runtime_cannot_be_overwritten_from_inside() {
+    let w = World::ours();
+    let before = std::fs::metadata(env!("CARGO_BIN_EXE_amphora")).unwrap();
+    let script = "for p in /proc/[0-9]*; do echo x 2>&1 >> $p/exe; done; exit 0";
+    w.bundle(&["sleep", "600"], |_| {});
+    w.detached(&["run", "-d", "one"]).ok();
+    // The program of this session is the runtime itself, as long as it takes to find that out.
+    let rootfs = w.s.dir.join("rootfs");
+    std::os::unix::fs::symlink("/proc/self/exe", rootfs.join("bin/trap")).unwrap();
+    let trapped = w.run(&["exec", "one", "trap", "run", "x"]);
+    assert_ne!(trapped.code, 0);
+    w.run(&["exec", "one", "sh", "-c", script]).ok();
+    let after = std::fs::metadata(env!("CARGO_BIN_EXE_amphora")).unwrap();
+    assert_eq!(before.len(), after.len());
+    assert_eq!(before.modified().unwrap(), after.modified().unwrap());
+    std::fs::remove_file(rootfs.join("bin/trap")).unwrap();
+    w.run(&["delete", "-f", "one"]).ok();
+    w.done();
+}
+
+#[test]
+fn dockerd_runs_containers_through_it() {
+    let mut s = Sandbox::new();
+    let program = link(&s);
+    s.mark();
+    let flag = format!("amphora={}", path(&program));
+    let flags: &'static [&'static str] =
+        Box::leak(vec!["--add-runtime", &*Box::leak(flag.into_boxed_str())].into_boxed_slice());
+    let docker = Dockerd::start_with(&s, Backend::Nft, flags);
+    let archive = s.dir.join("image.tar");
+    crate::fixtures::busybox_image("box:latest").write_docker(&archive);
+    docker.docker(&["load", "-i", path(&archive)]).ok();
+    let run = |args: &[&str]| docker.docker(&[&["run", "--runtime", "amphora"], args].concat());
+    assert_eq!(run(&["--rm", "box", "echo", "hello"]).ok(), "hello\n");
+    assert_eq!(run(&["--rm", "box", "sh", "-c", "exit 42"]).code, 42);
+    run(&["--rm", "box", "nothing"]).fails(127, "executable file not found in $PATH");
+    run(&["-d", "--name", "cc", "-p", "8099:80", "box", "sleep", "600"]).ok();
+    let ip = docker
+        .docker(&["exec", "cc", "ip", "addr", "show", "eth0"])
+        .ok();
+    assert!(ip.contains("inet "), "{ip}");
+    assert_eq!(docker.docker(&["exec", "cc", "sh", "-c", "exit 3"]).code, 3);
+    assert!(docker.docker(&["top", "cc"]).ok().contains("sleep 600"));
+    docker.docker(&["pause", "cc"]).ok();
+    docker.docker(&["unpause", "cc"]).ok();
+    docker
+        .docker(&["update", "--memory", "64m", "--memory-swap", "64m", "cc"])
+        .ok();
+    docker.docker(&["stop", "-t", "1", "cc"]).ok();
+    docker.docker(&["start", "cc"]).ok();
+    docker.docker(&["rm", "-f", "cc"]).ok();
+    assert_eq!(
+        run(&["--rm", "--init", "-t", "box", "echo", "tty"])
+            .ok()
+            .trim(),
+        "tty"
+    );
+    docker.stop();
+    std::fs::remove_file(archive).unwrap();
+}
+
+#[test]
+fn spec_makes_a_bundle_that_runs() {
+    let w = World::ours();
+    w.run(&["spec"]).ok();
+    w.run(&["spec"]).fails(1, "File exists");
+    let file = w.s.dir.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    spec["process"]["terminal"] = false.into();
+    spec["process"]["args"] = json!(["echo", "runs"]);
+    std::fs::write(&file, spec.to_string()).unwrap();
+    let said = w.run(&["run", "one"]);
+    assert_eq!(said.ok(), "runs\n");
+    let features: Value = serde_json::from_str(&w.run(&["features"]).ok()).unwrap();
+    assert_eq!(features["linux"]["seccomp"]["enabled"], true);
+    w.done();
+}

@@ -1,0 +1,112 @@
+//! From a directory with a `config.json` to what an executor takes.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use amphora_cgroup::Cgroup;
+use amphora_executor::{Bundle, SeccompChoice};
+use amphora_spec::runtime::Spec;
+use amphora_sys::mount::clone_tree_with;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use crate::error::{Result, RuncError};
+
+/// The largest configuration that is read.
+const CONFIG_MAX: u64 = 16 << 20;
+
+/// Reads a configuration; its bytes stand beside it.
+pub(crate) fn read_spec(path: &Path) -> Result<(Spec, Vec<u8>)> {
+    let what = || path.display().to_string();
+    let failed = || RuncError::file(format!("failed to read {}", what()));
+    let length = fs::metadata(path).map_err(failed())?.len();
+    if length > CONFIG_MAX {
+        return Err(RuncError::usage(format!(
+            "{} is longer than {CONFIG_MAX} bytes",
+            what()
+        )));
+    }
+    let bytes = fs::read(path).map_err(failed())?;
+    let spec = serde_json::from_slice(&bytes).map_err(|source| RuncError::Malformed {
+        what: what(),
+        source,
+    })?;
+    Ok((spec, bytes))
+}
+
+/// The absolute path of a bundle, from `--bundle` or the working directory.
+pub(crate) fn directory(given: Option<&str>) -> Result<PathBuf> {
+    let path = given.unwrap_or(".");
+    fs::canonicalize(path).map_err(RuncError::file(format!("failed to find bundle {path}")))
+}
+
+/// Where the container's cgroup is to be: parent and name. Without a path it is named after the
+/// container.
+pub(crate) fn cgroup_place(spec: &Spec, id: &str) -> Result<(String, String)> {
+    let path = spec.linux.cgroups_path.as_str();
+    if path.is_empty() {
+        return Ok(("amphora-runc".to_owned(), id.to_owned()));
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let plain = |part: &&str| !matches!(*part, "." | "..") && !part.contains('\0');
+    match parts.split_last() {
+        Some((name, parents)) if parts.iter().all(plain) => {
+            Ok((parents.join("/"), (*name).to_owned()))
+        }
+        _ => Err(RuncError::usage(format!(
+            "linux.cgroupsPath: \"{path}\" is no path of a cgroup"
+        ))),
+    }
+}
+
+/// The root file system as a detached mount, with what is mounted below.
+pub(crate) fn root(spec: &Spec, bundle: &Path) -> Result<OwnedFd> {
+    if spec.root.path.is_empty() {
+        return Err(RuncError::usage("root.path: is missing"));
+    }
+    let path = bundle.join(&spec.root.path);
+    let what = format!("failed to open root.path {}", path.display());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory =
+        openat(CWD, &path, flags, Mode::empty()).map_err(RuncError::file(what.clone()))?;
+    let propagation = rustix::mount::MountPropagationFlags::DOWNSTREAM.bits();
+    clone_tree_with(directory.as_fd(), Path::new(""), true, propagation.into())
+        .map_err(RuncError::file(what))
+}
+
+/// A bundle for the executor.
+pub(crate) fn bundle(id: &str, spec: Spec, root: OwnedFd, cgroup: Cgroup) -> Bundle {
+    Bundle {
+        id: id.to_owned(),
+        spec,
+        root,
+        mounts: Vec::new(),
+        netns: None,
+        join: None,
+        cgroup,
+        module: None,
+        seccomp: SeccompChoice::Spec,
+        init: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(path: &str) -> Result<(String, String)> {
+        let mut spec = Spec::default();
+        spec.linux.cgroups_path = path.to_owned();
+        cgroup_place(&spec, "id")
+    }
+
+    #[test]
+    fn a_cgroup_lies_where_its_path_says() {
+        assert_eq!(place("/a/b/c").unwrap(), ("a/b".into(), "c".into()));
+        assert_eq!(place("c").unwrap(), (String::new(), "c".into()));
+        assert_eq!(place("").unwrap(), ("amphora-runc".into(), "id".into()));
+        for path in ["/", "../a", "/a/../b", "/a/."] {
+            assert!(place(path).is_err(), "{path}");
+        }
+    }
+}

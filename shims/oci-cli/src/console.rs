@@ -1,0 +1,221 @@
+//! Terminals, and the foreground of `run` and `exec`.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use amphora_sys::channel;
+use amphora_sys::pidfd::{self, Exit, Wait};
+use amphora_sys::plan::LaunchPlan;
+use amphora_sys::supervise::SignalFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
+
+use crate::error::{Result, RuncError};
+
+const SIGWINCH: i32 = 28;
+/// Signals that the process gets in our place.
+const FORWARDED: [i32; 8] = [1, 2, 3, 10, 12, 15, 18, SIGWINCH];
+const CHUNK: usize = 32 << 10;
+
+/// Who gets the container's terminal.
+#[derive(Debug)]
+pub(crate) enum Console {
+    /// There is none.
+    No,
+    /// Who listens on `--console-socket`.
+    Socket(OwnedFd),
+    /// We: the end that we read and the one that the child writes to.
+    Own(OwnedFd, OwnedFd),
+}
+
+impl Console {
+    /// By `--console-socket`, which a terminal needs and nothing else may have.
+    pub(crate) fn from_flag(path: Option<&str>, terminal: bool) -> Result<Self> {
+        match (path, terminal) {
+            (None, false) => Ok(Self::No),
+            (None, true) => Err(RuncError::usage(
+                "cannot allocate tty if runc will detach without setting console socket",
+            )),
+            (Some(_), false) => Err(RuncError::usage(
+                "cannot use console socket if runc will not detach or allocate tty",
+            )),
+            (Some(path), true) => {
+                let failed =
+                    || RuncError::file(format!("failed to connect to console socket {path}"));
+                let kind = SocketType::STREAM;
+                let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
+                    .map_err(failed())?;
+                let address = SocketAddrUnix::new(path).map_err(failed())?;
+                connect(&socket, &address).map_err(failed())?;
+                Ok(Self::Socket(socket))
+            }
+        }
+    }
+
+    /// Copied by ourselves, when there is one.
+    pub(crate) fn own(terminal: bool) -> Result<Self> {
+        if !terminal {
+            return Ok(Self::No);
+        }
+        let pair = channel::pair().map_err(RuncError::file("failed to make a socket"))?;
+        Ok(Self::Own(pair.0, pair.1))
+    }
+
+    /// Gives the child its end.
+    pub(crate) fn attach(&self, plan: &mut LaunchPlan) -> Result {
+        let (Self::Socket(socket) | Self::Own(_, socket)) = self else {
+            return Ok(());
+        };
+        let socket = socket
+            .try_clone()
+            .map_err(RuncError::file("failed to hold the console socket"))?;
+        plan.console = Some(plan.add_fd(socket));
+        Ok(())
+    }
+
+    fn terminal(self) -> Result<Option<OwnedFd>> {
+        let Self::Own(ours, theirs) = self else {
+            return Ok(None);
+        };
+        drop(theirs);
+        let failed = RuncError::file("failed to receive the terminal");
+        let message = channel::recv(ours.as_fd(), 64).map_err(failed)?;
+        Ok(message.and_then(|(_, mut fds)| fds.pop()))
+    }
+}
+
+/// Follows a process until its end, in its place for signals and the terminal.
+#[derive(Debug)]
+pub(crate) struct Foreground {
+    signals: SignalFd,
+}
+
+/// The caller's terminal, raw until this goes.
+struct Raw(Termios);
+
+impl Raw {
+    fn enter() -> Option<Self> {
+        let saved = tcgetattr(io::stdin()).ok()?;
+        let mut raw = saved.clone();
+        raw.make_raw();
+        tcsetattr(io::stdin(), OptionalActions::Now, &raw).ok()?;
+        Some(Self(saved))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+impl Foreground {
+    /// To be made before the process: no signal is to be lost.
+    pub(crate) fn new() -> Result<Self> {
+        let failed = RuncError::file("failed to take over signals");
+        Ok(Self {
+            signals: SignalFd::new(&FORWARDED).map_err(failed)?,
+        })
+    }
+
+    /// The code of a process that has ended already.
+    pub(crate) fn reap(&self, pid: i32) -> Result<u8> {
+        let pid = rustix::process::Pid::from_raw(pid);
+        let options = rustix::process::WaitOptions::empty();
+        let status = rustix::process::waitpid(pid, options)
+            .map_err(RuncError::file("failed to wait for the process"))?;
+        let code = |status: rustix::process::WaitStatus| {
+            let signal = status.terminating_signal().map(|signal| 128 + signal);
+            status.exit_status().or(signal).unwrap_or(1)
+        };
+        Ok(status.map_or(0, |(_, status)| {
+            u8::try_from(code(status) & 0xff).unwrap_or(1)
+        }))
+    }
+
+    /// Copies and forwards until the process has ended; its code as a shell has it.
+    pub(crate) fn follow(self, process: &OwnedFd, console: Console) -> Result<u8> {
+        let terminal = console.terminal()?;
+        let _raw = terminal.as_ref().and_then(|_| Raw::enter());
+        if let Some(terminal) = &terminal {
+            resize(terminal.as_fd());
+        }
+        let mut feeds = terminal.is_some();
+        let stdin = io::stdin();
+        loop {
+            let mut fds = vec![
+                PollFd::new(process, PollFlags::IN),
+                PollFd::new(&self.signals, PollFlags::IN),
+            ];
+            if let Some(terminal) = &terminal {
+                fds.push(PollFd::new(terminal, PollFlags::IN));
+                if feeds {
+                    fds.push(PollFd::new(&stdin, PollFlags::IN));
+                }
+            }
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(RuncError::file("failed to wait")(errno)),
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            drop(fds);
+            let ready = |index: usize| ready.get(index).copied().unwrap_or(false);
+            if ready(1) {
+                self.forward(process.as_fd(), terminal.as_ref())?;
+            }
+            if let Some(terminal) = &terminal {
+                if ready(2) {
+                    let _ = copy(terminal.as_fd(), io::stdout().as_fd());
+                }
+                if ready(3) {
+                    feeds = copy(stdin.as_fd(), terminal.as_fd()).is_ok_and(|n| n > 0);
+                }
+            }
+            if ready(0) {
+                if let Some(terminal) = &terminal {
+                    while copy(terminal.as_fd(), io::stdout().as_fd()).is_ok_and(|n| n > 0) {}
+                }
+                let failed = RuncError::file("failed to wait for the process");
+                let exit = pidfd::wait(process.as_fd(), Wait::Block).map_err(failed)?;
+                return Ok(exit.map_or(1, code));
+            }
+        }
+    }
+
+    fn forward(&self, process: BorrowedFd<'_>, terminal: Option<&OwnedFd>) -> Result {
+        let failed = || RuncError::file("failed to read a signal");
+        while let Some(number) = self.signals.next().map_err(failed())? {
+            match terminal {
+                Some(terminal) if number == SIGWINCH => resize(terminal.as_fd()),
+                _ => {
+                    let _ = pidfd::signal(process, number);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn code(exit: Exit) -> u8 {
+    u8::try_from(exit.shell_code() & 0xff).unwrap_or(u8::MAX)
+}
+
+fn resize(terminal: BorrowedFd<'_>) {
+    if let Ok(size) = tcgetwinsize(io::stdin()) {
+        let _ = tcsetwinsize(terminal, size);
+    }
+}
+
+/// Copies what is there once; 0 at the end.
+fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<usize> {
+    let mut buffer = [0; CHUNK];
+    let length = rustix::io::read(from, &mut buffer)?;
+    let mut rest = buffer.get(..length).unwrap_or_default();
+    while !rest.is_empty() {
+        let written = rustix::io::write(to, rest)?;
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    Ok(length)
+}

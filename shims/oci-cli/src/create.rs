@@ -1,0 +1,280 @@
+//! `create`, `run` and `start`.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use amphora_cgroup::Cgroup;
+use amphora_spec::runtime::{Hooks, Spec};
+use amphora_sys::base::Base;
+use amphora_sys::launch::{Pending, start_from};
+use amphora_sys::pidfd;
+use amphora_sys::plan::LaunchPlan;
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::args::{Flag, Order, Parsed, parse};
+use crate::console::{Console, Foreground};
+use crate::error::{Result, RuncError};
+use crate::state::{Container, Record, Status, write_file};
+use crate::{Code, Context, bundle, delete, exec, hooks};
+
+const CREATE: &[Flag] = &[
+    Flag::value("bundle", Some('b')),
+    Flag::value("console-socket", None),
+    Flag::value("pid-file", None),
+    Flag::switch("no-pivot", None),
+    Flag::switch("no-new-keyring", None),
+    Flag::value("preserve-fds", None),
+    Flag::switch("detach", Some('d')),
+    Flag::switch("keep", None),
+    Flag::switch("no-subreaper", None),
+];
+
+/// What is made on the way, and taken back unless all went well.
+struct Attempt<'a> {
+    container: Option<Container>,
+    cgroup: Option<Cgroup>,
+    context: &'a Context<'a>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.cgroup.take() {
+            let removed = cgroup.kill().and_then(|()| cgroup.remove());
+            if let Err(error) = removed {
+                self.context
+                    .log
+                    .warning(&amphora_spec::error::chain(&error));
+            }
+        }
+        if let Some(container) = self.container.take() {
+            container.remove();
+        }
+    }
+}
+
+/// What `create` and `run` are asked for.
+struct Wanted<'a> {
+    id: &'a str,
+    parsed: &'a Parsed,
+    spec: Spec,
+    config: Vec<u8>,
+    bundle: std::path::PathBuf,
+    /// `--preserve-fds`.
+    inherited: Vec<OwnedFd>,
+}
+
+fn wanted(parsed: &Parsed) -> Result<Wanted<'_>> {
+    // First, while no descriptor of ours can have such a number.
+    let inherited = exec::inherited(parsed)?;
+    if parsed.on("no-new-keyring") {
+        return Err(RuncError::unsupported("--no-new-keyring"));
+    }
+    let id = parsed.container()?;
+    let bundle = bundle::directory(parsed.get("bundle"))?;
+    let (spec, config) = bundle::read_spec(&bundle.join("config.json"))?;
+    Ok(Wanted {
+        id,
+        parsed,
+        spec,
+        config,
+        bundle,
+        inherited,
+    })
+}
+
+/// `create`: everything but the program itself.
+pub(crate) fn create(context: &Context<'_>, words: &[String]) -> Code {
+    let parsed = parse(CREATE, words, Order::Any)?;
+    for flag in ["detach", "keep", "no-subreaper"] {
+        if parsed.on(flag) {
+            return Err(RuncError::unsupported(&format!("create --{flag}")));
+        }
+    }
+    let mut wanted = wanted(&parsed)?;
+    let console = Console::from_flag(parsed.get("console-socket"), wanted.spec.process.terminal)?;
+    make(context, &mut wanted, &console).map(|_| 0)
+}
+
+/// `run`: `create` and `start`, and unless detached `delete` when it has ended.
+pub(crate) fn run(context: &Context<'_>, words: &[String]) -> Code {
+    let parsed = parse(CREATE, words, Order::Any)?;
+    let mut wanted = wanted(&parsed)?;
+    let terminal = wanted.spec.process.terminal;
+    let detach = parsed.on("detach");
+    let console = if detach || parsed.get("console-socket").is_some() {
+        Console::from_flag(parsed.get("console-socket"), terminal)?
+    } else {
+        Console::own(terminal)?
+    };
+    let foreground = if detach {
+        None
+    } else {
+        Some(Foreground::new()?)
+    };
+    let container = make(context, &mut wanted, &console)?;
+    let hooks = wanted.spec.hooks.clone().unwrap_or_default();
+    if let Err(error) = begin(context, &container, &wanted.spec) {
+        let _ = delete::destroy(context, container, &hooks);
+        return Err(error);
+    }
+    let Some(foreground) = foreground else {
+        return Ok(0);
+    };
+    let ended = match container.process()? {
+        Some(process) => foreground.follow(&process, console)?,
+        None => foreground.reap(container.record.pid)?,
+    };
+    if !parsed.on("keep") {
+        delete::destroy(context, container, &hooks)?;
+    }
+    Ok(ended)
+}
+
+/// Makes the container and leaves its process before the program.
+fn make(context: &Context<'_>, wanted: &mut Wanted<'_>, console: &Console) -> Result<Container> {
+    let spec = wanted.spec.clone();
+    let given = spec.hooks.clone().unwrap_or_default();
+    for (name, hooks) in [
+        ("hooks.createContainer", &given.create_container),
+        ("hooks.startContainer", &given.start_container),
+    ] {
+        if !hooks.is_empty() {
+            return Err(RuncError::unsupported(name));
+        }
+    }
+    let record = Record::new(wanted.id, wanted.bundle.clone(), &spec);
+    let mut attempt = Attempt {
+        container: Some(Container::claim(&context.root, record)?),
+        cgroup: None,
+        context,
+    };
+    let (parent, name) = bundle::cgroup_place(&spec, wanted.id)?;
+    let root = bundle::root(&spec, &wanted.bundle)?;
+    let cgroup = Cgroup::create(&parent, &name, &spec.linux.resources)?;
+    let handle = cgroup.handle();
+    attempt.cgroup = handle.open()?;
+    let container = attempt
+        .container
+        .as_mut()
+        .ok_or(RuncError::NoSuchContainer)?;
+    container.record.cgroup = Some(handle);
+    container.save_config(&wanted.config)?;
+    container.save()?;
+
+    let bundle = bundle::bundle(wanted.id, spec, root, cgroup);
+    let executor = context.workload;
+    executor.validate(&bundle).map_err(RuncError::Executor)?;
+    let mut plan = executor.prepare(&bundle).map_err(RuncError::Executor)?;
+    launch(container, wanted, &mut plan, console, &given)?;
+    if let Some(path) = wanted.parsed.get("pid-file") {
+        write_file(
+            Path::new(path),
+            container.record.pid.to_string().as_bytes(),
+            0o644,
+        )?;
+    }
+    attempt.cgroup = None;
+    attempt.container.take().ok_or(RuncError::NoSuchContainer)
+}
+
+/// Starts the process and waits until it stands before its program.
+fn launch(
+    container: &mut Container,
+    wanted: &mut Wanted<'_>,
+    plan: &mut LaunchPlan,
+    console: &Console,
+    given: &Hooks,
+) -> Result {
+    let failed = |what: &'static str| RuncError::file::<io::Error>(what);
+    console.attach(plan)?;
+    exec::pass(plan, std::mem::take(&mut wanted.inherited));
+    plan.await_alone(make_fifo(container)?);
+    let early = !(given.prestart.is_empty() && given.create_runtime.is_empty());
+    let release = if early {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|errno| failed("failed to make a pipe")(errno.into()))?;
+        plan.await_before_root(read);
+        Some(write)
+    } else {
+        None
+    };
+    let base = if wanted.parsed.on("no-pivot") && plan.enters_root() {
+        plan.cover_root();
+        Some(Base::new().map_err(failed("failed to make an empty mount namespace"))?)
+    } else {
+        None
+    };
+    let pending = start_from(plan, base.as_ref()).map_err(RuncError::Launch)?;
+    if let Some(release) = release {
+        pending.wait_ready().map_err(RuncError::Launch)?;
+        note(container, &pending)?;
+        let state = container.oci_state(Status::Creating);
+        hooks::run("prestart", &given.prestart, &state)?;
+        hooks::run("createRuntime", &given.create_runtime, &state)?;
+        rustix::io::write(&release, &[1])
+            .map_err(|errno| failed("failed to let the process go on")(errno.into()))?;
+    }
+    pending.wait_ready().map_err(RuncError::Launch)?;
+    note(container, &pending)?;
+    container.save()
+}
+
+fn note(container: &mut Container, pending: &Pending<'_>) -> Result {
+    let pid = pending.launched().pid;
+    container.record.pid = pid;
+    container.record.start_time = pidfd::start_time(pid)
+        .map_err(RuncError::file("failed to look at the container's process"))?;
+    Ok(())
+}
+
+/// The FIFO on which the process waits. Opened for both ends, so that it never ends.
+fn make_fifo(container: &Container) -> Result<OwnedFd> {
+    let path = container.fifo();
+    let failed = || RuncError::file(format!("failed to make {}", path.display()));
+    mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).map_err(failed())?;
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    openat(CWD, &path, flags, Mode::empty()).map_err(failed())
+}
+
+/// `start`: lets the process become its program.
+pub(crate) fn start(context: &Context<'_>, words: &[String]) -> Code {
+    let parsed = parse(&[], words, Order::Any)?;
+    let container = Container::hold(&context.root, parsed.container()?)?;
+    match container.status()? {
+        Status::Created => {}
+        Status::Stopped => {
+            return Err(RuncError::State(
+                "cannot start a container that has stopped".to_owned(),
+            ));
+        }
+        Status::Running | Status::Paused => {
+            return Err(RuncError::State(
+                "cannot start an already running container".to_owned(),
+            ));
+        }
+        Status::Creating => {
+            return Err(RuncError::State(
+                "cannot start a container in the creating state".to_owned(),
+            ));
+        }
+    }
+    let spec = container.config()?;
+    begin(context, &container, &spec).map(|()| 0)
+}
+
+fn begin(context: &Context<'_>, container: &Container, spec: &Spec) -> Result {
+    let hooks = spec.hooks.clone().unwrap_or_default();
+    let path = container.fifo();
+    let failed = || RuncError::file(format!("failed to start by {}", path.display()));
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fifo = openat(CWD, &path, flags, Mode::empty()).map_err(failed())?;
+    rustix::io::write(&fifo, &[1]).map_err(failed())?;
+    rustix::fs::unlink(&path).map_err(failed())?;
+    let state = container.oci_state(Status::Running);
+    if let Err(error) = hooks::run("poststart", &hooks.poststart, &state) {
+        context.log.warning(&error.to_string());
+    }
+    Ok(())
+}

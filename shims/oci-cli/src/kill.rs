@@ -1,0 +1,87 @@
+//! `kill`, `pause` and `resume`.
+
+use std::os::fd::AsFd;
+
+use amphora_sys::pidfd;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::args::{Flag, Order, parse};
+use crate::error::RuncError;
+use crate::state::{Container, Status};
+use crate::{Code, Context};
+
+const FLAGS: &[Flag] = &[Flag::switch("all", Some('a'))];
+
+/// `kill ID [SIGNAL]`.
+pub(crate) fn kill(context: &Context<'_>, words: &[String]) -> Code {
+    let parsed = parse(FLAGS, words, Order::Any)?;
+    let (id, signal) = match parsed.rest() {
+        [id] => (id, "SIGTERM"),
+        [id, signal] => (id, signal.as_str()),
+        _ => return Err(RuncError::usage("kill takes a container id and a signal")),
+    };
+    let number = amphora_spec::signal::parse(signal)
+        .filter(|number| (1..=64).contains(number))
+        .ok_or_else(|| RuncError::usage(format!("unknown signal \"{signal}\"")))?;
+    let container = Container::find(&context.root, id)?;
+    if parsed.on("all") {
+        return kill_all(&container, number);
+    }
+    let failed = |error| RuncError::file(format!("failed to signal container {id}"))(error);
+    let sent = match container.process()? {
+        Some(process) => pidfd::signal(process.as_fd(), number).map_err(failed)?,
+        None => false,
+    };
+    if sent {
+        Ok(0)
+    } else {
+        Err(RuncError::State("container not running".to_owned()))
+    }
+}
+
+/// Every process of the cgroup; none is not an error.
+fn kill_all(container: &Container, number: i32) -> Code {
+    let Some(cgroup) = container.cgroup()? else {
+        return Ok(0);
+    };
+    if number == 9 {
+        cgroup.kill()?;
+        return Ok(0);
+    }
+    let Some(signal) = Signal::from_named_raw(number) else {
+        return Err(RuncError::usage(format!("unknown signal {number}")));
+    };
+    for pid in cgroup.pids()?.into_iter().filter_map(Pid::from_raw) {
+        // It may have ended by itself.
+        let _ = kill_process(pid, signal);
+    }
+    Ok(0)
+}
+
+/// `pause`.
+pub(crate) fn pause(context: &Context<'_>, words: &[String]) -> Code {
+    change(context, words, true)
+}
+
+/// `resume`.
+pub(crate) fn resume(context: &Context<'_>, words: &[String]) -> Code {
+    change(context, words, false)
+}
+
+fn change(context: &Context<'_>, words: &[String], pause: bool) -> Code {
+    let parsed = parse(&[], words, Order::Any)?;
+    let container = Container::hold(&context.root, parsed.container()?)?;
+    let status = container.status()?;
+    let cgroup = container.cgroup()?;
+    match (pause, status, cgroup) {
+        (true, Status::Created | Status::Running, Some(cgroup)) => cgroup.freeze()?,
+        (false, Status::Paused, Some(cgroup)) => cgroup.thaw()?,
+        (true, ..) => {
+            return Err(RuncError::State(
+                "container not running or created".to_owned(),
+            ));
+        }
+        (false, ..) => return Err(RuncError::State("container not paused".to_owned())),
+    }
+    Ok(0)
+}

@@ -1,0 +1,374 @@
+//! The record of a container: one directory below `--root`, as `docs/formats.md` says.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use amphora_cgroup::{Cgroup, Handle};
+use amphora_spec::runtime::Spec;
+use amphora_sys::pidfd;
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, RuncError};
+
+/// Version of the record.
+const VERSION: u32 = 1;
+/// Where the first process of a created container waits.
+const FIFO: &str = "exec.fifo";
+const LOCK: &str = "lock";
+const RECORD: &str = "state.json";
+/// The configuration as it was at `create`: a bundle may change.
+const CONFIG: &str = "config.json";
+const ID_MAX: usize = 1024;
+
+/// The record.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    version: u32,
+    pub(crate) id: String,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: PathBuf,
+    /// 0 while it is being created.
+    pub(crate) pid: i32,
+    /// Start time of the process, in clock ticks since boot: a pid alone may be another's by now.
+    pub(crate) start_time: u64,
+    pub(crate) created: String,
+    pub(crate) owner: String,
+    pub(crate) annotations: BTreeMap<String, String>,
+    pub(crate) cgroup: Option<Handle>,
+}
+
+impl Record {
+    /// Of a container that is being created.
+    pub(crate) fn new(id: &str, bundle: PathBuf, spec: &Spec) -> Self {
+        Self {
+            version: VERSION,
+            id: id.to_owned(),
+            rootfs: bundle.join(&spec.root.path),
+            bundle,
+            pid: 0,
+            start_time: 0,
+            created: now(),
+            owner: rustix::process::getuid().as_raw().to_string(),
+            annotations: spec.annotations.clone(),
+            cgroup: None,
+        }
+    }
+}
+
+/// What a container is doing, in the words of the runtime specification and runc's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A container's directory, held.
+#[derive(Debug)]
+pub(crate) struct Container {
+    dir: PathBuf,
+    /// Locked while a command changes the container; gone with the process.
+    lock: Option<fs::File>,
+    pub(crate) record: Record,
+}
+
+/// `/run/amphora-runc`, or below the user's run-time directory.
+pub(crate) fn default_root() -> PathBuf {
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    match own {
+        Some(dir) if !rustix::process::getuid().is_root() => Path::new(&dir).join("amphora-runc"),
+        _ => PathBuf::from("/run/amphora-runc"),
+    }
+}
+
+/// The time as RFC 3339, with nanoseconds.
+pub(crate) fn now() -> String {
+    format!("{:.9}", jiff::Timestamp::now())
+}
+
+fn check_id(id: &str) -> Result {
+    let letter = |c: char| c.is_ascii_alphanumeric() || "_+-.".contains(c);
+    if id.is_empty() || id.len() > ID_MAX || matches!(id, "." | "..") || !id.chars().all(letter) {
+        return Err(RuncError::usage(format!(
+            "invalid container ID format: \"{id}\""
+        )));
+    }
+    Ok(())
+}
+
+impl Container {
+    /// Claims a name. What is made is removed by [`Container::remove`].
+    pub(crate) fn claim(root: &Path, record: Record) -> Result<Self> {
+        check_id(&record.id)?;
+        let dir = root.join(&record.id);
+        let what = || format!("failed to make {}", dir.display());
+        let mut builder = fs::DirBuilder::new();
+        builder
+            .mode(0o711)
+            .recursive(true)
+            .create(root)
+            .map_err(RuncError::file(what()))?;
+        match fs::DirBuilder::new().mode(0o711).create(&dir) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(RuncError::Exists);
+            }
+            Err(error) => return Err(RuncError::file(what())(error)),
+        }
+        let mut made = Self {
+            dir,
+            lock: None,
+            record,
+        };
+        if let Err(error) = made.take_lock() {
+            made.remove();
+            return Err(error);
+        }
+        Ok(made)
+    }
+
+    /// Finds a container, without waiting for who changes it.
+    pub(crate) fn find(root: &Path, id: &str) -> Result<Self> {
+        check_id(id)?;
+        let dir = root.join(id);
+        let record = match fs::read(dir.join(RECORD)) {
+            Ok(bytes) => parse_record(&dir, &bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RuncError::NoSuchContainer);
+            }
+            Err(error) => {
+                return Err(RuncError::file(format!("failed to read the state of {id}"))(error));
+            }
+        };
+        Ok(Self {
+            dir,
+            lock: None,
+            record,
+        })
+    }
+
+    /// Finds a container, and keeps others from changing it.
+    pub(crate) fn hold(root: &Path, id: &str) -> Result<Self> {
+        let mut found = Self::find(root, id)?;
+        found.take_lock()?;
+        // Whoever had the lock may have changed or removed it.
+        let lock = found.lock.take();
+        let mut found = Self::find(root, id)?;
+        found.lock = lock;
+        Ok(found)
+    }
+
+    /// Finds what a killed `create` left without a record; `None` when nothing is there.
+    pub(crate) fn leftover(root: &Path, id: &str) -> Result<Option<PathBuf>> {
+        check_id(id)?;
+        let dir = root.join(id);
+        Ok(dir.is_dir().then_some(dir))
+    }
+
+    /// A lock of this process alone: the container's process starts as a copy of it, and is to hold
+    /// nothing while it waits.
+    fn take_lock(&mut self) -> Result {
+        let failed = || RuncError::file(format!("failed to lock {}", self.dir.display()));
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.dir.join(LOCK));
+        let file = match file {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RuncError::NoSuchContainer);
+            }
+            Err(error) => return Err(failed()(error)),
+        };
+        rustix::fs::fcntl_lock(&file, FlockOperation::LockExclusive)
+            .map_err(|errno| failed()(errno.into()))?;
+        self.lock = Some(file);
+        Ok(())
+    }
+
+    /// Lists the names of all containers, in order.
+    pub(crate) fn names(root: &Path) -> Result<Vec<String>> {
+        let what = || format!("failed to list {}", root.display());
+        let entries = match fs::read_dir(root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(RuncError::file(what())(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(RuncError::file(what()))?;
+            names.extend(entry.file_name().into_string());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Writes the record: whole, or not at all.
+    pub(crate) fn save(&self) -> Result {
+        let text = serde_json::to_vec(&self.record).map_err(|source| RuncError::Malformed {
+            what: "the state".to_owned(),
+            source,
+        })?;
+        self.write(RECORD, &text)
+    }
+
+    /// Keeps the configuration for `exec` and `delete`.
+    pub(crate) fn save_config(&self, text: &[u8]) -> Result {
+        self.write(CONFIG, text)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result {
+        write_file(&self.dir.join(name), bytes, 0o600)
+    }
+
+    /// The configuration as it was at `create`.
+    pub(crate) fn config(&self) -> Result<Spec> {
+        crate::bundle::read_spec(&self.dir.join(CONFIG)).map(|(spec, _)| spec)
+    }
+
+    pub(crate) fn fifo(&self) -> PathBuf {
+        self.dir.join(FIFO)
+    }
+
+    /// The first process; `None` when it has ended.
+    pub(crate) fn process(&self) -> Result<Option<OwnedFd>> {
+        let (pid, start) = (self.record.pid, self.record.start_time);
+        let failed = |error| RuncError::file(format!("failed to find process {pid}"))(error);
+        let Some(process) = pidfd::open(pid, start).map_err(failed)? else {
+            return Ok(None);
+        };
+        // A zombie whose parent does not care has ended all the same.
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let state = stat
+            .rsplit_once(") ")
+            .and_then(|(_, rest)| rest.chars().next());
+        Ok((!matches!(state, None | Some('Z' | 'X'))).then_some(process))
+    }
+
+    /// The cgroup; `None` when it is gone.
+    pub(crate) fn cgroup(&self) -> Result<Option<Cgroup>> {
+        match &self.record.cgroup {
+            Some(handle) => Ok(handle.open()?),
+            None => Ok(None),
+        }
+    }
+
+    pub(crate) fn status(&self) -> Result<Status> {
+        if self.record.pid == 0 {
+            return Ok(Status::Creating);
+        }
+        if self.process()?.is_none() {
+            return Ok(Status::Stopped);
+        }
+        if self.fifo().exists() {
+            return Ok(Status::Created);
+        }
+        let frozen = self
+            .cgroup()?
+            .is_some_and(|c| c.is_frozen().unwrap_or(false));
+        Ok(if frozen {
+            Status::Paused
+        } else {
+            Status::Running
+        })
+    }
+
+    /// The state as the specification has it, for `state` and hooks.
+    pub(crate) fn oci_state(&self, status: Status) -> serde_json::Value {
+        let record = &self.record;
+        let pid = if status == Status::Stopped {
+            0
+        } else {
+            record.pid
+        };
+        serde_json::json!({
+            "ociVersion": "1.2.1",
+            "id": record.id,
+            "status": status.word(),
+            "pid": pid,
+            "bundle": record.bundle,
+            "annotations": record.annotations,
+        })
+    }
+
+    /// Removes the directory; the name is free then.
+    pub(crate) fn remove(self) {
+        remove_dir(&self.dir);
+    }
+}
+
+/// Removes a container's directory, its record first: without one nothing is there.
+pub(crate) fn remove_dir(dir: &Path) {
+    let _ = fs::remove_file(dir.join(RECORD));
+    let _ = fs::remove_dir_all(dir);
+}
+
+fn parse_record(dir: &Path, bytes: &[u8]) -> Result<Record> {
+    let what = || dir.join(RECORD).display().to_string();
+    let record: Record = serde_json::from_slice(bytes).map_err(|source| RuncError::Malformed {
+        what: what(),
+        source,
+    })?;
+    if record.version != VERSION {
+        return Err(RuncError::State(format!(
+            "{} has version {}, not {VERSION}",
+            what(),
+            record.version
+        )));
+    }
+    Ok(record)
+}
+
+/// Writes a file that appears whole: engines watch for a pid file.
+pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result {
+    let failed = || RuncError::file(format!("failed to write {}", path.display()));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&new)
+        .map_err(failed())?;
+    let written = io::Write::write_all(&mut file, bytes).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&new);
+    }
+    written.map_err(failed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_the_directory() {
+        for id in ["", ".", "..", "a/b", "a b", "ä", "a\0"] {
+            assert!(check_id(id).is_err(), "{id:?}");
+        }
+        for id in ["a", "A-1_+.x", "...", "0"] {
+            assert!(check_id(id).is_ok(), "{id:?}");
+        }
+    }
+}
