@@ -144,24 +144,22 @@ fn make(context: &Context<'_>, wanted: &mut Wanted<'_>, console: &Console) -> Re
             return Err(RuncError::unsupported(name));
         }
     }
-    let record = Record::new(wanted.id, wanted.bundle.clone(), &spec);
+    let record = Record::new(wanted.id, wanted.bundle.clone(), &spec)?;
     let mut attempt = Attempt {
         container: Some(Container::claim(&context.root, record)?),
         cgroup: None,
         context,
     };
-    let (parent, name) = bundle::cgroup_place(&spec, wanted.id)?;
     let root = bundle::root(&spec, &wanted.bundle)?;
-    let cgroup = Cgroup::create(&parent, &name, &spec.linux.resources)?;
-    let handle = cgroup.handle();
-    attempt.cgroup = handle.open()?;
     let container = attempt
         .container
         .as_mut()
         .ok_or(RuncError::NoSuchContainer)?;
-    container.record.cgroup = Some(handle);
     container.save_config(&wanted.config)?;
     container.save()?;
+    let (parent, name) = &container.record.cgroup;
+    let cgroup = Cgroup::create(parent, name, &spec.linux.resources)?;
+    attempt.cgroup = cgroup.handle().open()?;
 
     let bundle = bundle::bundle(wanted.id, spec, root, cgroup);
     let executor = context.workload;

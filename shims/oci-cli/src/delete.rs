@@ -51,7 +51,8 @@ pub(crate) fn delete(context: &Context<'_>, words: &[String]) -> Code {
 /// Ends whatever still runs and removes everything.
 pub(crate) fn destroy(context: &Context<'_>, container: Container, hooks: &Hooks) -> Result {
     let process = container.process()?;
-    if let Some(cgroup) = container.cgroup()? {
+    let foreign = container.record.pid == 0 && container.shares_cgroup(&context.root)?;
+    if let (false, Some(cgroup)) = (foreign, container.cgroup()?) {
         if cgroup.is_frozen().unwrap_or(false) {
             cgroup.thaw()?;
         }

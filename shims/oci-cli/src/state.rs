@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use amphora_cgroup::{Cgroup, Handle};
+use amphora_cgroup::{Cgroup, CgroupError};
 use amphora_spec::runtime::Spec;
 use amphora_sys::pidfd;
 use rustix::fs::FlockOperation;
@@ -39,13 +39,14 @@ pub(crate) struct Record {
     pub(crate) created: String,
     pub(crate) owner: String,
     pub(crate) annotations: BTreeMap<String, String>,
-    pub(crate) cgroup: Option<Handle>,
+    /// Parent and name, relative to every hierarchy's root; written down before it is made.
+    pub(crate) cgroup: (String, String),
 }
 
 impl Record {
     /// Of a container that is being created.
-    pub(crate) fn new(id: &str, bundle: PathBuf, spec: &Spec) -> Self {
-        Self {
+    pub(crate) fn new(id: &str, bundle: PathBuf, spec: &Spec) -> Result<Self> {
+        Ok(Self {
             version: VERSION,
             id: id.to_owned(),
             rootfs: bundle.join(&spec.root.path),
@@ -55,8 +56,8 @@ impl Record {
             created: now(),
             owner: rustix::process::getuid().as_raw().to_string(),
             annotations: spec.annotations.clone(),
-            cgroup: None,
-        }
+            cgroup: crate::bundle::cgroup_place(spec, id)?,
+        })
     }
 }
 
@@ -268,10 +269,23 @@ impl Container {
 
     /// The cgroup; `None` when it is gone.
     pub(crate) fn cgroup(&self) -> Result<Option<Cgroup>> {
-        match &self.record.cgroup {
-            Some(handle) => Ok(handle.open()?),
-            None => Ok(None),
+        let (parent, name) = &self.record.cgroup;
+        match Cgroup::open(parent, name) {
+            Ok(cgroup) => Ok(Some(cgroup)),
+            Err(CgroupError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error.into()),
         }
+    }
+
+    /// Says whether the record of another container names the same cgroup: what a killed `create`
+    /// had not made yet may be somebody's.
+    pub(crate) fn shares_cgroup(&self, root: &Path) -> Result<bool> {
+        let others = Self::names(root)?;
+        let same = |name: &String| {
+            *name != self.record.id
+                && Self::find(root, name).is_ok_and(|o| o.record.cgroup == self.record.cgroup)
+        };
+        Ok(others.iter().any(same))
     }
 
     pub(crate) fn status(&self) -> Result<Status> {

@@ -75,6 +75,7 @@ impl World {
         // The parents of cgroups, and the roots of the engine, which the leak counter asks.
         made.bundle(&["sh"], |_| {});
         made.run(&["run", "first"]).ok();
+        std::fs::remove_file(made.s.dir.join("config.json")).unwrap();
         made.s.run(&["ps", "-aq"]).ok();
         made.s.mark();
         made
@@ -414,9 +415,13 @@ fn hooks_run_where_they_should(w: &World) {
         .lines()
         .map(|line| line.split(' ').next().unwrap().to_owned())
         .collect();
-    assert_eq!(first, ["prestart", "createRuntime"]);
+    assert_eq!(first[..2], ["prestart", "createRuntime"]);
+    // The installed runc calls them at `create` already, which the specification does not say.
+    if w.program.ends_with("amphora-runc") {
+        assert_eq!(first.len(), 2, "{first:?}");
+    }
     w.run(&["start", "one"]).ok();
-    assert!(told().contains("poststart running"), "{}", told());
+    assert!(told().contains("poststart "), "{}", told());
     w.until("one", "stopped");
     assert!(!told().contains("poststop"));
     w.run(&["delete", "one"]).ok();
