@@ -6,14 +6,6 @@ use crate::sandbox::{Sandbox, path, wait_for, wait_until};
 use crate::supervisor::{kill, supervisor_pid};
 use crate::terminal::Seat;
 
-/// Makes `linux` and `wasm` tests of one function.
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("probe-linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("probe-wasm"); } )* }
-    };
-}
-
 both!(
     tools_see_the_container_and_leave_nothing,
     what_cannot_be_debugged_is_told,

@@ -12,14 +12,8 @@ use crate::supervisor::{kill, supervisor_pid};
 
 const SLOW: Duration = Duration::from_secs(20);
 
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("wasm"); } )* }
-    };
-}
-
 both!(
+    "linux", "wasm":
     the_verdict_follows_the_checks,
     the_verdict_outlives_the_run,
     a_check_that_hangs_is_killed,

@@ -455,8 +455,7 @@ fn not_saved(s: &Sandbox, to: &Path, layer: &Blob) {
 
 #[test]
 fn docker_loads_what_is_saved() {
-    let s = Sandbox::new();
-    s.load_probes();
+    let s = Sandbox::loaded();
     s.run(&["tag", "probe-linux", "probe-linux:two"]).ok();
     let to = s.dir.join("saved.tar");
     s.run(&["save", "-o", path(&to), "probe-linux"]).ok();

@@ -3,15 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::numbers::Numbers;
 use crate::sandbox::{Sandbox, has_controller};
-
-/// Makes `linux` and `wasm` tests of one function.
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("probe-linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("probe-wasm"); } )* }
-    };
-}
 
 both!(random_steps_end_as_the_model_says);
 
@@ -193,16 +186,7 @@ fn words(image: &str, name: &str, step: Step) -> Vec<String> {
     line.split(' ').map(str::to_owned).collect()
 }
 
-/// Numbers that look random and are the same every time.
-struct Numbers(u64);
-
 impl Numbers {
-    fn below(&mut self, limit: usize) -> usize {
-        const FACTOR: u64 = 6_364_136_223_846_793_005;
-        self.0 = self.0.wrapping_mul(FACTOR).wrapping_add(1);
-        usize::try_from(self.0 >> 33).unwrap() % limit
-    }
-
     fn name(&mut self) -> &'static str {
         NAMES[self.below(NAMES.len())]
     }

@@ -132,6 +132,14 @@ impl Sandbox {
         sandbox
     }
 
+    /// A world with the probes and without a baseline: a power cut leaves other rules and settings
+    /// than there were, and some tests pull the network from under it.
+    pub(crate) fn loaded() -> Self {
+        let sandbox = Self::new();
+        sandbox.load_probes();
+        sandbox
+    }
+
     /// Loads the probes and runs each once, then marks.
     pub(crate) fn prepare(&mut self) {
         self.load_probes();

@@ -193,8 +193,7 @@ fn bridge(s: &Sandbox) -> (String, bool) {
 
 #[test]
 fn the_bridge_is_as_configured_once_nobody_uses_it() {
-    let s = Sandbox::new();
-    s.load_probes();
+    let s = Sandbox::loaded();
     let bip = json!({ "bip": "10.123.4.1/24", "mtu": 1400, "ipv6": false });
     let pools = json!({
         "default-address-pools": [{ "base": "10.124.0.0/16", "size": 26 }], "ipv6": true,
