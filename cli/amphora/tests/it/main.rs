@@ -48,6 +48,7 @@ mod model;
 mod options;
 mod parallel;
 mod ports;
+mod power;
 
 mod prune;
 mod ps;
