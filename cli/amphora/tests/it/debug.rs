@@ -204,6 +204,25 @@ fn tools_have_the_rights_of_the_container(image: &str) {
     let (all, bound) = status(&["--privileged"]);
     assert!(all.count_ones() > 30 && bound == 0, "{all:x} {bound}");
     s.run(&["rm", "-f", "rr"]).ok();
+    if image == "probe-linux" {
+        let flags = [
+            &["--security-opt", "seccomp=unconfined"][..],
+            &["--privileged"],
+            &[],
+        ];
+        for (flags, filtered) in flags.into_iter().zip(["0", "0", "2"]) {
+            let run = ["run", "-d", "--name", "rr"];
+            s.run(&[&run[..], flags, &[image, "sleep", "600"]].concat())
+                .ok();
+            let read = ["debug", "rr", "grep", "Seccomp:", "/proc/self/status"];
+            assert_eq!(
+                s.run(&read).ok(),
+                format!("Seccomp:\t{filtered}\n"),
+                "{flags:?}"
+            );
+            s.run(&["rm", "-f", "rr"]).ok();
+        }
+    }
 }
 
 fn what_a_lost_session_writes_stays(image: &str) {
