@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::fixtures::{busybox_image, probe_image};
 use crate::numbers::Numbers;
 use crate::registry::Registry;
-use crate::sandbox::{Output, Sandbox, path, tool, wait_until};
+use crate::sandbox::{Sandbox, path, tool, wait_until};
 
 const SLOW: Duration = Duration::from_secs(20);
 /// Size of the device; most of it is never written.
@@ -256,85 +256,36 @@ impl Driver<'_> {
     }
 }
 
-/// What `ps -a` and its warnings say after a cut.
+/// What `ps -a` says after a cut.
 struct Seen {
     /// State and id by name.
     rows: BTreeMap<String, (String, String)>,
-    listed: Output,
+    /// Names of the damaged ones, each of which is named with its file.
+    damaged: BTreeSet<String>,
 }
 
-fn look(s: &Sandbox) -> Seen {
+fn look(s: &Sandbox, cut: &Cut) -> Seen {
     let format = "{{.Names}} {{.State}} {{.ID}}";
     let listed = s.run(&["ps", "-a", "--no-trunc", "--format", format]);
-    assert_eq!(listed.code, 0, "{listed:?}");
-    let row = |line: &str| {
-        let f: Vec<&str> = line.split(' ').collect();
-        (f[0].to_owned(), (f[1].to_owned(), f[2].to_owned()))
+    assert_eq!(listed.code, 0, "{cut:?}: {listed:?}");
+    let mut seen = Seen {
+        rows: BTreeMap::new(),
+        damaged: BTreeSet::new(),
     };
-    let rows = listed.stdout.lines().map(row).collect();
-    Seen { rows, listed }
-}
-
-fn words(out: &str) -> BTreeSet<String> {
-    out.lines().map(str::to_owned).collect()
-}
-
-fn lines(worlds: &[World]) -> String {
-    worlds.iter().map(|w| format!("{w:?}\n")).collect()
-}
-
-/// A boot after the cut: one of the worlds is there, and it can be worked with.
-fn boot(s: &Sandbox, cut: &Cut, history: &History) {
-    let text = format!("another boot\n{}\n", s.run_root().display());
-    fs::write(s.root().join("boot"), text).unwrap();
-    let seen = look(s);
-    let damaged: BTreeSet<&String> = seen
-        .rows
-        .iter()
-        .filter(|(_, (state, _))| state == "dead")
-        .map(|(name, _)| name)
-        .collect();
-    for name in &damaged {
-        let id = &seen.rows[*name].1;
-        let config = crate::boot::data(s, id).join("config.json");
-        assert!(
-            seen.listed.stderr.contains(path(&config)),
-            "{cut:?}: {:?}",
-            seen.listed
-        );
+    for line in listed.stdout.lines() {
+        let f: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        if f[1] == "dead" {
+            let config = crate::boot::data(s, &f[2]).join("config.json");
+            assert!(listed.stderr.contains(path(&config)), "{cut:?}: {listed:?}");
+            seen.damaged.insert(f[0].clone());
+        }
+        seen.rows.insert(f[0].clone(), (f[1].clone(), f[2].clone()));
     }
     assert_eq!(
-        damaged.is_empty(),
-        seen.listed.stderr.is_empty(),
-        "{:?}",
-        seen.listed
+        seen.damaged.is_empty(),
+        listed.stderr.is_empty(),
+        "{listed:?}"
     );
-    let images = words(&s.run(&["images", "--format", "{{.Repository}}"]).ok());
-    let volumes = words(&s.run(&["volume", "ls", "-q"]).ok());
-    let shown = World {
-        containers: seen
-            .rows
-            .iter()
-            .map(|(name, (_, id))| (name.clone(), id.clone()))
-            .collect(),
-        images: images.clone(),
-        volumes,
-        wanted: BTreeSet::new(),
-    };
-    let allowed = &history.worlds[cut.first..=cut.last.min(history.worlds.len() - 1)];
-    let same = |w: &&World| {
-        w.containers == shown.containers
-            && w.images == shown.images
-            && w.volumes.is_subset(&shown.volumes)
-    };
-    let Some(world) = allowed.iter().find(same) else {
-        panic!(
-            "{cut:?}: {shown:?}
-is none of
-{}",
-            lines(allowed)
-        );
-    };
     for name in fs::read_dir(s.root().join("names")).unwrap().flatten() {
         let name = name.file_name().into_string().unwrap();
         assert!(
@@ -342,23 +293,58 @@ is none of
             "{cut:?}: {name} leads nowhere"
         );
     }
-    let started = s.run(&["system", "start"]);
+    seen
+}
+
+fn words(out: &str) -> BTreeSet<String> {
+    out.lines().map(str::to_owned).collect()
+}
+
+/// Which of the worlds is there.
+fn find<'w>(s: &Sandbox, cut: &Cut, seen: &Seen, allowed: &'w [World]) -> &'w World {
+    let id = |(name, (_, id)): (&String, &(String, String))| (name.clone(), id.clone());
+    let shown = World {
+        containers: seen.rows.iter().map(id).collect(),
+        images: words(&s.run(&["images", "--format", "{{.Repository}}"]).ok()),
+        volumes: words(&s.run(&["volume", "ls", "-q"]).ok()),
+        wanted: BTreeSet::new(),
+    };
+    let same = |w: &&World| {
+        w.containers == shown.containers
+            && w.images == shown.images
+            && w.volumes.is_subset(&shown.volumes)
+    };
+    allowed.iter().find(same).unwrap_or_else(|| {
+        let lines: String = allowed.iter().map(|w| format!("{w:?}\n")).collect();
+        panic!("{cut:?}: {shown:?}\nis none of\n{lines}")
+    })
+}
+
+/// A boot after the cut: one of the worlds is there, and it can be worked with.
+fn boot(s: &Sandbox, cut: &Cut, history: &History) -> Seen {
+    let text = format!("another boot\n{}\n", s.run_root().display());
+    fs::write(s.root().join("boot"), text).unwrap();
+    let seen = look(s, cut);
+    let allowed = &history.worlds[cut.first..=cut.last.min(history.worlds.len() - 1)];
+    let world = find(s, cut, &seen, allowed);
+    let out = s.run(&["system", "start"]);
     assert_eq!(
-        started.code,
-        i32::from(!damaged.is_empty()),
-        "{cut:?}: {started:?}"
+        out.code,
+        i32::from(!seen.damaged.is_empty()),
+        "{cut:?}: {out:?}"
     );
-    let started = words(&started.stdout);
+    let started = words(&out.stdout);
     // One that is being removed has been stopped for it.
     if allowed.iter().all(|w| w.wanted == world.wanted) {
-        let wanted = world.wanted.iter().filter(|name| !damaged.contains(name));
+        let wanted = world.wanted.difference(&seen.damaged);
         let missing: Vec<&String> = wanted.filter(|name| !started.contains(*name)).collect();
         assert!(missing.is_empty(), "{cut:?}: {missing:?} did not come back");
     }
     for name in &started {
         assert_eq!(s.inspect(name)["State"]["Status"], "running");
     }
-    work(s, cut, &seen, &images);
+    work(s, cut, &seen, &world.images);
+    seen
 }
 
 /// How a container ended is known, or is said not to be.
@@ -404,12 +390,13 @@ fn work(s: &Sandbox, cut: &Cut, seen: &Seen, images: &BTreeSet<String>) {
         .ok();
     s.run(&["run", "--rm", &format!("loaded{}", ROUNDS - 1)])
         .ok();
-    s.settle();
     for dir in ["containers", "names"] {
-        assert_eq!(
-            fs::read_dir(s.root().join(dir)).unwrap().count(),
-            0,
-            "{cut:?}: {dir}"
+        // What `--rm` removes goes some time after its command.
+        let dir = s.root().join(dir);
+        wait_until(
+            &format!("{} to be empty, {cut:?}", path(&dir)),
+            SLOW,
+            || fs::read_dir(&dir).unwrap().count() == 0,
         );
     }
 }
@@ -484,13 +471,20 @@ fn what_was_answered_is_there_after_a_cut_at_any_moment() {
     disk.unmount();
     let history = history.into_inner().unwrap();
     assert!(cuts.len() > 8, "only {} cuts", cuts.len());
+    let (mut rows, mut damaged) = (0, 0);
     for cut in &cuts {
         fs::remove_dir_all(s.run_root()).unwrap();
         disk.file.clone_from(&cut.file);
         disk.mount();
-        boot(&s, cut, &history);
+        let seen = boot(&s, cut, &history);
+        rows += seen.rows.len();
+        damaged += seen.damaged.len();
         s.settle();
         disk.unmount();
         fs::remove_file(&cut.file).unwrap();
-    }
+    } // What lasts is on its way to the disk before it has its name.
+    assert!(
+        rows > 10 && damaged * 4 <= rows,
+        "{damaged} of {rows} are damaged"
+    );
 }
