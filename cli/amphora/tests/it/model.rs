@@ -228,6 +228,9 @@ fn answer(model: &mut Model, name: &'static str, step: Step) -> Answer {
                 ..fails("")
             };
         }
+        (Step::Policy(After::Nothing), _) if here.after == After::Removed => {
+            (Some(here), prints(name))
+        }
         (Step::Policy(_), _) if here.after == After::Removed => {
             return fails("Restart policy cannot be updated because AutoRemove is enabled");
         }
