@@ -402,6 +402,25 @@ mod tests {
     }
 
     #[test]
+    fn a_full_disk_is_nobody_elses() {
+        let digest = Digest::from_sha256([1; 32]);
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let disk = SnapshotError::Io {
+            action: "create",
+            path: "layers".into(),
+            source: full(),
+        };
+        let unpack = |source| DistributionError::Unpack { digest, source };
+        let own = DistributionError::Store {
+            digest,
+            source: full(),
+        };
+        assert!(own.is_own() && unpack(disk).is_own());
+        assert!(!unpack(SnapshotError::NotFound(digest)).is_own());
+        assert!(!DistributionError::Stopped(digest).is_own());
+    }
+
+    #[test]
     fn an_unreachable_registry_is_one_sentence() {
         let error = DistributionError::Request {
             method: "Get",
