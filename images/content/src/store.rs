@@ -175,9 +175,13 @@ impl Store {
         self.replace_with(path, bytes, |_| Ok(()))
     }
 
-    /// The same, on disk before it has its name.
+    /// The same, on disk before it has its name, and the name too before it returns.
     pub(crate) fn replace_durably(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        self.replace_with(path, bytes, File::sync_data)
+        self.replace_with(path, bytes, File::sync_data)?;
+        let dir = path.parent().unwrap_or(&self.root);
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(ContentError::io("sync", dir))
     }
 
     fn replace_with(

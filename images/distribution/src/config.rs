@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// Longest wait for a connection, TLS included.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// The same for a mirror: there is another place to ask.
+pub(crate) const MIRROR_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest silence of a peer in the middle of an answer.
 pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 /// Attempts in a row that bring nothing new before a request is given up.
@@ -72,7 +74,8 @@ impl RetryPolicy {
 /// Configures a [`Client`](crate::Client).
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// Hosts (with port, as in a reference) that speak plain HTTP, beside the loopback ones.
+    /// Hosts (with port, as in a reference) and ranges of addresses that speak plain HTTP, beside
+    /// the loopback ones.
     pub insecure: BTreeSet<String>,
     /// Where images of Docker Hub are looked for first, in this order: a scheme and a host each.
     pub mirrors: Vec<String>,
@@ -104,6 +107,20 @@ impl Default for ClientConfig {
             connect_timeout: CONNECT_TIMEOUT,
             silence_timeout: SILENCE_TIMEOUT,
             retry: RetryPolicy::default(),
+        }
+    }
+}
+
+impl ClientConfig {
+    /// The same for mirrors: each is tried once, and not for long.
+    pub(crate) fn for_mirrors(&self) -> Self {
+        Self {
+            connect_timeout: self.connect_timeout.min(MIRROR_CONNECT_TIMEOUT),
+            retry: RetryPolicy {
+                attempts: 1,
+                ..self.retry.clone()
+            },
+            ..self.clone()
         }
     }
 }

@@ -240,6 +240,15 @@ pub enum DistributionError {
     /// The layer store failed.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// Neither the mirrors nor the registry could give an image.
+    #[error("failed at the mirrors ({mirrors}) and at the registry")]
+    Everywhere {
+        /// The mirrors, each with its reason.
+        mirrors: String,
+        /// The registry's reason.
+        #[source]
+        source: Box<DistributionError>,
+    },
     /// A thread could not be started.
     #[error("failed to start a download thread")]
     Thread(#[source] io::Error),
@@ -304,9 +313,30 @@ pub enum TransportError {
     Tls(String),
 }
 
+impl DistributionError {
+    /// Says whether it is this machine that failed, not who was asked.
+    pub(crate) fn is_own(&self) -> bool {
+        let disk = |error: &SnapshotError| {
+            matches!(
+                error,
+                SnapshotError::Io { .. }
+                    | SnapshotError::Place { .. }
+                    | SnapshotError::Overlay { .. }
+            )
+        };
+        match self {
+            Self::Store { .. } | Self::Content(_) | Self::Thread(_) => true,
+            Self::Snapshot(error) => disk(error),
+            Self::Unpack { source, .. } => disk(source),
+            _ => false,
+        }
+    }
+}
+
 impl Classify for DistributionError {
     fn kind(&self) -> ErrorKind {
         match self {
+            Self::Everywhere { source, .. } => source.kind(),
             Self::ManifestUnknown { .. }
             | Self::RepositoryUnknown { .. }
             | Self::AccessDenied { .. }
@@ -369,6 +399,25 @@ mod tests {
             "pull access denied for x, repository does not exist or may require 'docker login': \
              denied: requested access to the resource is denied"
         );
+    }
+
+    #[test]
+    fn a_full_disk_is_nobody_elses() {
+        let digest = Digest::from_sha256([1; 32]);
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let disk = SnapshotError::Io {
+            action: "create",
+            path: "layers".into(),
+            source: full(),
+        };
+        let unpack = |source| DistributionError::Unpack { digest, source };
+        let own = DistributionError::Store {
+            digest,
+            source: full(),
+        };
+        assert!(own.is_own() && unpack(disk).is_own());
+        assert!(!unpack(SnapshotError::NotFound(digest)).is_own());
+        assert!(!DistributionError::Stopped(digest).is_own());
     }
 
     #[test]

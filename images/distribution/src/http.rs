@@ -44,7 +44,7 @@ pub(crate) struct Repo {
     path: String,
     /// As a user writes it.
     pub(crate) familiar: String,
-    base: String,
+    pub(crate) base: String,
     origin: String,
 }
 

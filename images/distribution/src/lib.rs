@@ -19,6 +19,7 @@ mod pipe;
 mod plain;
 mod progress;
 mod pull;
+mod range;
 mod tty;
 mod url;
 
@@ -27,4 +28,5 @@ pub use error::{DistributionError, RegistryProblem, TransportError};
 pub use plain::PlainProgress;
 pub use progress::{Progress, PullEvent, Silent};
 pub use pull::{Client, Fetched, PullStatus, Pulled};
+pub use range::{AddressRange, NoRange};
 pub use tty::TtyProgress;

@@ -2,6 +2,7 @@
 
 use amphora_content::{Lease, Store};
 use amphora_snapshot::{Layers, MAX_IMAGE_LAYERS};
+use amphora_spec::error::chain;
 use amphora_spec::image::{Descriptor, ImageConfig, Manifest};
 use amphora_spec::media::{self, LayerKind};
 use amphora_spec::{Digest, Platform, Reference};
@@ -16,6 +17,8 @@ use crate::{ClientConfig, DistributionError, Progress, PullEvent};
 #[derive(Debug)]
 pub struct Client {
     http: Http,
+    /// For mirrors, less patient; `None` without any.
+    mirrors: Option<Http>,
 }
 
 /// Says what a pull did.
@@ -85,7 +88,9 @@ impl Client {
     /// # Errors
     /// [`DistributionError::Roots`] when the given root certificates cannot be read.
     pub fn new(config: ClientConfig) -> Result<Self> {
+        let some = (!config.mirrors.is_empty()).then(|| config.for_mirrors());
         Ok(Self {
+            mirrors: some.map(Http::new).transpose()?,
             http: Http::new(config)?,
         })
     }
@@ -109,31 +114,54 @@ impl Client {
             Some(digest) => reference.at_digest(*digest),
             None => reference.clone().with_default_tag(),
         };
-        for mirror in Repo::mirrors(&self.http.config, &reference) {
-            // Whatever is wrong with a mirror, the registry itself has the last word.
-            if let Ok(fetched) =
-                self.pull_from(&mirror, store, layers, &reference, platform, progress)
-            {
-                return Ok(fetched);
+        let order = Order {
+            store,
+            layers,
+            reference: &reference,
+            platform,
+            progress,
+        };
+        let mut failed = Vec::new();
+        if let Some(http) = &self.mirrors {
+            for mirror in Repo::mirrors(&http.config, &reference) {
+                match order.from(http, &mirror) {
+                    // It would fail the same way wherever the image came from.
+                    Err(error) if error.is_own() => return Err(error),
+                    // Whatever is wrong with a mirror, the registry itself has the last word.
+                    Err(error) => failed.push(format!("{}: {}", mirror.base, chain(&error))),
+                    fetched => return fetched,
+                }
             }
         }
         let repo = Repo::new(&self.http.config, &reference);
-        self.pull_from(&repo, store, layers, &reference, platform, progress)
+        match order.from(&self.http, &repo) {
+            Err(error) if !failed.is_empty() && !error.is_own() => {
+                Err(DistributionError::Everywhere {
+                    mirrors: failed.join("; "),
+                    source: Box::new(error),
+                })
+            }
+            fetched => fetched,
+        }
     }
+}
 
-    fn pull_from<'a>(
-        &self,
-        repo: &Repo,
-        store: &'a Store,
-        layers: &Layers,
-        reference: &Reference,
-        platform: Option<&Platform>,
-        progress: &'a dyn Progress,
-    ) -> Result<Fetched<'a>> {
-        let reference = reference.clone();
+/// What is to be pulled, and where to.
+struct Order<'o, 'a> {
+    store: &'a Store,
+    layers: &'o Layers,
+    reference: &'o Reference,
+    platform: Option<&'o Platform>,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> Order<'_, 'a> {
+    fn from(&self, http: &Http, repo: &Repo) -> Result<Fetched<'a>> {
+        let (store, layers, progress) = (self.store, self.layers, self.progress);
+        let (reference, platform) = (self.reference.clone(), self.platform);
         let lease = store.lease()?;
         let before = store.resolve(&reference)?;
-        let documents = Documents::new(&self.http, repo, store);
+        let documents = Documents::new(http, repo, store);
         let top = documents.top(&reference, before.as_ref())?;
         let target = top.descriptor.clone();
         let chosen = descend(top, platform, &documents)?;
@@ -141,7 +169,7 @@ impl Client {
         progress.started(&reference);
 
         let site = layers::Site {
-            http: &self.http,
+            http,
             repo,
             store,
             layers,

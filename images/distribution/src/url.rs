@@ -3,6 +3,7 @@
 use amphora_spec::reference::DEFAULT_DOMAIN;
 
 use crate::ClientConfig;
+use crate::range::covered;
 
 /// Host that serves `docker.io`.
 const DOCKER_HUB: &str = "registry-1.docker.io";
@@ -12,8 +13,9 @@ pub(crate) fn base(config: &ClientConfig, domain: &str) -> String {
     if domain == DEFAULT_DOMAIN {
         return format!("https://{DOCKER_HUB}");
     }
-    let plain = config.insecure.contains(domain)
-        || (is_loopback(host_of(domain)) && !config.secure.contains(domain));
+    let host = host_of(domain);
+    let near = is_loopback(host) || covered(config.insecure.iter(), host);
+    let plain = config.insecure.contains(domain) || (near && !config.secure.contains(domain));
     let scheme = if plain { "http" } else { "https" };
     format!("{scheme}://{domain}")
 }
@@ -117,6 +119,7 @@ mod tests {
     fn loopback_hosts_are_plain_and_others_are_not() {
         let mut config = ClientConfig::default();
         config.insecure.insert("reg.lan:5000".to_owned());
+        config.insecure.insert("10.1.0.0/16".to_owned());
         config.secure.insert("localhost:5001".to_owned());
         for (domain, url) in [
             ("docker.io", "https://registry-1.docker.io"),
@@ -125,6 +128,8 @@ mod tests {
             ("[::1]:5000", "http://[::1]:5000"),
             ("ghcr.io", "https://ghcr.io"),
             ("reg.lan:5000", "http://reg.lan:5000"),
+            ("10.1.2.3:5000", "http://10.1.2.3:5000"),
+            ("10.2.2.3:5000", "https://10.2.2.3:5000"),
             ("localhost:5001", "https://localhost:5001"),
             ("127.0.0.1.evil.example", "https://127.0.0.1.evil.example"),
         ] {

@@ -18,6 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::config::ContainerConfig;
 use crate::container::ContainerView;
+use crate::create::PASSING;
 use crate::files::{Lock, ensure_dir, open_dir, remove_tree, unlink, write};
 use crate::finish::settle_exit;
 use crate::modes::Mode;
@@ -206,10 +207,16 @@ impl Engine {
             Err(EngineError::NoSuchContainer(_)) if !self.lost_its_config(id) => {
                 self.erase_half_made(id)
             }
+            Err(EngineError::Record { .. }) if self.is_passing(id) => self.erase_half_made(id),
             Err(e) => Err(e),
         };
         lock.remove_dir()?;
         settled
+    }
+
+    /// Says whether a container goes when it ends, without its configuration.
+    fn is_passing(&self, id: &ContainerId) -> bool {
+        fs::symlink_metadata(self.container_dir(id)).is_ok_and(|m| m.mode() & PASSING != 0)
     }
 
     fn settle_records(&self, config: &ContainerConfig) -> Result<()> {

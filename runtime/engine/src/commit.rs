@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
-use amphora_content::Spool;
 use amphora_content::compress::decompress;
 use amphora_content::tarball::{Entry, EntryKind};
+use amphora_content::{Lease, Spool};
 use amphora_spec::image::{Descriptor, Manifest};
 use amphora_spec::media::{self, Compression};
 use amphora_spec::select::ModuleLocation;
@@ -83,6 +83,7 @@ impl Engine {
         let mut part = container_part(&document, config);
         instructions::apply(&mut part, &options.changes)?;
         document.insert("config".to_owned(), Value::Object(part));
+        self.collect_after_boot()?;
         let lease = self.store.lease().map_err(EngineError::plain)?;
         let pause = options.pause && view.status == Status::Running && !view.paused;
         let paused = pause.then(|| self.pause(id)).transpose()?.map(|()| Paused {
@@ -115,8 +116,7 @@ impl Engine {
         push(&mut document, "history", history);
         document.insert("created".to_owned(), json!(crate::list::now()));
         document.insert("author".to_owned(), json!(options.author));
-        let image = self.write_image(&document, layers, reference)?;
-        drop(lease);
+        let image = self.write_image(&document, layers, reference, lease)?;
         let name = reference.map(Reference::familiar).unwrap_or_default();
         let (id, comment) = (image.to_string(), options.message.as_str());
         let more = [("comment", comment), ("imageID", &id), ("imageRef", &name)];
@@ -137,7 +137,8 @@ impl Engine {
         let mut part = Map::new();
         instructions::apply(&mut part, &options.changes)?;
         let platform = options.platform.clone().unwrap_or_else(Platform::host);
-        let _lease = self.store.lease().map_err(EngineError::plain)?;
+        self.collect_after_boot()?;
+        let lease = self.store.lease().map_err(EngineError::plain)?;
         let failed = EngineError::io("failed to read the archive");
         let mut spool = self.store.spool().map_err(EngineError::plain)?;
         decompress(Compression::None, input)
@@ -166,7 +167,7 @@ impl Engine {
         for (key, value) in fields {
             document.insert(key.to_owned(), value);
         }
-        let image = self.write_image(&document, vec![layer], reference)?;
+        let image = self.write_image(&document, vec![layer], reference, lease)?;
         let id = image.to_string();
         self.note("image", "import", &id, &[("name", &id)]);
         Ok(image)
@@ -279,6 +280,7 @@ impl Engine {
         document: &Map<String, Value>,
         layers: Vec<Descriptor>,
         reference: Option<&Reference>,
+        lease: Lease,
     ) -> Result<Digest> {
         let config = self.write_document(media::OCI_CONFIG, &json!(document))?;
         let manifest = Manifest {
@@ -290,24 +292,15 @@ impl Engine {
             annotations: BTreeMap::new(),
         };
         let target = self.write_document(media::OCI_MANIFEST, &json!(manifest))?;
-        // A name leads to whole content, after a power cut too.
-        self.store.sync().map_err(EngineError::plain)?;
-        self.store
-            .keep_untagged(&target)
-            .map_err(EngineError::plain)?;
-        let arrived = self.arrive(&target).and_then(|_| match reference {
-            Some(name) => self
-                .store
-                .tag(name, &target)
-                .map(drop)
-                .map_err(EngineError::plain),
-            None => Ok(()),
-        });
-        if let Err(error) = arrived {
-            // The failure being reported is the one that counts.
-            let _ = self.store.untag_all(&target.digest);
-            return Err(error);
+        if let Err(error) = self.arrive(&target) {
+            return Err(self.give_up(lease, error));
         }
+        // A name leads to whole content, the unpacked layer too, after a power cut too.
+        let named = self.store.sync().and_then(|()| match reference {
+            Some(name) => self.store.tag(name, &target).map(drop),
+            None => self.store.keep_untagged(&target),
+        });
+        named.map_err(EngineError::plain)?;
         Ok(config.digest)
     }
 

@@ -10,7 +10,7 @@ use crate::config::{
     CONFIG_VERSION, ContainerConfig, CreateOptions, HostConfig, ModuleConfig, MountPoint,
     NetworkMode,
 };
-use crate::files::{Lock, free_name, make_dir, random, remove_tree, write_json};
+use crate::files::{Lasting, Lock, free_name, make_dir, random, remove_tree, write_json};
 use crate::finish::remove_failed;
 use crate::image::{FoundImage, ImageRecord};
 use crate::undo::Undo;
@@ -20,6 +20,12 @@ use crate::{Engine, EngineError, Result, names};
 const STOP_TIMEOUT: u64 = 10;
 /// Attempts at a generated name.
 const NAME_ATTEMPTS: u32 = 32;
+
+/// Mode of a container's data directory.
+const DIR_MODE: u32 = 0o710;
+/// Added to the mode of one that goes when it ends: known even where a power cut tore what its
+/// configuration says.
+pub(crate) const PASSING: u32 = 0o1000;
 
 /// A container that was made, its lock still held by the caller.
 #[derive(Debug)]
@@ -79,9 +85,13 @@ impl Engine {
         let dir = self.container_dir(&id);
         let undo_dir = dir.clone();
         undo.push(move || remove_tree(&undo_dir));
-        make_dir(&dir, 0o710)?;
+        let (mode, lasting) = match config.host.auto_remove {
+            true => (DIR_MODE | PASSING, Lasting::Briefly),
+            false => (DIR_MODE, Lasting::Long),
+        };
+        make_dir(&dir, mode)?;
         self.claim_name(&mut config, &mut undo)?;
-        write_json(&dir.join("config.json"), &config)?;
+        write_json(&dir.join("config.json"), &config, lasting)?;
         for volume in self.create_volumes(&config)? {
             let volumes = self.volumes.clone();
             undo.push(move || {

@@ -241,6 +241,7 @@ fn rights(theirs: &HostConfig, privileged: bool) -> HostConfig {
         network: NetworkMode::Bridge,
         cap_add: theirs.cap_add.clone(),
         privileged: theirs.privileged,
+        seccomp_unconfined: theirs.seccomp_unconfined,
         oom_score_adj: theirs.oom_score_adj,
         shm_size: theirs.shm_size,
         ..HostConfig::default()
@@ -275,6 +276,7 @@ mod tests {
             ..HostConfig::default()
         };
         let host = rights(&theirs, false);
+        assert!(!host.seccomp_unconfined);
         assert_eq!(host.cap_add, ["NET_ADMIN", PTRACE]);
         assert_eq!(host.cap_drop, ["ALL"]);
         assert!(host.no_new_privileges);
@@ -283,5 +285,10 @@ mod tests {
         assert_eq!(all.cap_add, ["NET_ADMIN", "ALL"]);
         assert!(all.cap_drop.is_empty() && !all.no_new_privileges);
         assert!(all.seccomp_profile.is_none());
+        let open = HostConfig {
+            seccomp_unconfined: true,
+            ..HostConfig::default()
+        };
+        assert!(rights(&open, false).seccomp_unconfined && rights(&open, true).seccomp_unconfined);
     }
 }

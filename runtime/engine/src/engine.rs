@@ -52,7 +52,8 @@ impl Engine {
     /// # Errors
     /// When a root cannot be made or is not ours.
     pub fn open(options: EngineOptions, workloads: Vec<Box<dyn Workload>>) -> Result<Self> {
-        if !options.root.join("names").is_dir() {
+        // The one that is made last: whoever made the others may have been cut off.
+        if !options.root.join("networks").is_dir() {
             ensure_dir(&options.root, 0o711)?;
             for name in ["containers", "names", "images", "volumes", "networks"] {
                 ensure_dir(&options.root.join(name), 0o711)?;

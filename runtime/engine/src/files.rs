@@ -94,24 +94,43 @@ pub(crate) fn free_name(path: &Path, id: &ContainerId) -> Result<()> {
 
 /// Writes a small file.
 pub(crate) fn write(path: &Path, data: &[u8]) -> Result<()> {
+    write_open(path, data).map(drop)
+}
+
+fn write_open(path: &Path, data: &[u8]) -> Result<fs::File> {
     fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o644)
         .open(path)
-        .and_then(|mut f| f.write_all(data))
+        .and_then(|mut file| file.write_all(data).map(|()| file))
         .map_err(|e| EngineError::file("write", path, e))
 }
 
-/// Writes a JSON record to a temporary file and renames it into place.
-pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+/// How long a file is to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lasting {
+    /// It goes when its container ends.
+    Briefly,
+    /// It is to survive a power cut.
+    Long,
+}
+
+/// Writes a JSON record to a temporary file and renames it into place. Nothing is waited for, but
+/// what is to last goes on its way to the disk first: a file system that puts off where data go
+/// would else have the name there half a minute before them, and a cut would leave an empty file.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T, lasting: Lasting) -> Result<()> {
     let data = serde_json::to_vec(value).map_err(|source| EngineError::Record {
         path: path.to_owned(),
         source,
     })?;
     let temp = path.with_extension("tmp");
-    write(&temp, &data)?;
+    let file = write_open(&temp, &data)?;
+    if lasting == Lasting::Long {
+        // Advice: what it fails at is no failure of ours.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    }
     fs::rename(&temp, path).map_err(|e| EngineError::file("rename", &temp, e))
 }
 

@@ -251,6 +251,16 @@ impl Engine {
         record.map_or("none", |r| r.status.name())
     }
 
+    /// Notes what Docker says of a container that is paused, until the next check behind that: not
+    /// healthy, whatever it was. The caller holds the lock on its configuration.
+    pub(crate) fn unwatch(&self, id: &ContainerId) -> Result<()> {
+        let run = open_dir(&self.run_dir(id))?;
+        match HealthRecord::read(run.as_fd()).map_err(EngineError::plain)? {
+            Some(record) => over(record).write(run.as_fd()).map_err(EngineError::plain),
+            None => Ok(()),
+        }
+    }
+
     /// Keeps what the run that has ended left on record.
     pub(crate) fn keep_health(&self, id: &ContainerId) -> Result<()> {
         let Ok(run) = open_dir(&self.run_dir(id)) else {
@@ -298,10 +308,16 @@ impl Engine {
             HealthPhase::After
         };
         let dir = open_dir(&run)?;
+        // Against a pause: what was found before it says nothing behind it.
+        let lock = self.lock_config(id)?;
+        if self.view(id)?.paused {
+            return Ok(None);
+        }
         let record = HealthRecord::read(dir.as_fd()).ok().flatten();
         let mut record = record.unwrap_or_default();
         let changed = record.note(result, phase, check.retries_wanted());
         record.write(dir.as_fd()).map_err(EngineError::plain)?;
+        drop(lock);
         if changed {
             // Under the name it has by now.
             let action = format!("health_status: {}", record.status.name());

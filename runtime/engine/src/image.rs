@@ -110,7 +110,7 @@ impl Engine {
 
     /// Collects what came and cannot be used; what was there, and its names, stay. The lease, or
     /// whatever holds it, goes first.
-    fn give_up(&self, lease: impl Sized, error: EngineError) -> EngineError {
+    pub(crate) fn give_up(&self, lease: impl Sized, error: EngineError) -> EngineError {
         drop(lease);
         // Best effort: the next collection finds it, and the first failure is the one to tell.
         let _ = self.collect();
@@ -123,6 +123,7 @@ impl Engine {
     /// When the bytes are no module that can run, with the reason.
     pub fn add_wasm(&self, bytes: &[u8], reference: &Reference) -> Result<Digest> {
         let facts = amphora_artifact::inspect_wasm(bytes).map_err(EngineError::plain)?;
+        self.collect_after_boot()?;
         let lease = self.store.lease().map_err(EngineError::plain)?;
         let os = if facts.kind == ModuleKind::Component {
             "wasip2"
@@ -614,7 +615,7 @@ impl Engine {
 
     /// Collects before the first arrival since the machine started: what has no name was perhaps
     /// not on disk when the power failed, and would be taken for whole.
-    fn collect_after_boot(&self) -> Result<()> {
+    pub(crate) fn collect_after_boot(&self) -> Result<()> {
         // The run root does not survive a boot.
         let done = self.options.run_root.join("collected");
         if !done.exists() && !self.collect()?.deferred {

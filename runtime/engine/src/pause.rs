@@ -89,6 +89,8 @@ impl Engine {
             source: Box::new(e),
         })?;
         undo.commit();
+        // It is paused; what its health record says is no reason to fail.
+        let _ = self.unwatch(id);
         self.note_container(&view.config, "pause", &[]);
         Ok(())
     }

@@ -4,7 +4,7 @@ use amphora_spec::{Classify, ContainerId};
 
 use crate::config::HostConfig;
 use crate::container::Status;
-use crate::files::write_json;
+use crate::files::{Lasting, write_json};
 use crate::{Engine, EngineError, Result, limits};
 
 /// What an update changes; `None` leaves a limit as it is, and so does a zero, as under Docker.
@@ -64,7 +64,7 @@ impl Engine {
             applied = Some((cgroup, previous));
         }
         let path = self.container_dir(id).join("config.json");
-        write_json(&path, &config).inspect_err(|_| {
+        write_json(&path, &config, Lasting::Long).inspect_err(|_| {
             if let Some((cgroup, previous)) = &applied {
                 cgroup.restore(previous);
             }

@@ -76,7 +76,8 @@ pub(crate) enum Cause {
 /// When the note cannot be written.
 pub fn note_wanted(data_dir: BorrowedFd<'_>, wanted: bool) -> Result<(), SupervisorError> {
     let text: &[u8] = if wanted { b"running\n" } else { STOPPED };
-    files::replace(data_dir, WANTED, text).map_err(|e| SupervisorError::file("write", WANTED, e))
+    files::replace_lasting(data_dir, WANTED, text)
+        .map_err(|e| SupervisorError::file("write", WANTED, e))
 }
 
 /// Reads that note; `None` when the container was never started under a policy.

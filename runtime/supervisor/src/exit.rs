@@ -119,7 +119,8 @@ impl ExitRecord {
             why: e.to_string(),
         })?;
         bytes.push(b'\n');
-        files::replace(dir, NAME, &bytes).map_err(|e| SupervisorError::file("write", NAME, e))
+        files::replace_lasting(dir, NAME, &bytes)
+            .map_err(|e| SupervisorError::file("write", NAME, e))
     }
 
     /// Removes the record of an earlier run; none is fine.

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Mode, OFlags, open, openat, renameat, unlinkat};
+use rustix::fs::{Advice, AtFlags, Mode, OFlags, fadvise, open, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::SupervisorError;
@@ -30,20 +30,41 @@ pub(crate) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> 
 
 /// Writes a file of its own name plus `.new` and renames it into place.
 pub(crate) fn replace(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    replace_with(dir, name, bytes, |_| {})
+}
+
+/// The same for what is to survive a power cut. Nothing is waited for, but the bytes go on their
+/// way to the disk first: a file system that puts off where data go would else have the name there
+/// half a minute before them.
+pub(crate) fn replace_lasting(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    replace_with(dir, name, bytes, |file| {
+        // Advice: what it fails at is no failure of ours.
+        let _ = fadvise(file, 0, None, Advice::DontNeed);
+    })
+}
+
+fn replace_with(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    bytes: &[u8],
+    written: impl FnOnce(&OwnedFd),
+) -> io::Result<()> {
     let temporary = format!("{name}.new");
-    let result =
-        write_new(dir, &temporary, bytes).and_then(|()| Ok(renameat(dir, &temporary, dir, name)?));
+    let result = write_new(dir, &temporary, bytes)
+        .map(|file| written(&file))
+        .and_then(|()| Ok(renameat(dir, &temporary, dir, name)?));
     if result.is_err() {
         let _ = unlinkat(dir, &temporary, AtFlags::empty());
     }
     result
 }
 
-fn write_new(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+fn write_new(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     let flags =
         OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(dir, name, flags, Mode::from_raw_mode(0o600))?;
-    write_all(file.as_fd(), bytes)
+    write_all(file.as_fd(), bytes)?;
+    Ok(file)
 }
 
 /// Reads a file of at most `limit` bytes; `None` when it is not there.

@@ -13,6 +13,7 @@ use crate::again::Cause;
 use crate::clients::Clients;
 use crate::exit::ExitRecord;
 use crate::frame::Frame;
+use crate::health::HealthAction;
 use crate::lock::FINISH_LOCK_FD;
 use crate::server::{Init, Server};
 use crate::session::{MAIN, STREAMS};
@@ -37,7 +38,7 @@ pub(crate) fn finish(mut server: Server) -> Result<(), SupervisorError> {
         .as_ref()
         .and_then(|init| exit_of(init, pid));
     let finished_at = clock::now();
-    server.rerun = server.health_end();
+    server.ended_for = server.health_end();
     server.end_execs();
     server.flush_pending(MAIN);
     for which in 0..STREAMS.len() {
@@ -80,10 +81,9 @@ pub(crate) fn conclude(
     parts.state.status = Status::Exited;
     parts.state.finished_at = finished_at;
     parts.state.exit_code = record.code;
-    let cause = if server.rerun {
-        Cause::Unhealthy
-    } else {
-        Cause::Ended(record.code)
+    let cause = match server.ended_for {
+        HealthAction::Restart => Cause::Unhealthy,
+        _ => Cause::Ended(record.code),
     };
     let again = !parts.config.auto_remove
         && again::wanted(
@@ -169,6 +169,10 @@ fn note_end(server: &Server, record: &ExitRecord) {
         ("exitCode", code.as_str()),
     ];
     lines.push_str(&config.event("die", &more));
+    if server.ended_for == HealthAction::Stop {
+        // As behind a stop by hand.
+        lines.push_str(&config.event("stop", &[]));
+    }
     log.write(&lines);
 }
 

@@ -208,17 +208,17 @@ impl Server {
         }
     }
 
-    /// The container has ended: so does what checks it. Says whether it ended to run again.
-    pub(crate) fn health_end(&mut self) -> bool {
+    /// The container has ended: so does what checks it. Returns what it was ended for.
+    pub(crate) fn health_end(&mut self) -> HealthAction {
         let action = self.parts.config.health.as_ref().map(|c| c.on_failure);
         match self.health.take().map(|health| health.phase) {
             Some(Phase::Check(program)) => {
                 let _ = epoll::delete(&self.epoll, &program);
                 end(&program);
-                false
+                HealthAction::None
             }
-            Some(Phase::End) => action == Some(HealthAction::Restart),
-            _ => false,
+            Some(Phase::End) => action.unwrap_or_default(),
+            _ => HealthAction::None,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::SupervisorError;
 use crate::clients::{Client, Clients, Owed};
 use crate::config::Config;
 use crate::frame::{self, Frame, TYPE_EXEC, TYPE_STDIN};
+use crate::health::HealthAction;
 use crate::jsonlog::Logger;
 use crate::probes::HealthClock;
 use crate::session::{MAIN, PART_BITS, Session, TOKEN_SESSION};
@@ -78,8 +79,8 @@ pub(crate) struct Server {
     pub(crate) used: bool,
     /// `None`: nothing is checked.
     pub(crate) health: Option<Box<HealthClock>>,
-    /// Whether it was ended to run again, whatever its policy.
-    pub(crate) rerun: bool,
+    /// What it was ended for because it was unhealthy.
+    pub(crate) ended_for: HealthAction,
 }
 
 impl Server {
@@ -106,7 +107,7 @@ impl Server {
             ended_execs: VecDeque::new(),
             used: true,
             health: HealthClock::new(&parts),
-            rerun: false,
+            ended_for: HealthAction::None,
             epoll,
             parts,
         })

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufWriter};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use amphora_engine::Engine;
@@ -20,6 +20,9 @@ pub(crate) struct ExportArgs {
     /// Name or id
     container: String,
 }
+
+/// Links that are followed to a file, as the kernel does.
+const MAX_LINKS: usize = 40;
 
 /// Where an archive goes.
 pub(crate) type Output<'a> = BufWriter<Box<dyn io::Write + 'a>>;
@@ -39,7 +42,7 @@ pub(crate) fn to_file(
     what: &str,
     write: impl FnOnce(Output<'_>) -> Outcome,
 ) -> Outcome {
-    let Some(path) = path else {
+    let Some(path) = path.filter(|path| !is_stdout(path)) else {
         if ui::stdout_is_terminal() {
             return Err(Failure::Local(
                 "cowardly refusing to save to a terminal. Use the -o flag or redirect".to_owned(),
@@ -56,6 +59,9 @@ pub(crate) fn to_file(
         )));
     }
     check_target(path, what)?;
+    let path = &behind_links(path, what)?;
+    let above = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let above = above.unwrap_or(Path::new("."));
     let temp = above.join(format!(".amphora-export-{}", std::process::id()));
     let failed = |e: io::Error| {
         Failure::Local(format!(
@@ -74,6 +80,29 @@ pub(crate) fn to_file(
         let _ = fs::remove_file(&temp);
     }
     written
+}
+
+/// Says whether a path, such as `/dev/stdout`, is what standard output is, and no terminal.
+fn is_stdout(path: &Path) -> bool {
+    let (Ok(named), Ok(own)) = (fs::metadata(path), rustix::fs::fstat(io::stdout())) else {
+        return false;
+    };
+    (named.dev(), named.ino()) == (own.st_dev, own.st_ino) && !named.file_type().is_char_device()
+}
+
+/// Where links lead, the last part of the path: what they name is written, and they stay.
+fn behind_links(path: &Path, what: &str) -> Outcome<PathBuf> {
+    let mut at = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&at) {
+            Ok(target) => at = at.parent().unwrap_or(Path::new("")).join(target),
+            Err(_) => return Ok(at),
+        }
+    }
+    Err(Failure::Local(format!(
+        "failed to {what}: too many levels of symbolic links: \"{}\"",
+        path.display()
+    )))
 }
 
 /// Refuses what the archive would take the place of, and is no file.

@@ -111,16 +111,24 @@ fn pools_json(settings: &Settings) -> Vec<Json> {
         .collect()
 }
 
+/// Registries that are spoken to in plain HTTP: hosts, and ranges of addresses.
+fn insecure(settings: &Settings) -> (Vec<&str>, Vec<&str>) {
+    let named = settings.insecure_registries.iter().map(String::as_str);
+    let (mut ranges, hosts): (Vec<&str>, Vec<&str>) = named.partition(|name| name.contains('/'));
+    ranges.extend(LOOPBACK);
+    (hosts, ranges)
+}
+
 fn registry_json(settings: &Settings) -> Json {
-    let config = |name: &String| {
+    let config = |name: &str| {
         let config = json!({ "Name": name, "Mirrors": [], "Secure": false, "Official": false });
-        (name.clone(), config)
+        (name.to_owned(), config)
     };
-    let insecure = settings.insecure_registries.iter();
-    let configs: serde_json::Map<String, Json> = insecure.map(config).collect();
+    let (hosts, ranges) = insecure(settings);
+    let configs: serde_json::Map<String, Json> = hosts.into_iter().map(config).collect();
     json!({
         "Mirrors": settings.registry_mirrors,
-        "InsecureRegistryCIDRs": LOOPBACK,
+        "InsecureRegistryCIDRs": ranges,
         "IndexConfigs": configs,
     })
 }
@@ -256,8 +264,8 @@ pub(crate) fn info(engine: &Engine, args: &FormatArgs) -> Outcome {
 /// The last lines of `info`: what the configuration file says of registries and addresses.
 fn registries_and_pools(settings: &Settings) -> String {
     let mut out = " Insecure Registries:\n".to_owned();
-    let own = settings.insecure_registries.iter().map(String::as_str);
-    for name in own.chain(LOOPBACK) {
+    let (hosts, ranges) = insecure(settings);
+    for name in hosts.into_iter().chain(ranges) {
         out.push_str(&format!("  {name}\n"));
     }
     if !settings.registry_mirrors.is_empty() {

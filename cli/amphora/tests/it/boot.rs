@@ -81,13 +81,6 @@ fn another_boot(s: &Sandbox) {
     fs::write(s.root().join("boot"), text).unwrap();
 }
 
-/// A world without a baseline: a cut leaves other rules and settings than there were.
-fn world() -> Sandbox {
-    let s = Sandbox::new();
-    s.load_probes();
-    s
-}
-
 fn names(s: &Sandbox) -> Vec<String> {
     let out = s.run(&["ps", "-a", "--format", "{{.Names}}"]).ok();
     let mut names: Vec<String> = out.lines().map(str::to_owned).collect();
@@ -97,7 +90,7 @@ fn names(s: &Sandbox) -> Vec<String> {
 
 #[test]
 fn a_power_cut_is_how_running_containers_ended() {
-    let s = world();
+    let s = Sandbox::loaded();
     for image in IMAGES {
         let sleeper = |name: &str, more: &[&str]| {
             let args = [
@@ -159,7 +152,7 @@ fn a_power_cut_is_how_running_containers_ended() {
 
 #[test]
 fn what_runs_is_not_taken_for_cut_off() {
-    let s = world();
+    let s = Sandbox::loaded();
     for image in IMAGES {
         s.run(&["run", "-d", "--name", "kept", image, "sleep", "600"])
             .ok();
@@ -189,7 +182,7 @@ fn what_runs_is_not_taken_for_cut_off() {
 
 #[test]
 fn a_failed_start_is_no_run() {
-    let s = world();
+    let s = Sandbox::loaded();
     s.run(&["create", "--name", "bad", "probe-linux", "exit", "4"])
         .ok();
     s.run(&[
@@ -223,7 +216,7 @@ fn a_failed_start_is_no_run() {
 
 #[test]
 fn policies_say_what_comes_back() {
-    let s = world();
+    let s = Sandbox::loaded();
     for image in IMAGES {
         let run = |name: &str, policy: &str, program: &[&str]| {
             let args = ["run", "-d", "--name", name, "--restart", policy, image];
@@ -284,7 +277,7 @@ fn policies_say_what_comes_back() {
 
 #[test]
 fn who_is_joined_is_started_first() {
-    let s = world();
+    let s = Sandbox::loaded();
     let run = |name: &str, more: &[&str]| {
         let args = ["run", "-d", "--name", name, "--restart", "always"];
         s.run(&[&args[..], more, &["probe-linux", "sleep", "600"]].concat())
@@ -315,7 +308,7 @@ fn who_is_joined_is_started_first() {
 
 #[test]
 fn what_a_cut_left_half_done_is_put_right() {
-    let s = world();
+    let s = Sandbox::loaded();
     s.run(&["run", "--name", "whole", "probe-linux"]).ok();
     let whole = id(&s, "whole");
     let volume = "b".repeat(64);
@@ -409,7 +402,7 @@ fn the_systemd_unit_brings_containers_back() {
         "{line}"
     );
 
-    let s = world();
+    let s = Sandbox::loaded();
     s.run(&[
         "run",
         "-d",

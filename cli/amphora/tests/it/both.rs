@@ -7,14 +7,6 @@ use std::time::Duration;
 
 use crate::sandbox::{Sandbox, line_within, path, tool, wait_for, wait_until};
 
-/// Makes `linux` and `wasm` tests of one function.
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("probe-linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("probe-wasm"); } )* }
-    };
-}
-
 both!(
     arguments_environment_and_directory,
     exit_codes_and_streams,

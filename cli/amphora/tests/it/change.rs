@@ -4,14 +4,6 @@ use std::time::Duration;
 
 use crate::sandbox::{Sandbox, has_controller, wait_until};
 
-/// Makes `linux` and `wasm` tests of one function.
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("probe-linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("probe-wasm"); } )* }
-    };
-}
-
 both!(
     pause_stops_the_clock_of_a_container,
     a_paused_container_is_stopped_killed_and_removed,

@@ -10,14 +10,6 @@ use crate::sandbox::{Sandbox, path};
 /// How long each race is run.
 const RACE: Duration = Duration::from_secs(3);
 
-/// Makes `linux` and `wasm` tests of one function.
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("probe-linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("probe-wasm"); } )* }
-    };
-}
-
 both!(
     files_go_in_and_out_in_every_state,
     volumes_are_part_of_the_container,

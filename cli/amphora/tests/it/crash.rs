@@ -11,13 +11,6 @@ use crate::supervisor::{calls_of, kill, supervisor_pid};
 
 const IMAGES: [&str; 2] = ["probe-linux", "probe-wasm"];
 
-/// A world without a baseline: some of these tests pull the network from under it.
-fn world() -> Sandbox {
-    let s = Sandbox::new();
-    s.load_probes();
-    s
-}
-
 /// What a cut makes of a record.
 fn tear(file: &Path, how: &str) {
     let whole = fs::read(file).unwrap();
@@ -32,7 +25,7 @@ fn tear(file: &Path, how: &str) {
 
 #[test]
 fn a_damaged_container_is_named_and_stops_nobody() {
-    let s = world();
+    let s = Sandbox::loaded();
     for image in IMAGES {
         for how in ["empty", "torn", "zeroes", "missing"] {
             s.run(&["run", "--name", "hurt", "-v", "kept:/v", image])
@@ -183,7 +176,7 @@ fn a_damaged_index_is_made_anew() {
 
 #[test]
 fn the_records_of_network_volume_and_image_are_made_again() {
-    let s = world();
+    let s = Sandbox::loaded();
     let run = ["run", "--rm", "-v", "kept:/v", "probe-linux"];
     s.run(&[&run[..], &["write", "/v/file", "there"]].concat())
         .ok();

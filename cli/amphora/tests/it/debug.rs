@@ -6,14 +6,6 @@ use crate::sandbox::{Sandbox, path, wait_for, wait_until};
 use crate::supervisor::{kill, supervisor_pid};
 use crate::terminal::Seat;
 
-/// Makes `linux` and `wasm` tests of one function.
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("probe-linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("probe-wasm"); } )* }
-    };
-}
-
 both!(
     tools_see_the_container_and_leave_nothing,
     what_cannot_be_debugged_is_told,
@@ -212,6 +204,25 @@ fn tools_have_the_rights_of_the_container(image: &str) {
     let (all, bound) = status(&["--privileged"]);
     assert!(all.count_ones() > 30 && bound == 0, "{all:x} {bound}");
     s.run(&["rm", "-f", "rr"]).ok();
+    if image == "probe-linux" {
+        let flags = [
+            &["--security-opt", "seccomp=unconfined"][..],
+            &["--privileged"],
+            &[],
+        ];
+        for (flags, filtered) in flags.into_iter().zip(["0", "0", "2"]) {
+            let run = ["run", "-d", "--name", "rr"];
+            s.run(&[&run[..], flags, &[image, "sleep", "600"]].concat())
+                .ok();
+            let read = ["debug", "rr", "grep", "Seccomp:", "/proc/self/status"];
+            assert_eq!(
+                s.run(&read).ok(),
+                format!("Seccomp:\t{filtered}\n"),
+                "{flags:?}"
+            );
+            s.run(&["rm", "-f", "rr"]).ok();
+        }
+    }
 }
 
 fn what_a_lost_session_writes_stays(image: &str) {

@@ -67,14 +67,8 @@ fn done(s: &Sandbox) {
     s.run(&["volume", "rm", "shared"]).ok();
 }
 
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("wasm"); } )* }
-    };
-}
-
 both!(
+    "linux", "wasm":
     codes_streams_and_environment,
     input_and_terminal,
     detached_and_killed_clients,

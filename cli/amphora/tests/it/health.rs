@@ -12,14 +12,8 @@ use crate::supervisor::{kill, supervisor_pid};
 
 const SLOW: Duration = Duration::from_secs(20);
 
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("wasm"); } )* }
-    };
-}
-
 both!(
+    "linux", "wasm":
     the_verdict_follows_the_checks,
     the_verdict_outlives_the_run,
     a_check_that_hangs_is_killed,
@@ -30,7 +24,7 @@ both!(
 );
 
 /// A world with an image `checked` in which `/probe` is the probe, and a shell where there are any.
-fn world(kind: &str, check: &Value) -> Sandbox {
+pub(crate) fn world(kind: &str, check: &Value) -> Sandbox {
     let mut s = Sandbox::ready();
     let tmp = fixtures::dir("tmp", 0o1777);
     let mut config = json!({ "Entrypoint": ["/probe"] });
@@ -109,6 +103,18 @@ fn events(s: &Sandbox, filter: &str) -> Vec<String> {
         "--format",
         "{{.Action}}",
     ];
+    s.run(&all).ok().lines().map(str::to_owned).collect()
+}
+
+/// Events of the end of the last container.
+fn ended_by(s: &Sandbox) -> Vec<String> {
+    let id = s.inspect("box")["Id"].as_str().unwrap().to_owned();
+    let container = format!("container={id}");
+    let mut all = vec!["events", "--since", "1", "--until", "0s", "-f", &container];
+    for filter in ["event=kill", "event=die", "event=stop"] {
+        all.extend(["-f", filter]);
+    }
+    all.extend(["--format", "{{.Action}}"]);
     s.run(&all).ok().lines().map(str::to_owned).collect()
 }
 
@@ -314,12 +320,17 @@ fn paused_containers_are_not_checked(kind: &str) {
     start(&s, &flags);
     becomes(&s, "healthy");
     s.run(&["pause", "box"]).ok();
+    // Docker's word for what nobody checks.
+    assert_eq!(health(&s)["Status"], "unhealthy");
+    assert_eq!(listed(&s, "unhealthy"), "box\n");
     // One that was on its way may still begin.
     let paused_at = Timestamp::now() + Duration::from_millis(100);
     std::thread::sleep(Duration::from_millis(700));
     let begun = |result: &Value| time(result, "Start");
     let results = log(&s);
     assert!(results.iter().all(|r| begun(r) <= paused_at), "{results:?}");
+    assert_eq!(health(&s)["Status"], "unhealthy");
+    assert_eq!(events(&s, "health_status"), ["health_status: healthy"]);
     let unpaused_at = Timestamp::now();
     s.run(&["unpause", "box"]).ok();
     // A check that hung meanwhile would be told of only now.
@@ -332,6 +343,9 @@ fn paused_containers_are_not_checked(kind: &str) {
     assert_eq!(results.iter().find(inside), None);
     assert_eq!(health(&s)["FailingStreak"], 0);
     assert_eq!(health(&s)["Status"], "healthy");
+    wait_until("it to be told", SLOW, || {
+        events(&s, "health_status").len() == 2
+    });
     s.run(&["rm", "-f", "box"]).ok();
 }
 
@@ -442,6 +456,14 @@ fn unhealthy_containers_are_killed_stopped_and_restarted(kind: &str) {
         s.settle();
         assert_eq!(state()["Status"], "exited");
         assert_eq!(state()["Health"]["Status"], "unhealthy");
+        let told = ended_by(&s);
+        let told: Vec<&str> = told.iter().map(String::as_str).collect();
+        match (action, kind) {
+            ("kill", _) => assert_eq!(told, ["kill", "die"]),
+            // What takes no notice of the signal is killed.
+            ("stop", "linux") => assert_eq!(told, ["kill", "kill", "die", "stop"]),
+            _ => assert_eq!(told, ["kill", "die", "stop"]),
+        }
         // A guest ends by the signal; a first process has to ask for it.
         let by_signal = action == "stop" && kind == "wasm";
         assert_eq!(state()["ExitCode"], if by_signal { 143 } else { 137 });

@@ -404,6 +404,45 @@ fn images_recorded_by_an_earlier_version_are_found_by_their_id() {
     s.load_probes();
 }
 
+#[test]
+fn an_archive_is_written_behind_links() {
+    let s = Sandbox::ready();
+    let file = |name: &str| s.dir.join(name);
+    let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, file(name)).unwrap();
+    s.run(&["save", "-o", path(&file("plain.tar")), "probe-p1"])
+        .ok();
+    let plain = std::fs::read(file("plain.tar")).unwrap();
+    std::fs::write(file("there.tar"), "old").unwrap();
+    link("there.tar", "to-there");
+    link(path(&file("to-there")), "to-link");
+    link("new.tar", "to-new");
+    for (name, real) in [("to-link", "there.tar"), ("to-new", "new.tar")] {
+        s.run(&["save", "-o", path(&file(name)), "probe-p1"]).ok();
+        assert!(file(name).is_symlink());
+        assert!(!file(real).is_symlink());
+        assert_eq!(std::fs::read(file(real)).unwrap(), plain, "{name}");
+    }
+    link("round", "round");
+    s.run(&["save", "-o", path(&file("round")), "probe-p1"])
+        .fails(1, "too many levels of symbolic links");
+    assert!(file("round").is_symlink());
+    // A pipe, and a file that has more in it already.
+    let copy = file("copy.tar");
+    let script = "\"$0\" save -o /dev/stdout probe-p1 | cat > \"$1\"; \
+                  echo before > \"$2\"; \"$0\" save -o /dev/stdout probe-p1 >> \"$2\"";
+    let mut shell = std::process::Command::new("sh");
+    shell
+        .args(["-c", script, env!("CARGO_BIN_EXE_amphora")])
+        .args([&copy, &file("more.tar")])
+        .env("AMPHORA_ROOT", s.root())
+        .env("AMPHORA_RUN_ROOT", s.run_root());
+    crate::sandbox::finish(shell).ok();
+    assert_eq!(std::fs::read(&copy).unwrap(), plain);
+    let more = std::fs::read(file("more.tar")).unwrap();
+    assert_eq!(more, [b"before\n", plain.as_slice()].concat());
+    assert!(std::path::Path::new("/dev/stdout").is_symlink());
+}
+
 /// What cannot be saved of `duo:1`, and what is left then; `layer` is one of its blobs.
 fn not_saved(s: &Sandbox, to: &Path, layer: &Blob) {
     let missing = "was found but does not provide the specified platform (linux/s390x)";
@@ -455,8 +494,7 @@ fn not_saved(s: &Sandbox, to: &Path, layer: &Blob) {
 
 #[test]
 fn docker_loads_what_is_saved() {
-    let s = Sandbox::new();
-    s.load_probes();
+    let s = Sandbox::loaded();
     s.run(&["tag", "probe-linux", "probe-linux:two"]).ok();
     let to = s.dir.join("saved.tar");
     s.run(&["save", "-o", path(&to), "probe-linux"]).ok();

@@ -7,9 +7,19 @@
     reason = "a test's way to fail"
 )]
 
+/// Makes `linux` and `wasm` tests of one function, which is given the image, or other words.
+macro_rules! both {
+    ($linux:literal, $wasm:literal: $($name:ident),* $(,)?) => {
+        mod linux { $( #[test] fn $name() { super::$name($linux); } )* }
+        mod wasm { $( #[test] fn $name() { super::$name($wasm); } )* }
+    };
+    ($($name:ident),* $(,)?) => { both!("probe-linux", "probe-wasm": $($name),*); };
+}
+
 mod dockerd;
 mod fixtures;
 mod leak;
+mod numbers;
 mod sandbox;
 
 mod beside;
@@ -38,6 +48,8 @@ mod model;
 mod options;
 mod parallel;
 mod ports;
+mod power;
+
 mod prune;
 mod ps;
 mod registry;

@@ -5,15 +5,8 @@ use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::numbers::Numbers;
 use crate::sandbox::{Output, Sandbox, accept_within, finish_within, path, wait_for, wait_until};
-
-/// Makes `linux` and `wasm` tests of one function.
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("probe-linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("probe-wasm"); } )* }
-    };
-}
 
 both!(
     one_creation_and_one_removal_wins_a_name,
@@ -221,19 +214,6 @@ fn removed_at_once(s: &Sandbox) {
     }
     assert_eq!(s.run(&["ps", "-aq"]).ok(), "");
     s.check();
-}
-
-/// Numbers that look random and are the same every time.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % limit
-    }
 }
 
 /// Everything that changes a container, on few of them at once.

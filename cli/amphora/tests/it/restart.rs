@@ -347,3 +347,30 @@ fn a_supervisor_killed_at_any_moment_is_made_up_for() {
         s.run(&["rm", "-f", "cc"]).ok();
     }
 }
+
+#[test]
+fn a_supervisor_killed_in_a_pause_loses_no_count_and_no_code() {
+    let s = Sandbox::ready();
+    let run = ["run", "-d", "--name", "cc", "--restart", "on-failure:6"];
+    let begin = || {
+        s.run(&[&run[..], &["probe-linux", "exit", "7"]].concat())
+            .ok();
+        wait_until("a long pause", SLOW, || {
+            count(&s, "cc") >= 5 && state(&s, "cc") == "restarting"
+        });
+        kill(supervisor(&s, "cc"));
+    };
+    // The next command goes on where it was: one more run, and no seventh.
+    begin();
+    wait_until("the last end", SLOW, || state(&s, "cc") == "exited");
+    assert_eq!(count(&s, "cc"), 6);
+    assert_eq!(s.inspect("cc")["State"]["ExitCode"], 7);
+    s.run(&["rm", "cc"]).ok();
+    // Stopped by hand, before anybody else looks.
+    begin();
+    s.run(&["stop", "cc"]).ok();
+    s.settle();
+    assert_eq!(state(&s, "cc"), "exited");
+    assert_eq!(s.inspect("cc")["State"]["ExitCode"], 7);
+    s.run(&["rm", "cc"]).ok();
+}

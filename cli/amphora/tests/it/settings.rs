@@ -193,8 +193,7 @@ fn bridge(s: &Sandbox) -> (String, bool) {
 
 #[test]
 fn the_bridge_is_as_configured_once_nobody_uses_it() {
-    let s = Sandbox::new();
-    s.load_probes();
+    let s = Sandbox::loaded();
     let bip = json!({ "bip": "10.123.4.1/24", "mtu": 1400, "ipv6": false });
     let pools = json!({
         "default-address-pools": [{ "base": "10.124.0.0/16", "size": 26 }], "ipv6": true,
@@ -280,6 +279,16 @@ fn mirrors_are_asked_before_docker_hub() {
         .run(&["images", "--format", "{{.Repository}}:{{.Tag}}"])
         .ok();
     assert!(images.contains("mirrored:latest\n") && images.contains("own/mirrored:v1\n"));
+    // When nobody has it, each says why, and soon.
+    let begun = std::time::Instant::now();
+    let nobody = with(&s, &config, &["pull", "nosuch"]);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20));
+    let said = nobody.fails(1, "failed at the mirrors (http://127.0.0.1:5999: ");
+    assert!(
+        said.contains("connection refused; http://127.0.0.1:5000: "),
+        "{said}"
+    );
+    assert!(said.contains(") and at the registry: "), "{said}");
     // Other registries have no mirrors.
     let other = with(&s, &config, &["pull", "localhost:5999/library/mirrored"]);
     assert_eq!(other.code, 1, "{other:?}");
@@ -328,12 +337,12 @@ fn info_tells_registries_pools_and_log_drivers() {
         "{plain}"
     );
     let config = json!({
-        "insecure-registries": ["registry.test:5000"],
+        "insecure-registries": ["10.9.0.0/16", "registry.test:5000"],
         "registry-mirrors": ["https://mirror.test"],
         "default-address-pools": [{ "base": "10.77.0.0/16", "size": 24 }],
     });
     let told = with(&s, &config, &["info"]).ok();
-    let lines = " Insecure Registries:\n  registry.test:5000\n  ::1/128\n  127.0.0.0/8\n \
+    let lines = " Insecure Registries:\n  registry.test:5000\n  10.9.0.0/16\n  ::1/128\n  127.0.0.0/8\n \
                  Registry Mirrors:\n  https://mirror.test\n Live Restore Enabled: true\n \
                  Default Address Pools:\n   Base: 10.77.0.0/16, Size: 24\n";
     assert!(told.ends_with(lines), "{told}");

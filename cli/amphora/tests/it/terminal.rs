@@ -150,13 +150,6 @@ pub(crate) fn load_busybox(s: &mut Sandbox) {
     s.mark();
 }
 
-macro_rules! both {
-    ($($name:ident),* $(,)?) => {
-        mod linux { $( #[test] fn $name() { super::$name("probe-linux"); } )* }
-        mod wasm { $( #[test] fn $name() { super::$name("probe-wasm"); } )* }
-    };
-}
-
 both!(
     a_terminal_is_a_terminal_inside,
     lines_are_typed_detached_from_and_come_back_to,

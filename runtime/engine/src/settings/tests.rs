@@ -114,7 +114,7 @@ fn wrong_values_are_named_with_their_key() {
         ("{\"default-init\": \"yes\"}", "\"default-init\""),
         ("{\"dns\": [\"one\"]}", "not an address"),
         ("{\"dns-search\": [\"a b\"]}", "not one word"),
-        ("{\"insecure-registries\": [\"10.0.0.0/8\"]}", "ranges"),
+        ("{\"insecure-registries\": [\"10.0.0.0/33\"]}", "range"),
         ("{\"insecure-registries\": [\"http://x\"]}", "scheme"),
         ("{\"registry-mirrors\": [\"mirror\"]}", "URL"),
         ("{\"registry-mirrors\": [\"https://m/x\"]}", "without path"),

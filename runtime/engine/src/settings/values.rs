@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use amphora_distribution::AddressRange;
 use amphora_network::Subnet;
 use amphora_spec::runtime::{RLIMITS, Rlimit};
 use serde_json::Value;
@@ -296,9 +297,9 @@ pub(super) fn insecure_registries(settings: &mut Settings, value: &Value) -> Don
         if registry.contains("://") {
             return Err(format!("\"{registry}\" must be a host, without a scheme"));
         }
-        if registry.contains('/') {
+        if registry.contains('/') && registry.parse::<AddressRange>().is_err() {
             return Err(format!(
-                "\"{registry}\": ranges of addresses are not supported, name each host"
+                "\"{registry}\" is neither a host nor a range of addresses"
             ));
         }
         if registry.is_empty() || registry.contains(char::is_whitespace) {
