@@ -160,7 +160,7 @@ fn one_start_wins_a_port(image: &str) {
             let shown = s.run(&["port", &format!("c{n}"), "80"]).ok();
             assert_eq!(shown, format!("127.0.0.1:{}\n", port(n)));
         } else {
-            assert_eq!(state, "created");
+            assert_eq!(state, "created", "{out:?}");
             out.fails(1, &taken(n));
         }
     }
@@ -199,7 +199,7 @@ fn one_run_wins_a_name_and_a_port(image: &str) {
             out.clone().fails(125, &conflict(&name, id));
         } else {
             // It had the name: Docker leaves what could not be started as created.
-            assert_eq!(state, "created");
+            assert_eq!(state, "created", "{out:?}");
             out.clone().fails(125, &taken(n));
             of_name[n / PRIZES] += 1;
             wanted[n % PRIZES] = 1;
