@@ -1,4 +1,8 @@
 //! The command tree. One file a family; every file parses, calls the engine, prints.
+//!
+//! Every enum of commands is deferred: only the command that is called is built, the others are a
+//! name and a line. A doc comment on an `Args` struct would then take the place of its command's
+//! line, so these structs have plain comments.
 
 mod change;
 mod commit;
@@ -75,15 +79,15 @@ struct Global {
     config_file: Option<PathBuf>,
 }
 
-/// The same command line as far as `run` goes: building the whole tree takes longer than the
-/// rest of a start.
+/// The same command line as far as one command goes: building the whole tree takes longer than the
+/// rest of a start or of a list.
 #[derive(Debug, Parser)]
 #[command(name = "amphora", version, disable_help_subcommand = true)]
-struct RunCli {
+struct ShortCli<T: Subcommand> {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    command: OnlyRun,
+    command: T,
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,6 +95,13 @@ struct RunCli {
 enum OnlyRun {
     /// Create and run a new container from an image
     Run(Box<run::RunArgs>),
+}
+
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+enum OnlyPs {
+    /// List containers
+    Ps(ps::PsArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,12 +132,19 @@ enum Command {
 
 /// Parses and carries out one command.
 pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
+    let has = |name: &str| args.iter().any(|arg| arg == name);
     // What is wrong with a command line, the whole tree says best.
-    if args.iter().any(|arg| arg == "run")
-        && let Ok(RunCli { global, command }) = RunCli::try_parse_from(args)
+    if has("run")
+        && let Ok(ShortCli { global, command }) = ShortCli::try_parse_from(args)
     {
         let OnlyRun::Run(args) = command;
         return ExitCode::from(run::run(|| open(&global), *args));
+    }
+    if has("ps")
+        && let Ok(ShortCli { global, command }) = ShortCli::try_parse_from(args)
+    {
+        let OnlyPs::Ps(args) = command;
+        return ended(open(&global).and_then(|engine| ps::ps(&engine, &args)));
     }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
@@ -144,6 +162,10 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
         Command::Volume(command) => volume::volume(engine, command),
         Command::System(command) => system::system(engine, &command),
     };
+    ended(outcome)
+}
+
+fn ended(outcome: Outcome) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => ExitCode::from(report(&failure)),
@@ -291,5 +313,30 @@ fn each(names: &[String], mut f: impl FnMut(&str) -> Outcome) -> Outcome {
         Err(Failure::Code(1))
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Compares the line of each command in the list of its group with the head of its own help.
+    fn check(group: &clap::Command) {
+        for listed in group.get_subcommands() {
+            let about = listed.get_about().map(ToString::to_string);
+            let mut built = listed.clone();
+            built.build();
+            let own = built.get_about().map(ToString::to_string);
+            assert!(about.is_some(), "{}", listed.get_name());
+            assert_eq!(own, about, "{}", listed.get_name());
+            check(&built);
+        }
+    }
+
+    #[test]
+    fn each_command_says_of_itself_what_the_list_says() {
+        check(&Cli::command());
     }
 }
