@@ -535,6 +535,7 @@ mod tests {
         let lock = Lock::try_acquire(&p.engine.run_dir(&id(2)))
             .unwrap()
             .unwrap();
+        assert_eq!(p.list(), ["two created", "one created"]);
         p.settle(1);
         assert_eq!(p.list(), ["two created", "one created"]);
         p.end(2, 3);
@@ -571,8 +572,14 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(p.list(), ["one dead"]);
         }
+        // In an index that was made meanwhile it has its place too.
+        p.create(2, "two");
+        p.settle(1);
+        let mut both = p.list();
+        both.sort();
+        assert_eq!(both, ["one dead", "two created"]);
         p.configure(1, "one");
-        assert_eq!(p.list(), ["one created"]);
+        assert_eq!(p.list(), ["two created", "one created"]);
     }
 
     /// The rest of a removal stays in sight until somebody could finish it.
