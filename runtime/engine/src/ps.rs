@@ -213,7 +213,9 @@ impl Engine {
             }
             Err(e) => return Err(e),
         };
-        let ended = self.ended(id).map(|e| Ended {
+        // Most of those that do not run never did.
+        let exit = self.container_dir(id).join("exit").exists();
+        let ended = exit.then(|| self.ended(id)).flatten().map(|e| Ended {
             code: e.code,
             at: crate::list::nanos(&e.finished_at),
         });

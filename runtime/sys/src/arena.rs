@@ -3,7 +3,7 @@
 //! class and a page fault for every other piece, which the system's allocator costs a young
 //! process, do not happen.
 //!
-//! It is off until [`enable`] is called, bounded by [`REGION`], and falls back to the system's
+//! It is off until [`enable`] is called, bounded by [`REGION`] (or [`MORE`]), and falls back to the system's
 //! allocator for large pieces and when the region is used up: nothing that runs for long is
 //! harmed, and a process that never enables it (a supervisor, a Wasm runner) does not notice.
 
@@ -17,6 +17,10 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
 const REGION: usize = 256 << 10;
 /// What most commands use of it: mapped at once, not page by page.
 const USUAL: usize = 96 << 10;
+/// Bytes of the larger region that [`enable_more`] adds.
+const MORE: usize = 16 << 20;
+/// What is mapped of it at once.
+const MORE_USUAL: usize = 64 << 10;
 /// Pieces from this size on are the system's: they may be given back, or never be touched.
 const LARGE: usize = 16 << 10;
 
@@ -24,6 +28,10 @@ const LARGE: usize = 16 << 10;
 static NEXT: AtomicUsize = AtomicUsize::new(0);
 static BEGIN: AtomicUsize = AtomicUsize::new(0);
 static END: AtomicUsize = AtomicUsize::new(0);
+
+/// The first and the last byte of the small region once the larger one is in its place.
+static FORMER_BEGIN: AtomicUsize = AtomicUsize::new(0);
+static FORMER_END: AtomicUsize = AtomicUsize::new(0);
 
 /// The program's allocator: `#[global_allocator] static A: Arena = Arena;`.
 #[derive(Debug, Clone, Copy)]
@@ -35,17 +43,38 @@ pub fn enable() {
     if BEGIN.load(Ordering::Relaxed) != 0 {
         return;
     }
+    if let Some(begin) = map(REGION, USUAL) {
+        BEGIN.store(begin, Ordering::Relaxed);
+        END.store(begin + REGION, Ordering::Relaxed);
+        NEXT.store(begin, Ordering::Release);
+    }
+}
+
+/// Goes on in a larger region, where [`enable`] was called: for a command that is about to read
+/// the records of very many objects, prints them and ends. To be called once, while the process
+/// has one thread.
+pub fn enable_more() {
+    if BEGIN.load(Ordering::Relaxed) == 0 || FORMER_BEGIN.load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    if let Some(begin) = map(MORE, MORE_USUAL) {
+        FORMER_BEGIN.store(BEGIN.load(Ordering::Relaxed), Ordering::Relaxed);
+        FORMER_END.store(END.load(Ordering::Relaxed), Ordering::Relaxed);
+        BEGIN.store(begin, Ordering::Relaxed);
+        END.store(begin + MORE, Ordering::Relaxed);
+        NEXT.store(begin, Ordering::Release);
+    }
+}
+
+/// Maps a region, its first part at once; returns its address.
+fn map(size: usize, usual: usize) -> Option<usize> {
     let flags = MapFlags::PRIVATE;
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice.
-    let region = unsafe { mmap_anonymous(null_mut(), REGION, protection, flags) };
-    let Ok(region) = region else { return };
+    let region = unsafe { mmap_anonymous(null_mut(), size, protection, flags) }.ok()?;
     // SAFETY: the first part of the mapping, which nobody uses yet; a refusal changes nothing.
-    let _ = unsafe { madvise(region, USUAL, Advice::LinuxPopulateWrite) };
-    let begin = region.expose_provenance();
-    BEGIN.store(begin, Ordering::Relaxed);
-    END.store(begin + REGION, Ordering::Relaxed);
-    NEXT.store(begin, Ordering::Release);
+    let _ = unsafe { madvise(region, usual, Advice::LinuxPopulateWrite) };
+    Some(region.expose_provenance())
 }
 
 /// Takes the next piece; null when it does not fit.
@@ -68,17 +97,22 @@ fn take(layout: Layout) -> *mut u8 {
     null_mut()
 }
 
-/// Says whether a piece is of the region.
+/// Says whether a piece is of a region.
 fn ours(piece: *mut u8) -> bool {
     let address = piece.addr();
     // An empty region holds nothing.
-    (BEGIN.load(Ordering::Relaxed)..END.load(Ordering::Relaxed)).contains(&address)
+    [(&BEGIN, &END), (&FORMER_BEGIN, &FORMER_END)]
+        .iter()
+        .any(|(begin, end)| {
+            (begin.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&address)
+        })
 }
 
 /// Moves the end of the last piece; `false` when it is not the last.
 fn move_end(piece: *mut u8, old: usize, new: usize) -> bool {
     let begin = piece.addr();
-    begin + new <= END.load(Ordering::Relaxed)
+    BEGIN.load(Ordering::Relaxed) <= begin
+        && begin + new <= END.load(Ordering::Relaxed)
         && NEXT
             .compare_exchange(
                 begin + old,
@@ -197,5 +231,23 @@ mod tests {
             thread.join().unwrap();
         }
         assert!(NEXT.load(Ordering::Relaxed) > BEGIN.load(Ordering::Relaxed));
+
+        let arena = Arena;
+        let layout = Layout::from_size_align(100, 8).unwrap();
+        NEXT.store(BEGIN.load(Ordering::Relaxed), Ordering::Relaxed);
+        // SAFETY: a valid layout of a size above 0.
+        let old = unsafe { arena.alloc_zeroed(layout) };
+        // SAFETY: the piece is this long.
+        unsafe { old.write_bytes(7, 100) };
+        enable_more();
+        assert!(ours(old), "pieces of the former region are known");
+        // SAFETY: the piece was allocated with this layout.
+        let new = unsafe { arena.realloc(old, layout, 200) };
+        assert!(BEGIN.load(Ordering::Relaxed) <= new.addr());
+        // SAFETY: the piece is this long.
+        let bytes = unsafe { std::slice::from_raw_parts(new, 100) };
+        assert!(bytes.iter().all(|b| *b == 7));
+        // SAFETY: allocated with this layout, and freed once.
+        unsafe { arena.dealloc(old, layout) };
     }
 }

@@ -116,6 +116,9 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Outcome {
     let count = usize::try_from(count).ok().filter(|n| *n > 0);
     let check = Check::new(engine, &filters)?;
     let all = args.all || count.is_some() || filters.has("status");
+    if all {
+        amphora_sys::arena::enable_more();
+    }
     let mut listed = engine.ps(all)?;
     ui::warnings(listed.iter().filter_map(|c| c.damage.as_deref()));
     check.cut(&mut listed);
