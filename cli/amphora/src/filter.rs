@@ -28,6 +28,11 @@ impl Filters {
         Ok(Self(out))
     }
 
+    /// Whether there is none at all.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether there is a filter of this name.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.0.iter().any(|(n, _)| n == name)
@@ -72,9 +77,14 @@ pub(crate) fn invalid(what: &str) -> Failure {
 
 /// Whether labels have `key` or `key=value`.
 pub(crate) fn has_label(labels: &std::collections::BTreeMap<String, String>, wanted: &str) -> bool {
+    label_holds(wanted, |key| labels.get(key).map(String::as_str))
+}
+
+/// The same for labels that are looked up some other way.
+pub(crate) fn label_holds<'a>(wanted: &str, get: impl FnOnce(&str) -> Option<&'a str>) -> bool {
     match wanted.split_once('=') {
-        Some((key, value)) => labels.get(key).is_some_and(|v| v == value),
-        None => labels.contains_key(wanted),
+        Some((key, value)) => get(key) == Some(value),
+        None => get(wanted).is_some(),
     }
 }
 

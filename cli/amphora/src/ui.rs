@@ -15,9 +15,9 @@ pub(crate) fn error(text: &str) {
 }
 
 /// Prints warnings to stderr, a line each.
-pub(crate) fn warnings<'a>(all: impl IntoIterator<Item = &'a String>) {
+pub(crate) fn warnings(all: impl IntoIterator<Item = impl AsRef<str>>) {
     for warning in all {
-        error(&format!("WARNING: {warning}"));
+        error(&format!("WARNING: {}", warning.as_ref()));
     }
 }
 
@@ -122,6 +122,12 @@ pub(crate) fn human_duration(seconds: i64) -> String {
 pub(crate) fn age(time: &str) -> Option<i64> {
     let then: jiff::Timestamp = time.parse().ok()?;
     Some(jiff::Timestamp::now().as_second() - then.as_second())
+}
+
+/// Returns the seconds since a time, nanoseconds since 1970; `None` for 0, which is no time.
+pub(crate) fn since(nanos: u64) -> Option<i64> {
+    let then = i64::try_from(nanos / 1_000_000_000).ok()?;
+    (nanos != 0).then(|| jiff::Timestamp::now().as_second() - then)
 }
 
 /// Prints "3 hours ago", or nothing sensible for a time that does not parse.

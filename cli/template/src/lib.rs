@@ -38,6 +38,15 @@ pub enum Mode {
     Header,
 }
 
+/// A part of a plain template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// Text as it stands there.
+    Text(&'a str),
+    /// A field of the value: `{{.Name}}`.
+    Field(&'a str),
+}
+
 impl Template {
     /// Parses a template.
     ///
@@ -58,9 +67,47 @@ impl Template {
         exec::execute(&self.text, &self.nodes, value, mode)
     }
 
+    /// Returns the parts of a template that only puts fields between texts; `None` for any other.
+    #[must_use]
+    pub fn pieces(&self) -> Option<Vec<Piece<'_>>> {
+        self.nodes.iter().map(Node::piece).collect()
+    }
+
     /// Says whether the template mentions a field of this name, or the whole value.
     #[must_use]
     pub fn uses(&self, field: &str) -> bool {
         self.nodes.iter().any(|n| n.mentions(field))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_templates_have_pieces() {
+        let plain = Template::parse("{{.ID}}\t{{ .Names -}}  !").unwrap();
+        let pieces = [
+            Piece::Field("ID"),
+            Piece::Text("\t"),
+            Piece::Field("Names"),
+            Piece::Text("!"),
+        ];
+        assert_eq!(plain.pieces().unwrap(), pieces);
+        for other in [
+            "{{.}}",
+            "{{.A.B}}",
+            "{{.A | upper}}",
+            "{{upper .A}}",
+            "{{.Label \"a\"}}",
+            "{{$x := .A}}",
+            "{{$}}",
+            "{{if .A}}{{end}}",
+            "{{(.A)}}",
+            "{{\"a\"}}",
+            "{{len .A}}",
+        ] {
+            assert_eq!(Template::parse(other).unwrap().pieces(), None, "{other}");
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::Piece;
+
 /// One node.
 #[derive(Debug, Clone)]
 pub(crate) enum Node {
@@ -66,6 +68,30 @@ pub(crate) enum What {
 }
 
 impl Node {
+    /// A text, or an action that is no more than one field.
+    pub(crate) fn piece(&self) -> Option<Piece<'_>> {
+        let pipe = match self {
+            Self::Text(text) => return Some(Piece::Text(text)),
+            Self::Action(pipe) if pipe.variables.is_empty() => pipe,
+            _ => return None,
+        };
+        let [Command { args }] = pipe.commands.as_slice() else {
+            return None;
+        };
+        match args.as_slice() {
+            [
+                Operand {
+                    what: What::Field(names),
+                    ..
+                },
+            ] => match names.as_slice() {
+                [name] => Some(Piece::Field(name)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Whether a field of this name is looked up anywhere, or the whole value is used.
     pub(crate) fn mentions(&self, field: &str) -> bool {
         match self {

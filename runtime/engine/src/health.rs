@@ -19,8 +19,8 @@ use crate::config::{ContainerConfig, HostConfig};
 use crate::container::{ContainerView, Status};
 use crate::exec::{ExecOptions, not_started};
 use crate::files::open_dir;
-use crate::index::Listed;
 use crate::list::now_nanos;
+use crate::ps::Listed;
 use crate::start::AttachStreams;
 use crate::{Engine, EngineError, Result};
 
@@ -243,10 +243,7 @@ impl Engine {
     pub fn health_word(&self, listed: &Listed) -> &'static str {
         let record = match &listed.view {
             Some(view) => view.health.clone(),
-            None => {
-                let id = listed.summary.id.parse().ok();
-                id.and_then(|id| self.any_health(&id)).map(over)
-            }
+            None => self.any_health(&listed.summary.id).map(over),
         };
         record.map_or("none", |r| r.status.name())
     }

@@ -22,6 +22,13 @@ pub(crate) fn time_text(nanoseconds: u64) -> String {
     jiff::Timestamp::from_nanosecond(time).map_or_else(|_| now(), |t| format!("{t:.9}"))
 }
 
+/// Reads a time, RFC 3339, as nanoseconds since 1970; 0 when it is none.
+pub(crate) fn nanos(text: &str) -> u64 {
+    let time = text.parse::<jiff::Timestamp>().ok();
+    time.and_then(|t| u64::try_from(t.as_nanosecond()).ok())
+        .unwrap_or(0)
+}
+
 /// A container whose records cannot be read, and why.
 pub(crate) type Damaged = (ContainerId, EngineError);
 

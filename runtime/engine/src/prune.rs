@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use amphora_spec::{ContainerId, Digest};
+use amphora_spec::Digest;
 
 use crate::image::{ImageRecord, ImageSummary};
 use crate::{Engine, RemoveOptions, Result};
@@ -24,9 +24,7 @@ impl Engine {
     pub fn prune_containers(&self, keep: &dyn Fn(&crate::Listed) -> bool) -> Result<Pruned> {
         let mut pruned = Pruned::default();
         for listed in self.ps(true)? {
-            let Ok(id) = listed.summary.id.parse::<ContainerId>() else {
-                continue;
-            };
+            let id = listed.summary.id;
             // A damaged one is removed by nobody but its owner.
             if listed.status.is_active() || listed.damage.is_some() || keep(&listed) {
                 continue;
@@ -73,7 +71,7 @@ impl Engine {
         let used: BTreeSet<String> = self
             .ps(true)?
             .into_iter()
-            .map(|c| c.summary.image_id)
+            .map(|c| c.summary.image_id().to_owned())
             .collect();
         let mut pruned = Pruned::default();
         for image in self.images()? {

@@ -60,19 +60,30 @@ impl Digest {
         &self.0
     }
 
+    /// Returns the 64 hexadecimal digits, without memory of their own.
+    #[must_use]
+    pub fn digits(&self) -> [u8; 64] {
+        const DIGITS: [u8; 16] = *b"0123456789abcdef";
+        const PAIRS: [[u8; 2]; 256] = {
+            let mut pairs = [[0; 2]; 256];
+            let mut byte = 0;
+            while byte < pairs.len() {
+                pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+                byte += 1;
+            }
+            pairs
+        };
+        let mut out = [0; 64];
+        for (pair, byte) in out.chunks_exact_mut(2).zip(self.0) {
+            pair.copy_from_slice(&PAIRS[usize::from(byte)]);
+        }
+        out
+    }
+
     /// Returns the 64 hexadecimal digits, a safe file name.
     #[must_use]
     pub fn hex(&self) -> String {
-        const DIGITS: [char; 16] = [
-            '0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f',
-        ];
-        let digit = |value: u8| DIGITS[usize::from(value & 15)];
-        let mut text = String::with_capacity(2 * self.0.len());
-        for byte in self.0 {
-            text.push(digit(byte >> 4));
-            text.push(digit(byte));
-        }
-        text
+        self.digits().into_iter().map(char::from).collect()
     }
 
     /// Returns the first 12 digits, Docker's short form.

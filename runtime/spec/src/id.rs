@@ -29,6 +29,18 @@ impl ContainerId {
         Self(crate::digest::HexId(bytes))
     }
 
+    /// Returns the 32 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0.0
+    }
+
+    /// Returns the 64 digits, without memory of their own.
+    #[must_use]
+    pub fn digits(&self) -> [u8; 64] {
+        crate::Digest::from(self.0).digits()
+    }
+
     /// Returns the 64 digits.
     #[must_use]
     pub fn hex(&self) -> String {

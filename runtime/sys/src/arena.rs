@@ -20,7 +20,7 @@ const USUAL: usize = 96 << 10;
 /// Bytes of the larger region that [`enable_more`] adds.
 const MORE: usize = 16 << 20;
 /// What is mapped of it at once.
-const MORE_USUAL: usize = 2 << 20;
+const MORE_USUAL: usize = 64 << 10;
 /// Pieces from this size on are the system's: they may be given back, or never be touched.
 const LARGE: usize = 16 << 10;
 

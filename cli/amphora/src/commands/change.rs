@@ -7,6 +7,7 @@ use crate::errors::Outcome;
 
 /// Container commands that stand at the top level too.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Change {
     /// Pause all processes within one or more containers
     Pause(Containers),
@@ -26,7 +27,7 @@ pub(crate) enum Change {
     Update(Box<super::update::UpdateArgs>),
 }
 
-/// Names of containers.
+// Names of containers.
 #[derive(Debug, Args)]
 pub(crate) struct Containers {
     /// Names or ids

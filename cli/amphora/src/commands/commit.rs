@@ -6,7 +6,7 @@ use clap::Args;
 use crate::errors::Outcome;
 use crate::ui;
 
-/// Arguments of `commit`.
+// Arguments of `commit`.
 #[derive(Debug, Args)]
 pub(crate) struct CommitArgs {
     /// Author (e.g., "John Hannibal Smith <hannibal@a-team.com>")

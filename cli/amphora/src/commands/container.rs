@@ -11,6 +11,7 @@ use crate::ui;
 
 /// `container …`.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Container {
     /// Create and run a new container from an image
     Run(super::run::RunArgs),
@@ -31,6 +32,7 @@ pub(crate) enum Container {
 
 /// Container commands that stand at the top level too.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Short {
     /// List containers
     #[command(name = "ps")]
@@ -67,7 +69,7 @@ pub(crate) enum Short {
     InspectAny(super::inspect::InspectArgs),
 }
 
-/// Names of containers.
+// Names of containers.
 #[derive(Debug, Args)]
 pub(crate) struct Names {
     /// Names or ids
@@ -75,7 +77,7 @@ pub(crate) struct Names {
     names: Vec<String>,
 }
 
-/// Flags of `start`.
+// Flags of `start`.
 #[derive(Debug, Args)]
 pub(crate) struct StartArgs {
     /// Attach STDOUT/STDERR and forward signals
@@ -92,7 +94,7 @@ pub(crate) struct StartArgs {
     names: Vec<String>,
 }
 
-/// Flags of `stop` and `restart`.
+// Flags of `stop` and `restart`.
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
     /// Signal to send to the container
@@ -106,7 +108,7 @@ pub(crate) struct StopArgs {
     names: Vec<String>,
 }
 
-/// Flags of `kill`.
+// Flags of `kill`.
 #[derive(Debug, Args)]
 pub(crate) struct KillArgs {
     /// Signal to send to the container
@@ -117,7 +119,7 @@ pub(crate) struct KillArgs {
     names: Vec<String>,
 }
 
-/// Flags of `rm`.
+// Flags of `rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
     /// Force the removal of a running container (uses SIGKILL)
@@ -131,7 +133,7 @@ pub(crate) struct RmArgs {
     names: Vec<String>,
 }
 
-/// Arguments of `port`.
+// Arguments of `port`.
 #[derive(Debug, Args)]
 pub(crate) struct PortArgs {
     /// Name or id

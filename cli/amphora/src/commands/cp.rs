@@ -16,7 +16,7 @@ use crate::ui;
 /// Most symbolic links followed to a destination on the host.
 const MAX_LINKS: usize = 10;
 
-/// Flags of `cp`.
+// Flags of `cp`.
 #[derive(Debug, Args)]
 pub(crate) struct CpArgs {
     /// Archive mode (copy all uid/gid information)

@@ -11,7 +11,7 @@ use super::foreground::{Ended, Foreground};
 use crate::errors::{Failure, Outcome};
 use crate::{parse, terminal, ui};
 
-/// Arguments of `debug`.
+// Arguments of `debug`.
 #[derive(Debug, Args)]
 #[command(trailing_var_arg = true)]
 pub(crate) struct DebugArgs {

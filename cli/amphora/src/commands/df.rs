@@ -21,7 +21,7 @@ const HEADERS: [(&str, &str); 5] = [
     ("Reclaimable", "RECLAIMABLE"),
 ];
 
-/// Flags of `system df`.
+// Flags of `system df`.
 #[derive(Debug, Args)]
 pub(crate) struct DfArgs {
     /// Format output using a Go template, 'table', 'table TEMPLATE' or 'json'
@@ -46,9 +46,9 @@ impl Facts {
             .ps(true)?
             .into_iter()
             .map(|c| {
-                let id = c.summary.id.parse().ok();
-                let size = id.and_then(|id| engine.container_size(&id).ok());
-                (c, size.map_or(0, |s| s.writable))
+                let size = engine.container_size(&c.summary.id);
+                let size = size.map_or(0, |s| s.writable);
+                (c, size)
             })
             .collect();
         let images = engine.images()?;
@@ -62,8 +62,7 @@ impl Facts {
             .map(|v| {
                 let uses = |c: &Listed| {
                     c.summary
-                        .mounts
-                        .iter()
+                        .mounts()
                         .any(|m| m.kind == "volume" && m.source == v.name)
                 };
                 let links = containers.iter().filter(|(c, _)| uses(c)).count();
@@ -83,7 +82,7 @@ impl Facts {
         let id = image.record.image_id.to_string();
         self.containers
             .iter()
-            .filter(|(c, _)| c.summary.image_id == id)
+            .filter(|(c, _)| c.summary.image_id() == id)
             .count()
     }
 
@@ -107,7 +106,7 @@ pub(crate) fn df(engine: &Engine, args: &DfArgs) -> Outcome {
                 "flag --format is not supported together with --verbose".into(),
             ));
         }
-        return verbose(&Facts::gather(engine)?);
+        return verbose(engine, &Facts::gather(engine)?);
     }
     let table = "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}";
     let format = Format::parse(args.format.as_deref(), table)?;
@@ -170,7 +169,7 @@ fn row(kind: &str, total: usize, active: usize, size: u64, reclaimable: u64) -> 
     ])
 }
 
-fn verbose(facts: &Facts) -> Outcome {
+fn verbose(engine: &Engine, facts: &Facts) -> Outcome {
     let mut out = String::from("Images space usage:\n\n");
     let mut lines = vec![
         "REPOSITORY\tTAG\tIMAGE ID\tCREATED\tSIZE\tSHARED SIZE\tUNIQUE SIZE\tCONTAINERS".to_owned(),
@@ -200,7 +199,7 @@ fn verbose(facts: &Facts) -> Outcome {
         "CONTAINER ID\tIMAGE\tCOMMAND\tLOCAL VOLUMES\tSIZE\tCREATED\tSTATUS\tNAMES".to_owned(),
     ];
     for (container, size) in &facts.containers {
-        lines.push(ps::df_line(container, &ui::human_size(*size)));
+        lines.push(ps::df_line(engine, container, &ui::human_size(*size)));
     }
     out.push_str(&crate::format::align(&(lines.join("\n") + "\n")));
     out.push_str("\nLocal Volumes space usage:\n\n");

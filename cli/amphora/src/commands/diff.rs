@@ -6,7 +6,7 @@ use clap::Args;
 use crate::errors::Outcome;
 use crate::ui;
 
-/// Arguments of `diff`.
+// Arguments of `diff`.
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
     /// Name or id

@@ -26,7 +26,7 @@ const FILTERS: [&str; 11] = [
     "volume",
 ];
 
-/// Flags of `events`.
+// Flags of `events`.
 #[derive(Debug, Args)]
 pub(crate) struct EventsArgs {
     /// Filter output based on conditions provided

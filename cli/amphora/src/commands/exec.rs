@@ -10,7 +10,7 @@ use super::foreground::{Ended, Foreground, byte, detach_keys};
 use crate::errors::{Failure, Outcome};
 use crate::{parse, terminal};
 
-/// Flags of `exec`.
+// Flags of `exec`.
 #[derive(Debug, Args)]
 #[command(trailing_var_arg = true)]
 pub(crate) struct ExecArgs {
@@ -48,7 +48,7 @@ pub(crate) struct ExecArgs {
     command: Vec<String>,
 }
 
-/// Flags of `attach`.
+// Flags of `attach`.
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// Override the key sequence for detaching a container

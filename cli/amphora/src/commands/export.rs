@@ -11,7 +11,7 @@ use clap::Args;
 use crate::errors::{Failure, Outcome};
 use crate::{parse, ui};
 
-/// Arguments of `export`.
+// Arguments of `export`.
 #[derive(Debug, Args)]
 pub(crate) struct ExportArgs {
     /// Write to a file, instead of STDOUT

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::errors::{Failure, Outcome};
 use crate::parse::{bad_flag, duration};
 
-/// How health is checked, and what becomes of an unhealthy container.
+// How health is checked, and what becomes of an unhealthy container.
 #[derive(Debug, Args)]
 pub(crate) struct HealthFlags {
     /// Command to run to check health

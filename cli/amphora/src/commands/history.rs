@@ -18,7 +18,7 @@ const HEADERS: [(&str, &str); 6] = [
     ("Comment", "COMMENT"),
 ];
 
-/// Flags of `history`.
+// Flags of `history`.
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArgs {
     /// Format output using a Go template, 'table', 'table TEMPLATE' or 'json'

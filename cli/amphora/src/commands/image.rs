@@ -18,6 +18,7 @@ const MAX_MODULE: u64 = 256 << 20;
 
 /// `image …`.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Image {
     /// List images
     #[command(visible_alias = "list")]
@@ -47,6 +48,7 @@ pub(crate) enum Image {
 
 /// Image commands that stand at the top level.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Short {
     /// List images
     Images(super::images::ImagesArgs),
@@ -66,7 +68,7 @@ pub(crate) enum Short {
     Import(super::import::ImportArgs),
 }
 
-/// Arguments of `image add`.
+// Arguments of `image add`.
 #[derive(Debug, Args)]
 pub(crate) struct AddArgs {
     /// Name of the image
@@ -76,7 +78,7 @@ pub(crate) struct AddArgs {
     file: PathBuf,
 }
 
-/// Flags of `rmi`.
+// Flags of `rmi`.
 #[derive(Debug, Args)]
 pub(crate) struct RmiArgs {
     /// Force removal of the image
@@ -87,7 +89,7 @@ pub(crate) struct RmiArgs {
     names: Vec<String>,
 }
 
-/// Flags of `pull`.
+// Flags of `pull`.
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
     /// Suppress verbose output
@@ -101,7 +103,7 @@ pub(crate) struct PullArgs {
     name: String,
 }
 
-/// Flags of `load`.
+// Flags of `load`.
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
     /// Read from tar archive file, instead of STDIN
@@ -112,7 +114,7 @@ pub(crate) struct LoadArgs {
     quiet: bool,
 }
 
-/// Arguments of `tag`.
+// Arguments of `tag`.
 #[derive(Debug, Args)]
 pub(crate) struct TagArgs {
     /// Existing image

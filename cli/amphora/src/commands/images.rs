@@ -28,7 +28,7 @@ const HEADERS: [(&str, &str); 12] = [
 ];
 const FILTERS: [&str; 6] = ["before", "dangling", "label", "reference", "since", "until"];
 
-/// Flags of `images`.
+// Flags of `images`.
 #[derive(Debug, Args)]
 pub(crate) struct ImagesArgs {
     /// Show all images (there are no hidden ones)

@@ -10,7 +10,7 @@ use clap::Args;
 use crate::errors::{Failure, Outcome};
 use crate::{parse, ui};
 
-/// Arguments of `import`.
+// Arguments of `import`.
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
     /// Apply Dockerfile instruction to the created image

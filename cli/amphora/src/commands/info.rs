@@ -15,7 +15,7 @@ const SLICES: &[&str] = &["Labels", "Warnings", "SecurityOptions"];
 /// Registries that need no certificate whatever is set.
 const LOOPBACK: [&str; 2] = ["::1/128", "127.0.0.0/8"];
 
-/// Flags of `info` and `version`.
+// Flags of `info` and `version`.
 #[derive(Debug, Args)]
 pub(crate) struct FormatArgs {
     /// Format output using a Go template or 'json'

@@ -65,7 +65,7 @@ const SLICES: &[&str] = &[
     "VolumesFrom",
 ];
 
-/// Arguments of `inspect` at the top level.
+// Arguments of `inspect` at the top level.
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// Format output using a Go template or 'json'
@@ -82,7 +82,7 @@ pub(crate) struct InspectArgs {
     names: Vec<String>,
 }
 
-/// Arguments of `container inspect`.
+// Arguments of `container inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct ContainerArgs {
     /// Format output using a Go template or 'json'
@@ -96,7 +96,7 @@ pub(crate) struct ContainerArgs {
     names: Vec<String>,
 }
 
-/// Arguments of `image inspect` and `volume inspect`.
+// Arguments of `image inspect` and `volume inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct OtherArgs {
     /// Format output using a Go template or 'json'

@@ -8,7 +8,7 @@ use clap::Args;
 use crate::errors::{Failure, Outcome};
 use crate::parse;
 
-/// Flags of `logs`.
+// Flags of `logs`.
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     /// Show extra details provided to logs

@@ -1,4 +1,8 @@
 //! The command tree. One file a family; every file parses, calls the engine, prints.
+//!
+//! Every enum of commands is deferred: only the command that is called is built, the others are a
+//! name and a line. A doc comment on an `Args` struct would then take the place of its command's
+//! line, so these structs have plain comments.
 
 mod change;
 mod commit;
@@ -273,5 +277,30 @@ fn each(names: &[String], mut f: impl FnMut(&str) -> Outcome) -> Outcome {
         Err(Failure::Code(1))
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Compares the line of each command in the list of its group with the head of its own help.
+    fn check(group: &clap::Command) {
+        for listed in group.get_subcommands() {
+            let about = listed.get_about().map(ToString::to_string);
+            let mut built = listed.clone();
+            built.build();
+            let own = built.get_about().map(ToString::to_string);
+            assert!(about.is_some(), "{}", listed.get_name());
+            assert_eq!(own, about, "{}", listed.get_name());
+            check(&built);
+        }
+    }
+
+    #[test]
+    fn each_command_says_of_itself_what_the_list_says() {
+        check(&Cli::command());
     }
 }

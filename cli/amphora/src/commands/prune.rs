@@ -12,7 +12,7 @@ use crate::{time, ui};
 
 const FILTERS: [&str; 3] = ["label", "label!", "until"];
 
-/// Flags of `container prune`.
+// Flags of `container prune`.
 #[derive(Debug, Args)]
 pub(crate) struct ContainerArgs {
     /// Provide filter values (e.g. "until=<timestamp>")
@@ -23,7 +23,7 @@ pub(crate) struct ContainerArgs {
     force: bool,
 }
 
-/// Flags of `image prune` and `volume prune`.
+// Flags of `image prune` and `volume prune`.
 #[derive(Debug, Args)]
 pub(crate) struct AllArgs {
     /// Remove all unused ones: not just dangling images, anonymous volumes
@@ -37,7 +37,7 @@ pub(crate) struct AllArgs {
     force: bool,
 }
 
-/// Flags of `system prune`.
+// Flags of `system prune`.
 #[derive(Debug, Args)]
 pub(crate) struct SystemArgs {
     /// Remove all unused images not just dangling ones
@@ -89,7 +89,7 @@ impl Rule {
 
     fn containers(&self, engine: &Engine) -> Outcome<Pruned> {
         let keep = |c: &Listed| {
-            !(self.labels(&c.summary.labels) && self.time(Some(c.summary.created.as_str())))
+            !(self.labels(&c.summary.label_map()) && self.time(Some(&c.summary.created_text())))
         };
         Ok(engine.prune_containers(&keep)?)
     }

@@ -1,12 +1,15 @@
 //! `ps`: the list of containers.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
 use amphora_engine::{ContainerView, Engine, Listed, Status};
-use amphora_spec::Reference;
+use amphora_spec::{ContainerId, Reference};
 use clap::Args;
 
 use crate::errors::{Failure, Outcome};
-use crate::filter::{Filters, has_label, invalid, matches};
-use crate::format::{Format, Row};
+use crate::filter::{Filters, invalid, label_holds, matches};
+use crate::format::{Fields, Format};
 use crate::ui;
 
 /// Docker's table.
@@ -61,7 +64,7 @@ const STATES: [&str; 7] = [
 
 const HEALTH: [&str; 4] = ["none", "starting", "healthy", "unhealthy"];
 
-/// Flags of `ps`.
+// Flags of `ps`.
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
     /// Show all containers (default shows just running)
@@ -113,86 +116,118 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Outcome {
     let count = usize::try_from(count).ok().filter(|n| *n > 0);
     let check = Check::new(engine, &filters)?;
     let all = args.all || count.is_some() || filters.has("status");
-    let mut rows = Vec::new();
     if all {
         amphora_sys::arena::enable_more();
     }
     let mut listed = engine.ps(all)?;
-    ui::warnings(listed.iter().filter_map(|c| c.damage.as_ref()));
+    ui::warnings(listed.iter().filter_map(|c| c.damage.as_deref()));
     check.cut(&mut listed);
-    listed.retain(|c| check.holds(c));
+    if !filters.is_empty() {
+        listed.retain(|c| check.holds(c));
+    }
     listed.truncate(count.unwrap_or(usize::MAX));
     let sizes = args.size || format.uses("Size");
-    for container in &listed {
-        rows.push(row(engine, container, args.no_trunc, sizes, &format));
-    }
-    format.print(TYPE, &HEADERS, rows)
+    let line = |c| Line {
+        engine,
+        c,
+        whole: args.no_trunc,
+        sizes,
+    };
+    let lines: Vec<Line<'_>> = listed.iter().map(line).collect();
+    ui::raw(&format.render_fields(TYPE, &HEADERS, &lines)?);
+    Ok(())
 }
 
-fn row(engine: &Engine, c: &Listed, whole: bool, sizes: bool, format: &Format) -> Row {
-    let s = &c.summary;
-    let fields = HEADERS
-        .iter()
-        .map(|(name, _)| *name)
-        .filter(|name| format.shows(name));
-    let row = Row::of(fields.map(|name| (name, field(engine, c, name, whole, sizes))));
-    if format.shows("Label") {
-        row.with_labels(&s.labels)
-    } else {
-        row
-    }
+/// One container as it is printed.
+struct Line<'a> {
+    engine: &'a Engine,
+    c: &'a Listed,
+    whole: bool,
+    sizes: bool,
 }
 
-fn field(engine: &Engine, c: &Listed, name: &str, whole: bool, sizes: bool) -> String {
-    let s = &c.summary;
-    match name {
-        "ID" => cut_id(&s.id, whole),
-        "Names" => s.name.clone(),
-        "Image" => image_text(&s.image, whole),
-        "Command" => command_text(&s.args, whole),
-        "CreatedAt" => ui::local_time(&s.created),
-        "RunningFor" => ui::ago(&s.created),
-        "Ports" => ports_text(c),
-        "State" => state_word(c).to_owned(),
-        "Status" => status_text(c),
-        "Size" => size_text(engine, c, sizes),
-        "Labels" => {
-            let labels: Vec<String> = s.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-            labels.join(",")
-        }
-        "Mounts" => {
-            let shown = |source: &str| {
-                if whole {
-                    source.to_owned()
-                } else {
-                    ellipsis(source, 15)
+impl Fields for Line<'_> {
+    fn put(&self, field: &str, out: &mut String) {
+        let (c, s, whole) = (self.c, &self.c.summary, self.whole);
+        match field {
+            "ID" => put_id(out, &s.id, whole),
+            "Names" => out.push_str(s.name()),
+            "Image" => out.push_str(image_text(s.image(), whole)),
+            "Command" => put_command(out, s.args(), whole),
+            "CreatedAt" => out.push_str(&ui::local_time(&s.created_text())),
+            "RunningFor" => put_ago(out, s.created),
+            "Ports" => out.push_str(&ports_text(c)),
+            "State" => out.push_str(state_word(c)),
+            "Status" => put_status(out, c),
+            "Size" => out.push_str(&size_text(self.engine, c, self.sizes)),
+            "Labels" => put_joined(out, s.labels(), |out, (k, v)| {
+                for part in [k, "=", v] {
+                    out.push_str(part);
                 }
-            };
-            let mounts = s.mounts.iter().filter(|m| m.kind != "tmpfs");
-            let mounts: Vec<String> = mounts.map(|m| shown(&m.source)).collect();
-            mounts.join(",")
+            }),
+            "Mounts" => {
+                let mounts = s.mounts().filter(|m| m.kind != "tmpfs");
+                put_joined(out, mounts, |out, m| {
+                    if whole {
+                        out.push_str(m.source);
+                    } else {
+                        out.push_str(&ellipsis(m.source, 15));
+                    }
+                });
+            }
+            "LocalVolumes" => {
+                let volumes = s.mounts().filter(|m| m.kind == "volume");
+                let _ = write!(out, "{}", volumes.count());
+            }
+            "Networks" => out.push_str(s.network()),
+            _ => out.push_str(s.executor()),
         }
-        "LocalVolumes" => {
-            let volumes = s.mounts.iter().filter(|m| m.kind == "volume");
-            volumes.count().to_string()
-        }
-        "Networks" => s.network.clone(),
-        _ => s.executor.clone(),
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        self.c.summary.label_map()
     }
 }
 
-fn cut_id(id: &str, whole: bool) -> String {
-    if whole {
-        id.to_owned()
-    } else {
-        id.chars().take(12).collect()
+fn put_joined<T>(
+    out: &mut String,
+    items: impl Iterator<Item = T>,
+    mut put: impl FnMut(&mut String, T),
+) {
+    for (i, item) in items.enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        put(out, item);
     }
 }
 
-fn image_text(image: &str, whole: bool) -> String {
+fn put_id(out: &mut String, id: &ContainerId, whole: bool) {
+    let digits = id.digits();
+    let digits = std::str::from_utf8(&digits).unwrap_or_default();
+    out.push_str(if whole { digits } else { short(digits) });
+}
+
+/// Docker's length of an id.
+fn short(digits: &str) -> &str {
+    digits.get(..12).unwrap_or(digits)
+}
+
+fn image_text(image: &str, whole: bool) -> &str {
     match image.strip_prefix("sha256:") {
-        Some(hex) if !whole => hex.chars().take(12).collect(),
-        _ => image.to_owned(),
+        Some(hex) if !whole => short(hex),
+        _ => image,
+    }
+}
+
+/// How long ago a time was, nanoseconds since 1970.
+fn put_ago(out: &mut String, nanos: u64) {
+    match ui::since(nanos) {
+        Some(seconds) => {
+            out.push_str(&ui::human_duration(seconds));
+            out.push_str(" ago");
+        }
+        None => out.push_str("N/A"),
     }
 }
 
@@ -205,35 +240,36 @@ pub(crate) fn ellipsis(text: &str, width: usize) -> String {
     format!("{cut}…")
 }
 
-fn command_text(args: &[String], whole: bool) -> String {
-    let mut text = args.first().cloned().unwrap_or_default();
-    for arg in args.iter().skip(1) {
-        text.push(' ');
-        if arg.contains(' ') {
-            text.push_str(&format!("'{arg}'"));
+fn put_command<'a>(out: &mut String, args: impl Iterator<Item = &'a str>, whole: bool) {
+    let mut text = String::new();
+    for (i, arg) in args.enumerate() {
+        if i > 0 && arg.contains(' ') {
+            for part in [" '", arg, "'"] {
+                text.push_str(part);
+            }
         } else {
+            text.push_str(if i > 0 { " " } else { "" });
             text.push_str(arg);
         }
     }
-    let text = if whole { text } else { ellipsis(&text, 20) };
-    format!(
-        "\"{}\"",
-        text.replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('\n', "\\n")
-            .replace('\t', "\\t")
-    )
+    if !whole {
+        text = ellipsis(&text, 20);
+    }
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '\\' | '"' => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            '\t' => out.push_str("\\t"),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
 }
 
 fn size_text(engine: &Engine, c: &Listed, wanted: bool) -> String {
-    let size = c
-        .summary
-        .id
-        .parse()
-        .ok()
-        .filter(|_| wanted)
-        .and_then(|id| engine.container_size(&id).ok());
-    match size {
+    let size = wanted.then(|| engine.container_size(&c.summary.id).ok());
+    match size.flatten() {
         Some(size) if size.root > 0 => format!(
             "{} (virtual {})",
             ui::human_size(size.writable),
@@ -259,17 +295,15 @@ fn health_word(c: &Listed) -> &'static str {
 }
 
 /// Docker's STATUS column.
-fn status_text(c: &Listed) -> String {
-    let ended = |word: &str| {
-        let (code, at) = c
-            .ended
-            .as_ref()
-            .map_or((0, ""), |e| (e.code, e.at.as_str()));
-        format!("{word} ({code}) {}", ui::ago(at))
+fn put_status(out: &mut String, c: &Listed) {
+    let ended = |out: &mut String, word: &str| {
+        let (code, at) = c.ended.map_or((0, 0), |e| (e.code, e.at));
+        let _ = write!(out, "{word} ({code}) ");
+        put_ago(out, at);
     };
-    match c.status.as_str() {
-        "created" => "Created".to_owned(),
-        "running" => {
+    match c.status {
+        Status::Created => out.push_str("Created"),
+        Status::Running => {
             let since = c.view.as_deref().and_then(ContainerView::started_at);
             let up = since.as_deref().and_then(ui::age).unwrap_or(0);
             let note = match (state_word(c), health_word(c)) {
@@ -278,27 +312,33 @@ fn status_text(c: &Listed) -> String {
                 (_, "starting") => " (health: starting)".to_owned(),
                 (_, health) => format!(" ({health})"),
             };
-            format!("Up {}{note}", ui::human_duration(up))
+            let _ = write!(out, "Up {}{note}", ui::human_duration(up));
         }
-        "exited" => ended("Exited"),
-        "restarting" => ended("Restarting"),
-        _ => "Dead".to_owned(),
+        Status::Exited => ended(out, "Exited"),
+        Status::Restarting => ended(out, "Restarting"),
+        Status::Dead => out.push_str("Dead"),
     }
 }
 
 /// A container's line in `system df -v`.
-pub(crate) fn df_line(c: &Listed, size: &str) -> String {
-    let s = &c.summary;
-    let volumes = s.mounts.iter().filter(|m| m.kind == "volume").count();
-    format!(
-        "{}\t{}\t{}\t{volumes}\t{size}\t{}\t{}\t{}",
-        cut_id(&s.id, false),
-        image_text(&s.image, false),
-        command_text(&s.args, false),
-        ui::ago(&s.created),
-        status_text(c),
-        s.name,
-    )
+pub(crate) fn df_line(engine: &Engine, c: &Listed, size: &str) -> String {
+    let line = Line {
+        engine,
+        c,
+        whole: false,
+        sizes: false,
+    };
+    let mut out = String::new();
+    for column in ["ID", "Image", "Command", "LocalVolumes"] {
+        line.put(column, &mut out);
+        out.push('\t');
+    }
+    out.push_str(size);
+    for column in ["RunningFor", "Status", "Names"] {
+        out.push('\t');
+        line.put(column, &mut out);
+    }
+    out
 }
 
 /// One port as the PORTS column groups it.
@@ -324,7 +364,7 @@ fn ports(c: &Listed) -> Vec<Port> {
             kind: p.protocol.to_string(),
         })
         .collect();
-    for exposed in &c.summary.exposed {
+    for exposed in c.summary.exposed() {
         let (port, kind) = exposed.split_once('/').unwrap_or((exposed, "tcp"));
         let Ok(private) = port.parse() else { continue };
         if !ports.iter().any(|p| p.private == private && p.kind == kind) {
@@ -401,8 +441,8 @@ struct Check<'a> {
     images: Vec<String>,
     exited: Vec<i32>,
     is_task: Option<bool>,
-    before: Option<String>,
-    since: Option<String>,
+    before: Option<ContainerId>,
+    since: Option<ContainerId>,
 }
 
 impl<'a> Check<'a> {
@@ -438,11 +478,11 @@ impl<'a> Check<'a> {
                 Err(e) => return Err(e.into()),
             }
         }
-        let created = |name: &str| -> Outcome<Option<String>> {
+        let created = |name: &str| -> Outcome<Option<ContainerId>> {
             let mut found = None;
             for value in filters.values(name) {
                 let view = engine.view(&engine.find(value)?)?;
-                found = Some(view.config.id.hex());
+                found = Some(view.config.id);
             }
             Ok(found)
         };
@@ -459,7 +499,7 @@ impl<'a> Check<'a> {
 
     /// Carries out `before` and `since` over the list, newest first.
     fn cut(&self, listed: &mut Vec<Listed>) {
-        let place = |id: &Option<String>, listed: &[Listed]| {
+        let place = |id: &Option<ContainerId>, listed: &[Listed]| {
             id.as_ref()
                 .and_then(|id| listed.iter().position(|c| c.summary.id == *id))
         };
@@ -473,23 +513,21 @@ impl<'a> Check<'a> {
 
     fn holds(&self, c: &Listed) -> bool {
         let (f, s) = (self.filters, &c.summary);
-        f.any("id", |v| matches(v, &s.id) || s.id.starts_with(v))
-            && f.any("name", |v| {
-                matches(v, &s.name) || matches(v, &format!("/{}", s.name))
-            })
-            && f.all("label", |v| has_label(&s.labels, v))
+        f.any("id", |v| {
+            let id = s.id.hex();
+            matches(v, &id) || id.starts_with(v)
+        }) && f.any("name", |v| {
+            matches(v, s.name()) || matches(v, &format!("/{}", s.name()))
+        }) && f.all("label", |v| label_holds(v, |key| s.label(key)))
             && f.any("status", |v| state_word(c) == v)
             && (!f.has("health") || self.healthy(c))
-            && f.any("executor", |v| s.executor == v)
+            && f.any("executor", |v| s.executor() == v)
             && self.is_task != Some(true)
-            && (!f.has("exited")
-                || c.ended
-                    .as_ref()
-                    .is_some_and(|e| self.exited.contains(&e.code)))
+            && (!f.has("exited") || c.ended.is_some_and(|e| self.exited.contains(&e.code)))
             && (!f.has("ancestor") || self.descends(c))
-            && f.any("network", |v| s.network == v || network_id(c) == Some(v))
+            && f.any("network", |v| s.network() == v || network_id(c) == Some(v))
             && f.any("volume", |v| {
-                s.mounts.iter().any(|m| m.source == v || m.destination == v)
+                s.mounts().any(|m| m.source == v || m.destination == v)
             })
             && self.port("publish", c, |p| p.public != 0)
             && self.port("expose", c, |_| true)
@@ -507,11 +545,12 @@ impl<'a> Check<'a> {
                 .map(|r| r.with_default_tag().to_string())
                 .ok()
         };
-        self.images.contains(&c.summary.image_id)
+        let image = c.summary.image();
+        self.images.iter().any(|id| id == c.summary.image_id())
             || self
                 .filters
                 .values("ancestor")
-                .any(|v| name(v).is_some() && name(v) == name(&c.summary.image))
+                .any(|v| name(v).is_some() && name(v) == name(image))
     }
 
     fn port(&self, filter: &str, c: &Listed, f: impl Fn(&Port) -> bool) -> bool {
@@ -585,8 +624,9 @@ mod tests {
     #[test]
     fn commands_are_quoted_and_cut() {
         let text = |list: &[&str], whole| {
-            let list: Vec<String> = list.iter().map(|s| (*s).to_owned()).collect();
-            command_text(&list, whole)
+            let mut out = String::new();
+            put_command(&mut out, list.iter().copied(), whole);
+            out
         };
         assert_eq!(text(&["sh"], false), "\"sh\"");
         assert_eq!(

@@ -6,7 +6,7 @@ use clap::Args;
 use crate::errors::{Failure, Outcome, daemon_text};
 use crate::ui;
 
-/// Arguments of `rename`.
+// Arguments of `rename`.
 #[derive(Debug, Args)]
 pub(crate) struct RenameArgs {
     /// Name or id

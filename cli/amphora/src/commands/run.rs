@@ -15,7 +15,7 @@ use crate::{parse, ui};
 
 use super::foreground::Foreground;
 
-/// Flags that `run` and `create` share.
+// Flags that `run` and `create` share.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true, trailing_var_arg = true)]
 pub(crate) struct CreateArgs {
@@ -169,7 +169,7 @@ enum Pull {
     Never,
 }
 
-/// Flags of `run`.
+// Flags of `run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// Run container in background and print container ID

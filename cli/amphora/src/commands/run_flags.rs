@@ -11,7 +11,7 @@ use clap::Args;
 use crate::errors::{Failure, Outcome};
 use crate::parse::{bad_flag, os_text, size, size_flag};
 
-/// Limits beside those that most people use.
+// Limits beside those that most people use.
 #[derive(Debug, Args)]
 pub(crate) struct LimitFlags {
     /// Block IO (relative weight), between 10 and 1000, or 0 to disable (default 0)
@@ -55,7 +55,7 @@ pub(crate) struct LimitFlags {
     oom_score_adj: Option<i32>,
 }
 
-/// What a container shares with the host and with others, and what it may do.
+// What a container shares with the host and with others, and what it may do.
 #[derive(Debug, Args)]
 pub(crate) struct ShareFlags {
     /// Cgroup namespace to use (host|private)

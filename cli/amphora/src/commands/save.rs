@@ -7,7 +7,7 @@ use clap::Args;
 use super::export::{Output, to_file};
 use crate::errors::{Failure, Outcome};
 
-/// Arguments of `save`.
+// Arguments of `save`.
 #[derive(Debug, Args)]
 pub(crate) struct SaveArgs {
     /// Write to a file, instead of STDOUT

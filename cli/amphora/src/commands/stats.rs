@@ -30,7 +30,7 @@ const HEADERS: [(&str, &str); 10] = [
 /// Time between two looks, as Docker's.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// Flags of `stats`.
+// Flags of `stats`.
 #[derive(Debug, Args)]
 pub(crate) struct StatsArgs {
     /// Show all containers (default shows just running)
@@ -104,12 +104,10 @@ fn watched(engine: &Engine, args: &StatsArgs) -> Outcome<Vec<Watched>> {
         return Ok(engine
             .ps(args.all)?
             .into_iter()
-            .filter_map(|c| {
-                Some(Watched {
-                    id: c.summary.id.parse().ok()?,
-                    shown: c.summary.id.chars().take(12).collect(),
-                    name: c.summary.name,
-                })
+            .map(|c| Watched {
+                id: c.summary.id,
+                shown: c.summary.id.short(),
+                name: c.summary.name().to_owned(),
             })
             .collect());
     }

@@ -8,6 +8,7 @@ use crate::ui;
 
 /// Commands about the engine that stand at the top level.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum System {
     /// Show the amphora version information
     Version(super::info::FormatArgs),
@@ -23,6 +24,7 @@ pub(crate) enum System {
 
 /// `system …`.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Group {
     /// Show disk usage
     Df(super::df::DfArgs),

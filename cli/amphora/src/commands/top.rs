@@ -23,7 +23,7 @@ const KNOWN: [&str; 23] = [
     "command", "comm", "%cpu", "pcpu", "%mem", "pmem", "vsz", "rss", "stat", "ni", "etime",
 ];
 
-/// Arguments of `top`.
+// Arguments of `top`.
 #[derive(Debug, Args)]
 #[command(trailing_var_arg = true)]
 pub(crate) struct TopArgs {

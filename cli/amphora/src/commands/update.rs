@@ -7,7 +7,7 @@ use super::each;
 use crate::errors::{Failure, Outcome};
 use crate::{parse, ui};
 
-/// Flags of `update`.
+// Flags of `update`.
 #[derive(Debug, Args)]
 pub(crate) struct UpdateArgs {
     /// Block IO (relative weight), between 10 and 1000, or 0 to disable (default 0)

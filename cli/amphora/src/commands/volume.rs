@@ -9,6 +9,7 @@ use crate::{parse, ui};
 
 /// `volume …`.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Volume {
     /// Create a volume
     Create(CreateArgs),
@@ -24,7 +25,7 @@ pub(crate) enum Volume {
     Rm(RmArgs),
 }
 
-/// Arguments of `volume create`.
+// Arguments of `volume create`.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
     /// Set metadata for a volume
@@ -38,7 +39,7 @@ pub(crate) struct CreateArgs {
     name: Option<String>,
 }
 
-/// Flags of `volume rm`.
+// Flags of `volume rm`.
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
     /// Ignore volumes that do not exist

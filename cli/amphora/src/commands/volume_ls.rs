@@ -25,7 +25,7 @@ const HEADERS: [(&str, &str); 10] = [
 ];
 const FILTERS: [&str; 4] = ["dangling", "driver", "label", "name"];
 
-/// Flags of `volume ls`.
+// Flags of `volume ls`.
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
     /// Provide filter values (e.g. "dangling=true")
@@ -55,14 +55,14 @@ pub(crate) fn ls(engine: &Engine, args: &LsArgs) -> Outcome {
             && filters.all("label", |want| has_label(&v.labels, want))
     });
     if let Some(dangling) = filters.flag("dangling")? {
-        let used: BTreeSet<String> = engine
-            .ps(true)?
-            .into_iter()
-            .flat_map(|c| c.summary.mounts)
+        let containers = engine.ps(true)?;
+        let used: BTreeSet<&str> = containers
+            .iter()
+            .flat_map(|c| c.summary.mounts())
             .filter(|m| m.kind == "volume")
             .map(|m| m.source)
             .collect();
-        volumes.retain(|v| used.contains(&v.name) != dangling);
+        volumes.retain(|v| used.contains(v.name.as_str()) != dangling);
     }
     let na = || "N/A".to_owned();
     let sized = format.uses("Size");

@@ -13,6 +13,7 @@ both!(
     one_start_wins_a_port,
     one_run_wins_a_name_and_a_port,
     starts_stops_and_removals_cross,
+    lists_beside_changes_hide_nothing_afterwards,
 );
 
 /// Commands at once.
@@ -116,6 +117,51 @@ fn one_creation_and_one_removal_wins_a_name(image: &str) {
     s.run(&remove).ok();
 }
 
+/// Each list writes the index anew, from what it saw at another moment than the others.
+fn lists_beside_changes_hide_nothing_afterwards(image: &str) {
+    let s = Sandbox::ready();
+    let name = |n: usize| format!("n{n}");
+    for round in 0..3 {
+        let commands: Vec<_> = (0..CROWD)
+            .map(|n| match (n % 4, round) {
+                (0, _) => words("ps -a"),
+                (1, 1) => words(&format!("rename n{n} m{n}")),
+                (2, 1) => words(&format!("start n{n}")),
+                (3, 2) => words(&format!("rm n{n}")),
+                (1, 2) => words(&format!("start m{n}")),
+                (_, 0) => words(&format!("create --name n{n} {image} exit {n}")),
+                _ => words("ps -a"),
+            })
+            .collect();
+        for out in at_once(&s, &commands) {
+            assert_eq!((out.code, out.stderr.as_str()), (0, ""), "{out:?}");
+        }
+        s.settle();
+        // With the index of whoever was last, and with its own.
+        for _ in 0..2 {
+            let there = listed(&s);
+            for n in (0..CROWD).filter(|n| n % 4 != 0) {
+                let (name, state) = match (n % 4, round) {
+                    (3, 2) => {
+                        assert!(!there.contains_key(&name(n)), "{n}: {there:?}");
+                        continue;
+                    }
+                    (1, 1) => (format!("m{n}"), "created"),
+                    (1, 2) => (format!("m{n}"), "exited"),
+                    (2, 1 | 2) => (name(n), "exited"),
+                    _ => (name(n), "created"),
+                };
+                assert_eq!(there[&name].1, state, "{name} in round {round}");
+            }
+        }
+    }
+    let ids = s.run(&["ps", "-aq"]).ok();
+    let mut remove = vec!["rm"];
+    remove.extend(ids.lines());
+    assert_eq!(remove.len(), 1 + CROWD / 2);
+    s.run(&remove).ok();
+}
+
 /// Ports below this machine's range of outgoing ones.
 fn port(n: usize) -> usize {
     8200 + n % PRIZES
@@ -153,7 +199,7 @@ fn one_start_wins_a_port(image: &str) {
             let shown = s.run(&["port", &format!("c{n}"), "80"]).ok();
             assert_eq!(shown, format!("127.0.0.1:{}\n", port(n)));
         } else {
-            assert_eq!(state, "created");
+            assert_eq!(state, "created", "{out:?}");
             out.fails(1, &taken(n));
         }
     }
@@ -192,7 +238,7 @@ fn one_run_wins_a_name_and_a_port(image: &str) {
             out.clone().fails(125, &conflict(&name, id));
         } else {
             // It had the name: Docker leaves what could not be started as created.
-            assert_eq!(state, "created");
+            assert_eq!(state, "created", "{out:?}");
             out.clone().fails(125, &taken(n));
             of_name[n / PRIZES] += 1;
             wanted[n % PRIZES] = 1;

@@ -599,7 +599,7 @@ fn what_is_not_done_is_refused_by_name() {
         w.detached(&["create", "one"]).fails(1, text);
     }
     w.bundle(&["sh"], |spec| {
-        spec["linux"]["personality"] = json!({"domain": "LINUX32"})
+        spec["linux"]["personality"] = json!({"domain": "LINUX32"});
     });
     w.detached(&["create", "one"]).fails(1, "linux.personality");
     w.done();
