@@ -30,7 +30,7 @@ both!(
 );
 
 /// A world with an image `checked` in which `/probe` is the probe, and a shell where there are any.
-fn world(kind: &str, check: &Value) -> Sandbox {
+pub(crate) fn world(kind: &str, check: &Value) -> Sandbox {
     let mut s = Sandbox::ready();
     let tmp = fixtures::dir("tmp", 0o1777);
     let mut config = json!({ "Entrypoint": ["/probe"] });
