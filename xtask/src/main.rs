@@ -6,11 +6,13 @@
 
 mod demo;
 mod edges;
+mod goldens;
 mod peers;
 mod setup;
 mod source;
 mod suite;
 mod tidy;
+mod upgrade;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -23,7 +25,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   tidy         check crate edges, sizes and habits
   test [ARGS]  run all tests (ARGS go to cargo test) and count what was skipped
   lint         fmt, clippy and tidy
-  peers DIR    install the engines that benches compare with into DIR";
+  peers DIR    install the engines that benches compare with into DIR
+  goldens DIR  record what docker says: its client here, its daemon of DIR, made by peers
+  upgrade REV  run the upgrade tests with supervisors of a program built from REV";
 
 fn main() -> ExitCode {
     match run() {
@@ -52,6 +56,8 @@ fn run() -> Result<()> {
             lint(&root)
         }
         Some("peers") => peers::run(&root, &rest),
+        Some("goldens") => goldens::run(&root, &rest),
+        Some("upgrade") => upgrade::run(&root, &rest),
         _ => bail!("{USAGE}"),
     }
 }

@@ -12,6 +12,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Already reported; only the code is left.
     Code(u8),
+    /// What Docker's daemon would find wrong, not its client.
+    Daemon(String),
     /// Reading or writing on the caller's side failed.
     Local(String),
     /// A text with an exit code of its own.
@@ -44,6 +46,16 @@ pub(crate) fn run_code(error: &EngineError) -> u8 {
     }
 }
 
+/// Reports what is wrong with a command line; with a flag, with how the command is called.
+fn usage_error(text: &str) {
+    if crate::commands::usage::is_about_a_flag(text) {
+        let args: Vec<_> = std::env::args_os().collect();
+        crate::commands::usage::flag_error(text, &args);
+    } else {
+        crate::ui::error(text);
+    }
+}
+
 /// Reports a failure of a plain command and returns its exit code.
 pub(crate) fn report(failure: &Failure) -> u8 {
     match failure {
@@ -52,8 +64,12 @@ pub(crate) fn report(failure: &Failure) -> u8 {
             1
         }
         Failure::Usage(text) => {
-            crate::ui::error(text);
+            usage_error(text);
             125
+        }
+        Failure::Daemon(text) => {
+            crate::ui::error(&format!("Error response from daemon: {text}"));
+            1
         }
         Failure::Local(text) => {
             crate::ui::error(text);

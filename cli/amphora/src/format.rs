@@ -92,6 +92,32 @@ impl Format {
         })
     }
 
+    /// The same for `ps`, which tries the template before it looks for containers.
+    pub(crate) fn parse_for_ps(
+        given: Option<&str>,
+        table: &str,
+        type_name: &'static str,
+        fields: &[(&str, &str)],
+    ) -> Outcome<Self> {
+        let instead = |failure, words: &str| match failure {
+            Failure::Local(text) => {
+                let why = text.trim_start_matches("template parsing error: ");
+                Failure::Local(format!("failed to {words} template: {why}"))
+            }
+            other => other,
+        };
+        let format = Self::parse(given, table).map_err(|e| instead(e, "parse"))?;
+        let row = Row::of(fields.iter().map(|(field, _)| (*field, String::new())));
+        let row = row.with_labels(&BTreeMap::new());
+        let tried = format
+            .template
+            .execute(&row.value(Missing::Type(type_name)), Mode::Rows);
+        match tried {
+            Err(e) if !format.table => Err(instead(Failure::Local(parsing_error(&e)), "execute")),
+            _ => Ok(format),
+        }
+    }
+
     /// Whether it needs this field; the plain `json` prints what is there at no cost.
     pub(crate) fn uses(&self, field: &str) -> bool {
         !self.json && self.template.uses(field)

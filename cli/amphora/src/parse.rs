@@ -140,26 +140,31 @@ pub(crate) fn pairs(values: &[String]) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Parses `--ulimit name=soft[:hard]`.
-pub(crate) fn ulimit(text: &str) -> Option<amphora_spec::runtime::Rlimit> {
-    let (name, value) = text.split_once('=')?;
-    let limit = |v: &str| {
-        if v == "-1" || v == "unlimited" {
-            Some(u64::MAX)
-        } else {
-            v.parse().ok()
-        }
+/// Parses `--ulimit name=soft[:hard]`; the reason when it cannot.
+pub(crate) fn ulimit(text: &str) -> Result<amphora_spec::runtime::Rlimit, String> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| format!("invalid ulimit argument: {text}"))?;
+    if !amphora_spec::runtime::RLIMITS.contains(&name) {
+        return Err(format!("invalid ulimit type: {name}"));
+    }
+    let limit = |v: &str| match v {
+        "-1" | "unlimited" => Ok(u64::MAX),
+        v => v
+            .parse()
+            .map_err(|_| format!("strconv.ParseInt: parsing \"{v}\": invalid syntax")),
     };
-    let (soft, hard) = match value.split_once(':') {
-        Some((soft, hard)) => (limit(soft)?, limit(hard)?),
-        None => (limit(value)?, limit(value)?),
-    };
-    (amphora_spec::runtime::RLIMITS.contains(&name) && soft <= hard).then(|| {
-        amphora_spec::runtime::Rlimit {
-            kind: format!("RLIMIT_{}", name.to_ascii_uppercase()),
-            hard,
-            soft,
-        }
+    let (soft, hard) = value.split_once(':').unwrap_or((value, value));
+    let (soft, hard) = (limit(soft)?, limit(hard)?);
+    if soft > hard {
+        return Err(format!(
+            "ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}"
+        ));
+    }
+    Ok(amphora_spec::runtime::Rlimit {
+        kind: format!("RLIMIT_{}", name.to_ascii_uppercase()),
+        hard,
+        soft,
     })
 }
 
@@ -190,9 +195,9 @@ mod tests {
         assert_eq!(cpus("0"), None);
         assert_eq!(cpus("x"), None);
         assert_eq!(
-            ulimit("nofile=1024:2048").map(|u| (u.soft, u.hard)),
+            ulimit("nofile=1024:2048").ok().map(|u| (u.soft, u.hard)),
             Some((1024, 2048))
         );
-        assert!(ulimit("nofile=9:1").is_none() && ulimit("bogus=1").is_none());
+        assert!(ulimit("nofile=9:1").is_err() && ulimit("bogus=1").is_err());
     }
 }

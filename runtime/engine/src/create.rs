@@ -112,6 +112,7 @@ impl Engine {
     ) -> Result<ContainerConfig> {
         let record = &image.record;
         let defaults = &record.config.config;
+        check_words(&options)?;
         let (entrypoint, cmd) = command(&options, record);
         let chosen = self.choose_executor(&options, record, &entrypoint, &cmd)?;
         if entrypoint.is_empty() && cmd.is_empty() {
@@ -148,7 +149,7 @@ impl Engine {
             module: chosen.module,
             entrypoint,
             cmd,
-            env: merge_env(&defaults.env, &options.env),
+            env: first_env(&defaults.env, &options.env),
             workdir: options
                 .workdir
                 .unwrap_or_else(|| defaults.working_dir.clone()),
@@ -332,6 +333,15 @@ fn command(options: &CreateOptions, record: &ImageRecord) -> (Vec<String>, Vec<S
 }
 
 /// Merges `KEY=value` lines: later ones replace earlier ones in place.
+/// The environment of a new container, in Docker's order: what is asked for, then the image's.
+fn first_env(image: &[String], given: &[String]) -> Vec<String> {
+    let key = |line: &str| line.split('=').next().unwrap_or_default().to_owned();
+    let merged = merge_env(&[], given);
+    let named = |line: &&String| given.iter().any(|have| key(have) == key(line));
+    let rest = image.iter().filter(|line| !named(line)).cloned();
+    merged.into_iter().chain(rest).collect()
+}
+
 pub(crate) fn merge_env(base: &[String], over: &[String]) -> Vec<String> {
     let key = |line: &str| line.split('=').next().unwrap_or_default().to_owned();
     let mut out: Vec<String> = base.to_vec();
@@ -401,6 +411,20 @@ fn validate_host(host: &HostConfig) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Checks the stop signal and the directory in Docker's words.
+fn check_words(options: &CreateOptions) -> Result<()> {
+    if let Some(text) = options.stop_signal.as_deref().filter(|t| !t.is_empty()) {
+        amphora_spec::signal::parse(text)
+            .ok_or_else(|| EngineError::Invalid(format!("invalid signal: {text}")))?;
+    }
+    match options.workdir.as_deref() {
+        Some(dir) if !dir.is_empty() && !dir.starts_with('/') => Err(EngineError::Invalid(
+            format!("the working directory '{dir}' is invalid, it needs to be an absolute path"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -160,6 +160,14 @@ impl Engine {
             ExecutorKind::Wasm => Some(self.exec_module(&mut config, &root)?),
             ExecutorKind::Linux => None,
         };
+        if !config.workdir.is_empty() && !config.workdir.starts_with('/') {
+            let text =
+                "OCI runtime exec failed: exec failed: Cwd must be an absolute path: unknown";
+            return Err(EngineError::Exec(
+                text.to_owned(),
+                amphora_spec::ErrorKind::InvalidArgument,
+            ));
+        }
         let spec = spec_builder::build(&config, &facts)?;
         let mounts = config
             .host

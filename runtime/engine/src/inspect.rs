@@ -48,7 +48,7 @@ impl Engine {
         Ok(json!({
             "CreatedAt": crate::list::time_text(volume.created_s.saturating_mul(1_000_000_000)),
             "Driver": "local",
-            "Labels": volume.labels,
+            "Labels": null_if_empty(json!(volume.labels)),
             "Mountpoint": self.volume_path(name),
             "Name": volume.name,
             "Options": null,
@@ -81,6 +81,11 @@ impl Engine {
         let hosts = self.run_dir(&config.id).join("etc");
         let log = config.host.log.readable().ok();
         let log = log.map(|name| dir.join("logs").join(name));
+        // As with Docker, files that the first start makes are not named before.
+        let made = |path: std::path::PathBuf| match view.status {
+            Status::Created => std::path::PathBuf::new(),
+            _ => path,
+        };
         json!({
             "Id": config.id.hex(),
             "Created": config.created,
@@ -88,10 +93,10 @@ impl Engine {
             "Args": args.get(1..).unwrap_or_default(),
             "State": state_json(view),
             "Image": config.image_id,
-            "ResolvConfPath": hosts.join("resolv.conf"),
-            "HostnamePath": hosts.join("hostname"),
-            "HostsPath": hosts.join("hosts"),
-            "LogPath": log.unwrap_or_default(),
+            "ResolvConfPath": made(hosts.join("resolv.conf")),
+            "HostnamePath": made(hosts.join("hostname")),
+            "HostsPath": made(hosts.join("hosts")),
+            "LogPath": made(log.unwrap_or_default()),
             "Name": format!("/{}", config.name),
             "RestartCount": restart_count(view),
             "Driver": "overlay2",
@@ -100,7 +105,15 @@ impl Engine {
                 amphora_spec::select::Executor::Wasm => "wasi",
             },
             "Executor": { "Kind": config.executor, "Reason": config.executor_reason },
+            "MountLabel": "",
+            "ProcessLabel": "",
+            "AppArmorProfile": "",
+            "ExecIDs": null,
             "HostConfig": host_json(view),
+            "GraphDriver": {
+                "Name": "overlay2",
+                "Data": { "UpperDir": dir.join("upper"), "WorkDir": dir.join("work") },
+            },
             "Mounts": self.mounts_json(view),
             "Config": config_json(view),
             "NetworkSettings": network_json(view),
@@ -112,6 +125,9 @@ impl Engine {
             .host
             .mounts
             .iter()
+            // Those of `--tmpfs` stand in the host's configuration alone.
+            .filter(|m| !matches!(m, MountPoint::Tmpfs { destination, .. }
+                if !crate::inspect_host::given(&view.config.host, destination)))
             .map(|m| match m {
                 MountPoint::Volume { name, destination, read_only, .. } => json!({
                     "Type": "volume", "Name": name, "Source": self.volume_path(name),
@@ -189,6 +205,7 @@ fn config_json(view: &ContainerView) -> Value {
         "Volumes": null,
         "WorkingDir": config.workdir,
         "Entrypoint": if config.entrypoint.is_empty() { Value::Null } else { json!(config.entrypoint) },
+        "OnBuild": null,
         "Labels": config.labels,
         "StopSignal": config.stop_signal,
         "StopTimeout": config.stop_timeout,
@@ -223,11 +240,10 @@ fn host_json(view: &ContainerView) -> Value {
             "Name": host.restart.kind.name(), "MaximumRetryCount": host.restart.max,
         },
         "AutoRemove": host.auto_remove,
-        "Annotations": view.config.annotations,
         "LogConfig": { "Type": host.log.driver(), "Config": host.log.options },
-        "CapAdd": host.cap_add,
-        "CapDrop": host.cap_drop,
-        "ExtraHosts": host.extra_hosts,
+        "CapAdd": capabilities(&host.cap_add),
+        "CapDrop": capabilities(&host.cap_drop),
+        "ExtraHosts": null_if_empty(json!(host.extra_hosts)),
         "PublishAllPorts": host.publish_all,
         "ReadonlyRootfs": host.read_only,
         "Dns": host.dns.servers,
@@ -240,11 +256,27 @@ fn host_json(view: &ContainerView) -> Value {
             "Hard": u.hard, "Soft": u.soft,
         })).collect::<Vec<_>>(),
     });
+    if !view.config.annotations.is_empty() {
+        value["Annotations"] = json!(view.config.annotations);
+    }
     if let Some(map) = value.as_object_mut() {
         map.extend(crate::limits::json(host));
         map.extend(crate::inspect_host::json(host));
     }
     value
+}
+
+/// Capabilities by their whole names, sorted as Docker does.
+fn capabilities(given: &[String]) -> Value {
+    let whole = |name: &String| {
+        let upper = name.to_ascii_uppercase();
+        if upper == "ALL" || upper.starts_with("CAP_") {
+            return upper;
+        }
+        format!("CAP_{upper}")
+    };
+    let names: std::collections::BTreeSet<String> = given.iter().map(whole).collect();
+    null_if_empty(json!(names))
 }
 
 fn network_json(view: &ContainerView) -> Value {
@@ -275,24 +307,48 @@ fn network_json(view: &ContainerView) -> Value {
         "IPPrefixLen": ip("IPPrefixLen"),
         "MacAddress": ip("MacAddress"),
         "Networks": { name: endpoint.clone() },
+        "EndpointID": ip("EndpointID"),
+        "GlobalIPv6Address": ip("GlobalIPv6Address"),
+        "GlobalIPv6PrefixLen": ip("GlobalIPv6PrefixLen"),
+        "IPv6Gateway": ip("IPv6Gateway"),
+        "HairpinMode": false,
+        "LinkLocalIPv6Address": "",
+        "LinkLocalIPv6PrefixLen": 0,
+        "SandboxID": "",
+        "SandboxKey": "",
+        "SecondaryIPAddresses": null,
+        "SecondaryIPv6Addresses": null,
     })
 }
 
 fn endpoint_json(endpoint: Option<&amphora_network::Endpoint>) -> Value {
-    let Some(e) = endpoint else {
-        return json!({ "IPAddress": "", "Gateway": "", "MacAddress": "", "IPPrefixLen": 0 });
-    };
+    let text = |ip: Option<String>| ip.unwrap_or_default();
     json!({
-        "NetworkID": e.network_id,
-        "EndpointID": e.link,
-        "Gateway": e.gateway.to_string(),
-        "IPAddress": e.address.to_string(),
-        "IPPrefixLen": e.prefix,
-        "IPv6Gateway": e.gateway6.map(|a| a.to_string()).unwrap_or_default(),
-        "GlobalIPv6Address": e.address6.map(|a| a.to_string()).unwrap_or_default(),
-        "GlobalIPv6PrefixLen": e.prefix6,
-        "MacAddress": e.mac,
+        "IPAMConfig": null,
+        "Links": null,
+        "Aliases": null,
+        "MacAddress": text(endpoint.map(|e| e.mac.to_string())),
+        "DriverOpts": null,
+        "NetworkID": text(endpoint.map(|e| e.network_id.to_string())),
+        "EndpointID": text(endpoint.map(|e| e.link.to_string())),
+        "Gateway": text(endpoint.map(|e| e.gateway.to_string())),
+        "IPAddress": text(endpoint.map(|e| e.address.to_string())),
+        "IPPrefixLen": endpoint.map_or(0, |e| e.prefix),
+        "IPv6Gateway": text(endpoint.and_then(|e| e.gateway6).map(|a| a.to_string())),
+        "GlobalIPv6Address": text(endpoint.and_then(|e| e.address6).map(|a| a.to_string())),
+        "GlobalIPv6PrefixLen": endpoint.map_or(0, |e| e.prefix6),
+        "DNSNames": null,
     })
+}
+
+/// Docker's `null` for a list or map that nobody gave.
+pub(crate) fn null_if_empty(value: Value) -> Value {
+    let empty = match &value {
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    if empty { Value::Null } else { value }
 }
 
 fn image_json(record: &ImageRecord, tags: &[String], digests: &[String]) -> Value {
@@ -306,8 +362,12 @@ fn image_json(record: &ImageRecord, tags: &[String], digests: &[String]) -> Valu
         Ok(selection) => (json!(selection.executor), selection.reason),
         Err(refused) => (Value::Null, refused.to_string()),
     };
+    let comment = config.history.last().and_then(|h| h.comment.clone());
     json!({
         "Id": record.image_id,
+        "Parent": "",
+        "Comment": comment.unwrap_or_default(),
+        "DockerVersion": "",
         "RepoTags": tags,
         "RepoDigests": digests,
         "Created": config.created,
@@ -316,10 +376,25 @@ fn image_json(record: &ImageRecord, tags: &[String], digests: &[String]) -> Valu
         "Variant": config.variant.clone().unwrap_or_default(),
         "Os": config.os,
         "Size": record.size,
-        "Config": config.config,
+        "Config": image_config(json!(config.config)),
         "RootFS": { "Type": "layers", "Layers": layers },
         "Descriptor": record.manifest,
+        "Metadata": { "LastTagTime": NEVER },
         "Executor": { "Kind": executor, "Reason": reason },
         "Wasm": record.facts.module.as_ref().map(|m| &m.wasm),
     })
+}
+
+/// What Docker's type of an image's configuration has and an OCI image need not say.
+fn image_config(given: Value) -> Value {
+    let mut whole = json!({
+        "Hostname": "", "Domainname": "", "User": "", "AttachStdin": false,
+        "AttachStdout": false, "AttachStderr": false, "Tty": false, "OpenStdin": false,
+        "StdinOnce": false, "Env": null, "Cmd": null, "Image": "", "Volumes": null,
+        "WorkingDir": "", "Entrypoint": null, "OnBuild": null, "Labels": null,
+    });
+    if let (Some(whole), Value::Object(given)) = (whole.as_object_mut(), given) {
+        whole.extend(given);
+    }
+    whole
 }

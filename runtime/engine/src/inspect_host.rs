@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::config::{HostConfig, MountPoint};
+use crate::inspect::null_if_empty;
 
 /// Describes modes, mounts as they were given, devices and security.
 pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
@@ -31,16 +32,13 @@ pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
         .collect();
     let (masked, readonly) = crate::spec_builder::hidden_paths(host);
     let value = json!({
-        "Binds": host.binds,
-        "Mounts": host.mounts_given,
-        "Tmpfs": tmpfs,
-        "VolumesFrom": host.volumes_from,
+        "Binds": null_if_empty(json!(host.binds)),
+        "VolumesFrom": null_if_empty(json!(host.volumes_from)),
         "Privileged": host.privileged,
         "Devices": devices,
-        "DeviceCgroupRules": host.device_cgroup_rules,
-        "GroupAdd": host.group_add,
-        "Sysctls": host.sysctls,
-        "SecurityOpt": host.security_opt,
+        "DeviceCgroupRules": null_if_empty(json!(host.device_cgroup_rules)),
+        "GroupAdd": null_if_empty(json!(host.group_add)),
+        "SecurityOpt": null_if_empty(json!(host.security_opt)),
         "IpcMode": or(&host.ipc_mode, "private"),
         "PidMode": host.pid_mode,
         "UTSMode": host.uts_mode,
@@ -48,10 +46,32 @@ pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
         "CgroupnsMode": or(&host.cgroupns_mode, "private"),
         "MaskedPaths": masked,
         "ReadonlyPaths": readonly,
+        // What the flags that are refused would say.
+        "Cgroup": "",
+        "CgroupParent": "",
+        "ConsoleSize": [0, 0],
+        "CpuCount": 0,
+        "CpuPercent": 0,
+        "CpuRealtimePeriod": 0,
+        "CpuRealtimeRuntime": 0,
+        "DeviceRequests": null,
+        "IOMaximumBandwidth": 0,
+        "IOMaximumIOps": 0,
+        "Isolation": "",
+        "Links": null,
+        "VolumeDriver": "",
     });
+    let optional = [
+        ("Mounts", json!(host.mounts_given)),
+        ("Tmpfs", Value::Object(tmpfs)),
+        ("Sysctls", json!(host.sysctls)),
+    ];
     match value {
         Value::Object(mut map) => {
             map.extend(host.init.map(|init| ("Init".to_owned(), json!(init))));
+            let given = optional.into_iter();
+            let given = given.map(|(key, value)| (key.to_owned(), null_if_empty(value)));
+            map.extend(given.filter(|(_, value)| !value.is_null()));
             map
         }
         _ => Map::new(),
@@ -59,7 +79,7 @@ pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
 }
 
 /// Says whether a mount came from `--mount`.
-fn given(host: &HostConfig, destination: &str) -> bool {
+pub(crate) fn given(host: &HostConfig, destination: &str) -> bool {
     host.mounts_given
         .iter()
         .any(|mount| mount["Target"] == destination)

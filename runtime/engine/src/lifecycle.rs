@@ -314,5 +314,10 @@ pub(crate) fn not_running(view: &ContainerView) -> EngineError {
 }
 
 pub(crate) fn parse_signal(text: &str) -> Result<i32> {
-    signal::parse(text).ok_or_else(|| EngineError::Invalid(format!("invalid signal: {text}")))
+    signal::parse(text).ok_or_else(|| {
+        EngineError::Invalid(match text.parse::<i32>() {
+            Ok(number) => format!("the linux daemon does not support signal {number}"),
+            Err(_) => format!("invalid signal: {text}"),
+        })
+    })
 }

@@ -94,7 +94,7 @@ fn check_memory(host: &HostConfig) -> Result<()> {
     }
     match host.memory_swappiness {
         Some(value) if !(0..=100).contains(&value) => invalid(format!(
-            "Invalid value: {value}, valid memory swappiness range is 0-100"
+            "invalid value: {value}. Valid memory swappiness range is 0-100"
         )),
         _ => Ok(()),
     }

@@ -223,7 +223,9 @@ fn finish(fields: Fields) -> Result<MountPoint> {
             "mount type \"{}\" is not supported",
             fields.kind
         ))),
-        other => invalid(format!("mount type unknown: \"{other}\"")),
+        other => invalid(format!(
+            "invalid mount config for type \"{other}\": mount type unknown"
+        )),
     }
 }
 
@@ -366,14 +368,22 @@ pub fn expose<'a>(
         if ports.contains(':') {
             return invalid(format!("invalid port format for --expose: {text}"));
         }
-        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
-        let range = (first.parse::<u16>(), last.parse::<u16>());
-        let known = matches!(protocol.as_str(), "tcp" | "udp" | "sctp");
-        let (true, (Ok(first), Ok(last))) = (known, range) else {
-            return invalid(format!("invalid range format for --expose: {text}"));
+        let bad = |why: &str| {
+            EngineError::Invalid(format!(
+                "invalid range format for --expose: {text}, error: {why}"
+            ))
         };
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let port = |port: &str| {
+            let why = || format!("strconv.ParseUint: parsing \"{port}\": invalid syntax");
+            port.parse::<u16>().map_err(|_| bad(&why()))
+        };
+        let (first, last) = (port(first)?, port(last)?);
+        if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
+            return Err(bad(&format!("invalid proto: {protocol}")));
+        }
         if first > last {
-            return invalid(format!("invalid range format for --expose: {text}"));
+            return Err(bad("Invalid range specified for the Port"));
         }
         for port in first..=last {
             let key = format!("{port}/{protocol}");
@@ -434,7 +444,10 @@ mod tests {
                 "type=bind,src=/,dst=/a,volume-nocopy",
                 "cannot mix 'volume-*' options with mount type 'bind'",
             ),
-            ("type=magic,dst=/a", "mount type unknown: \"magic\""),
+            (
+                "type=magic,dst=/a",
+                "invalid mount config for type \"magic\": mount type unknown",
+            ),
             (
                 "type=image,src=x,dst=/a",
                 "mount type \"image\" is not supported",

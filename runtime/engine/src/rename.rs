@@ -24,8 +24,10 @@ impl Engine {
             let text = "Renaming a container with the same name as its current name";
             return Err(EngineError::Invalid(text.to_owned()));
         }
+        // Docker names it with the slash that it is kept with.
+        let shown = |text: String| text.replacen(name, &format!("/{name}"), 1);
         amphora_spec::id::check_name(name)
-            .map_err(|e| allocating(EngineError::Invalid(e.to_string())))?;
+            .map_err(|e| allocating(EngineError::Invalid(shown(e.to_string()))))?;
         let mut undo = Undo::default();
         self.claim(id, name, &mut undo)?;
         let old = std::mem::replace(&mut config.name, name.to_owned());

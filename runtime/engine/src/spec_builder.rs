@@ -330,7 +330,7 @@ fn rlimits(ulimits: &[Rlimit]) -> Vec<Rlimit> {
     ulimits.to_vec()
 }
 
-fn canonical(name: &str) -> Result<&'static str> {
+fn canonical(flag: &str, name: &str) -> Result<&'static str> {
     let upper = name.to_ascii_uppercase();
     let full = if upper.starts_with("CAP_") {
         upper
@@ -342,22 +342,20 @@ fn canonical(name: &str) -> Result<&'static str> {
         .find(|c| **c == full)
         .copied()
         .ok_or_else(|| {
-            EngineError::Invalid(format!(
-                "invalid capability: unknown capability: \"{full}\""
-            ))
+            EngineError::Invalid(format!("invalid {flag}: unknown capability: \"{full}\""))
         })
 }
 
 /// Docker's rule: `--cap-add ALL` starts from everything, `--cap-drop ALL` from nothing.
 fn capabilities(add: &[String], drop: &[String], uid: u32) -> Result<Capabilities> {
     let all = |list: &[String]| list.iter().any(|c| c.eq_ignore_ascii_case("all"));
-    let names = |list: &[String]| {
+    let names = |flag: &str, list: &[String]| {
         list.iter()
             .filter(|c| !c.eq_ignore_ascii_case("all"))
-            .map(|c| canonical(c))
+            .map(|c| canonical(flag, c))
             .collect::<Result<Vec<_>>>()
     };
-    let (added, dropped) = (names(add)?, names(drop)?);
+    let (added, dropped) = (names("CapAdd", add)?, names("CapDrop", drop)?);
     let mut set: Vec<&str> = if all(add) {
         ALL_CAPABILITIES.to_vec()
     } else if all(drop) {

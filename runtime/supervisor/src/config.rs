@@ -212,3 +212,112 @@ fn malformed(why: String) -> SupervisorError {
         why,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use amphora_cgroup::{Handle, HandleDir, Version};
+
+    use super::*;
+    use crate::health::HealthAction;
+    use crate::restart::RestartKind;
+
+    /// What version 4 wrote. A running container's supervisor may have written it before an
+    /// upgrade, so a change of the format needs another version, and a reader of this one.
+    const RECORDED: &[u8] = include_bytes!("../testdata/supervise-4.cfg");
+
+    fn strings(words: &[&str]) -> Vec<String> {
+        words.iter().map(|w| (*w).to_owned()).collect()
+    }
+
+    fn log() -> LogConfig {
+        LogConfig {
+            driver: LogDriver::Local,
+            max_size: 20 << 20,
+            max_files: 5,
+            compress: true,
+            attrs: r#"{"label":"value"}"#.to_owned(),
+            remote: Some(LogRemote::Syslog {
+                address: SyslogAddress::Udp("192.0.2.1:514".parse().unwrap()),
+                facility: 3,
+                tag: "tag".to_owned(),
+            }),
+        }
+    }
+
+    /// Every field with a value of its own.
+    fn whole() -> Config {
+        Config {
+            id: "0123456789abcdef".repeat(4),
+            run_dir: "/run/amphora/containers/0123".into(),
+            data_dir: "/var/lib/amphora/containers/0123".into(),
+            log: log(),
+            tty: true,
+            open_stdin: false,
+            stdin_once: true,
+            auto_remove: false,
+            release: vec![
+                Release::Unlink("/run/amphora/networks/bridge/leases/a".into()),
+                Release::RemoveTree("/run/amphora/tree".into()),
+                Release::Claim {
+                    path: "/var/lib/amphora/names/web".into(),
+                    target: "0123".to_owned(),
+                },
+                Release::Netlink {
+                    protocol: 12,
+                    bytes: vec![1, 2, 255],
+                },
+            ],
+            listeners: vec![
+                Listener {
+                    target: Some("[::1]:80".parse().unwrap()),
+                },
+                Listener { target: None },
+            ],
+            finish: strings(&["amphora", "finish", "/var/lib/amphora", "/run/amphora"]),
+            restart: RestartPolicy {
+                kind: RestartKind::OnFailure,
+                max: 7,
+            },
+            prepare: strings(&["amphora", "prepare"]),
+            ahead: Ahead { netns: true },
+            stop_signal: 2,
+            cgroup: Some(Handle {
+                version: Version::V1,
+                root: "/sys/fs/cgroup".into(),
+                parent: "amphora".to_owned(),
+                name: "0123".to_owned(),
+                dirs: vec![HandleDir {
+                    controllers: strings(&["cpu", "cpuacct"]),
+                    path: "/sys/fs/cgroup/cpu/amphora/0123".into(),
+                }],
+            }),
+            health: Some(HealthConfig {
+                probe: strings(&["amphora", "probe"]),
+                interval_ns: 30_000_000_000,
+                start_interval_ns: 5_000_000_000,
+                start_period_ns: 1_000_000,
+                timeout_ns: 2_000_000,
+                on_failure: HealthAction::Restart,
+                stop_timeout_s: 10,
+            }),
+            events: crate::EventLog {
+                path: "/run/amphora/events".into(),
+                attributes: r#""image":"web""#.to_owned(),
+                before: "{}\n".to_owned(),
+            },
+            netns: Some((4, 4_026_531_840)),
+        }
+    }
+
+    #[test]
+    fn version_4_is_read_with_every_field_as_it_was_written() {
+        assert_eq!(Config::decode(RECORDED).unwrap(), whole());
+    }
+
+    #[test]
+    fn what_is_written_is_what_its_version_says() {
+        // A difference without another version would be read as something else, or not at all.
+        assert_eq!(RECORDED.get(8..10), Some(&VERSION.to_le_bytes()[..]));
+        assert_eq!(whole().encode().unwrap(), RECORDED);
+    }
+}

@@ -60,7 +60,7 @@ pub enum VolumeSpecError {
     #[error("invalid spec: {0}: empty section between colons")]
     EmptySection(String),
     /// More than three sections.
-    #[error("invalid spec: {0}: too many colons")]
+    #[error("invalid volume specification: '{0}'")]
     TooManyColons(String),
     /// Options without a source.
     #[error("invalid volume specification: '{0}'")]
@@ -315,7 +315,7 @@ mod tests {
             (":/x", "invalid spec: :/x: empty section between colons".to_owned()),
             ("a::/x", "invalid spec: a::/x: empty section between colons".to_owned()),
             ("a:/x:", "invalid spec: a:/x:: empty section between colons".to_owned()),
-            ("a:/b:ro:x", "invalid spec: a:/b:ro:x: too many colons".to_owned()),
+            ("a:/b:ro:x", "invalid volume specification: 'a:/b:ro:x'".to_owned()),
             ("/foo:ro", "invalid volume specification: '/foo:ro'".to_owned()),
             ("a:/b:rx", "invalid mode: rx".to_owned()),
             ("a:/b:ro,rw", "invalid mode: ro,rw".to_owned()),

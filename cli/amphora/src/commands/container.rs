@@ -64,9 +64,6 @@ pub(crate) enum Short {
     Top(super::top::TopArgs),
     /// List port mappings of a container
     Port(PortArgs),
-    /// Return low-level information on containers, images and volumes
-    #[command(name = "inspect")]
-    InspectAny(super::inspect::InspectArgs),
 }
 
 // Names of containers.
@@ -188,7 +185,10 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
             Ok(())
         }),
         Short::Kill(args) => each(&args.names, |name| {
-            engine.kill(&engine.find(name)?, &args.signal)?;
+            engine
+                .find(name)
+                .and_then(|id| engine.kill(&id, &args.signal))
+                .map_err(|e| kill_failed(name, &e))?;
             ui::line(name);
             Ok(())
         }),
@@ -219,8 +219,16 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
         Short::Stats(args) => super::stats::stats(engine, &args),
         Short::Top(args) => super::top::top(engine, &args),
         Short::Port(args) => port(engine, &args),
-        Short::InspectAny(args) => super::inspect::any(engine, &args),
     }
+}
+
+/// Docker names the container before what is wrong, but where that is said of it already.
+fn kill_failed(name: &str, error: &amphora_engine::EngineError) -> Failure {
+    let text = amphora_spec::error::chain(error);
+    if text.starts_with("cannot kill container") {
+        return Failure::Daemon(text);
+    }
+    Failure::Daemon(format!("cannot kill container: {name}: {text}"))
 }
 
 fn stop(engine: &Engine, name: &str, args: &StopArgs) -> Outcome {
@@ -233,11 +241,19 @@ fn stop(engine: &Engine, name: &str, args: &StopArgs) -> Outcome {
 
 fn start(engine: &Engine, args: &StartArgs) -> Outcome {
     if !args.attach && !args.interactive {
+        let mut failed = Vec::new();
         return each(&args.names, |name| {
-            let started = engine.start(&engine.find(name)?, Attach::None)?;
+            let started = engine
+                .find(name)
+                .and_then(|id| engine.start(&id, Attach::None))
+                .inspect_err(|_| failed.push(name.to_owned()))?;
             ui::warnings(started.iter().flat_map(|s| &s.warnings));
             ui::line(name);
             Ok(())
+        })
+        .inspect_err(|_| {
+            let names = failed.join(", ");
+            ui::error(&format!("Error: failed to start containers: {names}"));
         });
     }
     let [name] = args.names.as_slice() else {
@@ -273,15 +289,20 @@ fn start(engine: &Engine, args: &StartArgs) -> Outcome {
     }
 }
 
+/// `80` as `80/tcp`, when it is a port.
+fn wanted_port(text: &str) -> Outcome<String> {
+    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    number.parse::<u16>().map_err(|_| {
+        Failure::Local(format!(
+            "Error: invalid port ({number}): strconv.ParseUint: parsing \"{number}\": invalid syntax"
+        ))
+    })?;
+    Ok(format!("{number}/{protocol}"))
+}
+
 fn port(engine: &Engine, args: &PortArgs) -> Outcome {
     let view = engine.view(&engine.find(&args.container)?)?;
-    let wanted = args.port.as_deref().map(|p| {
-        if p.contains('/') {
-            p.to_owned()
-        } else {
-            format!("{p}/tcp")
-        }
-    });
+    let wanted = args.port.as_deref().map(wanted_port).transpose()?;
     let mut shown = 0;
     for port in &view.ports {
         let key = format!("{}/{}", port.container_port, port.protocol);
@@ -294,8 +315,9 @@ fn port(engine: &Engine, args: &PortArgs) -> Outcome {
         shown += 1;
     }
     match wanted {
-        Some(want) if shown == 0 => Err(Failure::Local(format!(
-            "Error: No public port '{want}' published for {}",
+        Some(_) if shown == 0 => Err(Failure::Local(format!(
+            "Error: No public port '{}' published for {}",
+            args.port.as_deref().unwrap_or_default(),
             args.container
         ))),
         _ => Ok(()),

@@ -67,7 +67,15 @@ pub(crate) struct AttachArgs {
 /// `exec`.
 pub(crate) fn exec(engine: &Engine, args: ExecArgs) -> Outcome {
     let id = engine.find(&args.container)?;
-    let keys = detach_keys(args.detach_keys.as_deref(), args.tty)?;
+    // As with Docker, it is the daemon that refuses keys, after the client has read files.
+    let env = parse::environment(args.env, &args.env_file).map_err(|failure| match failure {
+        Failure::Usage(text) if !super::usage::is_about_a_flag(&text) => Failure::Local(text),
+        other => other,
+    })?;
+    let keys = detach_keys(args.detach_keys.as_deref(), args.tty).map_err(|_| {
+        let keys = args.detach_keys.as_deref().unwrap_or_default();
+        Failure::Daemon(format!("Invalid escape keys ({keys}) provided"))
+    })?;
     let streams = AttachStreams {
         stdin: args.interactive && !args.detach,
         stdout: !args.detach,
@@ -80,7 +88,7 @@ pub(crate) fn exec(engine: &Engine, args: ExecArgs) -> Outcome {
     let foreground = Foreground::new(streams, args.tty && !args.detach, keys, false)?;
     let options = ExecOptions {
         args: args.command,
-        env: parse::environment(args.env, &args.env_file)?,
+        env,
         workdir: args.workdir,
         user: args.user,
         privileged: args.privileged,

@@ -47,7 +47,9 @@ fn operating_system() -> String {
 }
 
 /// Prints JSON through a template; `false` when there is none.
-fn through(format: Option<&str>, json: &Json, kind: &'static str) -> Outcome<bool> {
+///
+/// The template is called `name`, as in Docker.
+fn through(format: Option<&str>, json: &Json, name: &str, kind: &'static str) -> Outcome<bool> {
     let text = match format {
         None | Some("") => return Ok(false),
         Some("json") => "{{json .}}",
@@ -61,9 +63,11 @@ fn through(format: Option<&str>, json: &Json, kind: &'static str) -> Outcome<boo
         }
         other => other,
     };
-    let out = template
-        .execute(&value, Mode::Rows)
-        .map_err(|e| Failure::Local(format::parsing_error(&e)))?;
+    let out = template.execute(&value, Mode::Rows).map_err(|e| {
+        let text = e.to_string();
+        let text = text.replacen("template: :", &format!("template: {name}:"), 1);
+        Failure::Local(text.replacen("executing \"\"", &format!("executing \"{name}\""), 1))
+    })?;
     ui::line(&out);
     Ok(true)
 }
@@ -84,7 +88,9 @@ fn version_json() -> Json {
             "Os": "linux",
             "Arch": go_arch(),
             "KernelVersion": read("/proc/sys/kernel/osrelease"),
-            "Components": [{ "Name": "Engine", "Version": version, "Details": {} }],
+            "Components": [{ "Name": "Engine", "Version": version, "Details": {
+                "Arch": go_arch(), "KernelVersion": read("/proc/sys/kernel/osrelease"), "Os": "linux",
+            } }],
         },
     })
 }
@@ -92,7 +98,12 @@ fn version_json() -> Json {
 /// Carries out `version`.
 pub(crate) fn version(args: &FormatArgs) -> Outcome {
     let json = version_json();
-    if through(args.format.as_deref(), &json, "system.versionInfo")? {
+    if through(
+        args.format.as_deref(),
+        &json,
+        "version",
+        "system.versionInfo",
+    )? {
         return Ok(());
     }
     let version = env!("CARGO_PKG_VERSION");
@@ -151,7 +162,7 @@ fn info_json(engine: &Engine) -> Outcome<Json> {
         .into_iter()
         .map(|i| i.record.image_id)
         .collect();
-    Ok(json!({
+    let mut info = json!({
         "Containers": containers.len(),
         "ContainersRunning": running - paused,
         "ContainersPaused": paused,
@@ -175,7 +186,8 @@ fn info_json(engine: &Engine) -> Outcome<Json> {
         "DockerRootDir": engine.data_root(),
         "Name": read("/proc/sys/kernel/hostname"),
         "ServerVersion": env!("CARGO_PKG_VERSION"),
-        "ClientInfo": { "Version": env!("CARGO_PKG_VERSION"), "Context": "default", "Debug": false },
+        "ClientInfo": { "Version": env!("CARGO_PKG_VERSION"), "Context": "default", "Debug": false,
+            "Os": "linux", "Arch": go_arch() },
         "Runtimes": { "linux": {}, "wasm": {} },
         "DefaultRuntime": settings.runtime.as_deref().unwrap_or("linux"),
         "DefaultAddressPools": pools_json(settings),
@@ -188,13 +200,44 @@ fn info_json(engine: &Engine) -> Outcome<Json> {
         "SystemTime": crate::time::nano_text(jiff::Timestamp::now()),
         "Labels": null,
         "Warnings": null,
-    }))
+    });
+    if let (Some(info), Json::Object(more)) = (info.as_object_mut(), machine_json()) {
+        info.extend(more);
+    }
+    Ok(info)
+}
+
+/// What the machine can, in the words of `info`.
+fn machine_json() -> Json {
+    let v2 = read("/sys/fs/cgroup/cgroup.controllers");
+    let has = |name: &str| {
+        let v1 = std::path::Path::new("/sys/fs/cgroup").join(name);
+        v1.is_dir() || v2.split_whitespace().any(|c| c == name)
+    };
+    let version = read("/etc/os-release");
+    let version = version.lines().find_map(|l| l.strip_prefix("VERSION_ID="));
+    json!({
+        "MemoryLimit": has("memory"),
+        "SwapLimit": has("memory"),
+        "KernelMemoryTCP": false,
+        "OomKillDisable": has("memory") && v2.is_empty(),
+        "CpuCfsPeriod": has("cpu"),
+        "CpuCfsQuota": has("cpu"),
+        "CPUShares": has("cpu"),
+        "CPUSet": has("cpuset"),
+        "PidsLimit": has("pids"),
+        "IPv4Forwarding": read("/proc/sys/net/ipv4/ip_forward") == "1",
+        "OSVersion": version.unwrap_or_default().trim_matches('"'),
+        "Isolation": "",
+        "GenericResources": null,
+        "CDISpecDirs": null,
+    })
 }
 
 /// Carries out `info`.
 pub(crate) fn info(engine: &Engine, args: &FormatArgs) -> Outcome {
     let json = info_json(engine)?;
-    if through(args.format.as_deref(), &json, "system.dockerInfo")? {
+    if through(args.format.as_deref(), &json, "", "system.dockerInfo")? {
         return Ok(());
     }
     let field = |name: &str| match json.pointer(name) {

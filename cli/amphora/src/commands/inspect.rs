@@ -132,7 +132,7 @@ pub(crate) fn any(engine: &Engine, args: &InspectArgs) -> Outcome {
         }
         Some(other) => {
             return Err(Failure::Local(format!(
-                "\"{other}\" is not a valid value for --type"
+                "unknown type: \"{other}\": must be one of \"config\", \"container\", \"image\", \"network\", \"node\", \"plugin\", \"secret\", \"service\", \"task\", \"volume\""
             )));
         }
     };

@@ -39,11 +39,12 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Outcome {
         let Some(text) = text else { return Ok(None) };
         let parsed = parse::moment(text);
         parsed.map(Some).ok_or_else(|| {
-            Failure::Local(format!(
-                "Error response from daemon: invalid value for \"{flag}\": failed to parse value as time or duration: \"{text}\""
+            Failure::Daemon(format!(
+                "invalid value for \"{flag}\": failed to parse value as time or duration: \"{text}\""
             ))
         })
     };
+    let id = engine.find(&args.container)?;
     let options = LogOptions {
         follow: args.follow,
         // As under Docker, what is no number shows everything.
@@ -53,7 +54,6 @@ pub(crate) fn logs(engine: &Engine, args: &LogsArgs) -> Outcome {
         until: time("until", &args.until)?,
         details: args.details,
     };
-    let id = engine.find(&args.container)?;
     Ok(engine.logs(
         &id,
         options,

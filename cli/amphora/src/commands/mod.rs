@@ -36,6 +36,7 @@ mod system;
 mod top;
 mod unsupported;
 mod update;
+pub(crate) mod usage;
 mod volume;
 mod volume_ls;
 
@@ -104,6 +105,8 @@ enum Command {
     ImageShort(image::Short),
     #[command(flatten)]
     System(system::System),
+    /// Return low-level information on containers, images and volumes
+    Inspect(inspect::InspectArgs),
 }
 
 /// Parses and carries out one command.
@@ -114,7 +117,7 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // What is wrong with a command line, the whole tree says best.
-    let cli = match quick::parse(args).map_or_else(|| Cli::try_parse_from(args), Ok) {
+    let cli = match quick::parse(args).map_or_else(|| parse(args), Ok) {
         Ok(cli) => cli,
         Err(error) => return unsupported::explain(&error, args),
     };
@@ -129,10 +132,31 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
         Command::ImageShort(command) => image::short(engine, command),
         Command::Volume(command) => volume::volume(engine, command),
         Command::System(command) => system::system(engine, &command),
+        Command::Inspect(args) => engine().and_then(|engine| inspect::any(&engine, &args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => ExitCode::from(report(&failure)),
+    }
+}
+
+/// Parses a command line. Switches with a value, as in `--rm=true`, are rare: they are rewritten
+/// only once it has failed.
+fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    let mut words = args.to_vec();
+    loop {
+        let error = match Cli::try_parse_from(&words) {
+            Ok(cli) => return Ok(cli),
+            Err(error) => error,
+        };
+        let Some(at) = unsupported::switch(&error, &words) else {
+            return Err(error);
+        };
+        let word = words.remove(at);
+        let (flag, on) = unsupported::split_switch(&word);
+        if on {
+            words.insert(at, flag.into());
+        }
     }
 }
 

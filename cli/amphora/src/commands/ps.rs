@@ -110,7 +110,7 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Outcome {
     let format = if args.quiet && args.format.is_none() {
         Format::parse(Some("{{.ID}}"), &table)?
     } else {
-        Format::parse(args.format.as_deref(), &table)?
+        Format::parse_for_ps(args.format.as_deref(), &table, TYPE, &HEADERS)?
     };
     let count = if args.latest { 1 } else { args.last };
     let count = usize::try_from(count).ok().filter(|n| *n > 0);
@@ -454,15 +454,17 @@ impl<'a> Check<'a> {
         }
         for value in filters.values("health") {
             if !HEALTH.contains(&value) {
-                return Err(invalid(&format!("health={value}")));
+                return Err(Failure::Daemon(format!(
+                    "unrecognized filter value for health: {value}"
+                )));
             }
         }
         let mut exited = Vec::new();
         for value in filters.values("exited") {
             exited.push(value.parse().map_err(|_| {
-                Failure::Engine(amphora_engine::EngineError::Invalid(format!(
-                    "strconv.Atoi: parsing \"{value}\": invalid syntax"
-                )))
+                Failure::Daemon(format!(
+                    "invalid filter 'exited={value}': strconv.Atoi: parsing \"{value}\": invalid syntax"
+                ))
             })?);
         }
         for name in ["publish", "expose"] {

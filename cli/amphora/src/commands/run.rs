@@ -8,7 +8,7 @@ use amphora_engine::{
 };
 use amphora_spec::Reference;
 use amphora_supervisor::RestartPolicy;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::errors::{Failure, Outcome, daemon_text, run_code};
 use crate::{parse, ui};
@@ -77,7 +77,7 @@ pub(crate) struct CreateArgs {
     #[arg(short, long)]
     attach: Vec<String>,
     /// Memory limit
-    #[arg(short, long)]
+    #[arg(short, long, allow_hyphen_values = true)]
     memory: Option<String>,
     /// Swap limit equal to memory plus swap: '-1' to enable unlimited swap
     #[arg(long, allow_hyphen_values = true)]
@@ -107,7 +107,7 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     read_only: bool,
     /// Size of /dev/shm
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     shm_size: Option<String>,
     /// Ulimit options
     #[arg(long)]
@@ -122,8 +122,8 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     platform: Option<String>,
     /// Pull image before running
-    #[arg(long, value_enum, default_value = "missing")]
-    pull: Pull,
+    #[arg(long, default_value = "missing")]
+    pull: String,
     /// Suppress the pull output
     #[arg(short, long)]
     quiet: bool,
@@ -162,7 +162,7 @@ pub(crate) struct CreateArgs {
     command: Vec<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pull {
     Always,
     Missing,
@@ -197,7 +197,7 @@ pub(crate) fn run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> u8
 pub(crate) fn create(engine: impl FnOnce() -> Outcome<Engine>, args: CreateArgs) -> u8 {
     let made = || -> Outcome {
         let engine = engine()?;
-        let (pull, quiet, cidfile) = (args.pull, args.quiet, args.cidfile.clone());
+        let (pull, quiet, cidfile) = (pull_policy(&args.pull)?, args.quiet, args.cidfile.clone());
         check_cidfile(cidfile.as_deref())?;
         attach_streams(&args, false)?;
         let options = options(args)?;
@@ -214,7 +214,7 @@ pub(crate) fn create(engine: impl FnOnce() -> Outcome<Engine>, args: CreateArgs)
     match made() {
         Ok(()) => 0,
         // Docker's `create` says what the engine said, and no more.
-        Err(failure @ Failure::Engine(_)) => crate::errors::report(&failure),
+        Err(failure @ (Failure::Engine(_) | Failure::Daemon(_))) => crate::errors::report(&failure),
         Err(failure) => fail("create", &failure),
     }
 }
@@ -226,8 +226,17 @@ fn fail(verb: &str, failure: &Failure) -> u8 {
             ui::error(&format!("amphora: {}{hint}", daemon_text(error)));
             run_code(error)
         }
+        Failure::Usage(text) if super::usage::is_about_a_flag(text) => {
+            crate::errors::report(failure)
+        }
         Failure::Usage(text) | Failure::Local(text) => {
             ui::error(&format!("amphora: {text}{hint}"));
+            125
+        }
+        Failure::Daemon(text) => {
+            ui::error(&format!(
+                "amphora: Error response from daemon: {text}{hint}"
+            ));
             125
         }
         Failure::Status(code, text) => {
@@ -246,14 +255,14 @@ fn try_run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> Outcome<u
         detach_keys,
         create,
     } = args;
-    let (pull, quiet, tty) = (create.pull, create.quiet, create.tty);
+    let (pull, quiet, tty) = (pull_policy(&create.pull)?, create.quiet, create.tty);
     if detach && !create.attach.is_empty() {
         ui::error("conflicting options: cannot specify both --attach and --detach");
         return Err(Failure::Code(1));
     }
-    let keys = super::foreground::detach_keys(detach_keys.as_deref(), tty && !detach)?;
     let streams = attach_streams(&create, detach)?;
     crate::terminal::check(streams.stdin, tty)?;
+    let keys = super::foreground::detach_keys(detach_keys.as_deref(), tty && !detach)?;
     let cidfile = create.cidfile.clone();
     check_cidfile(cidfile.as_deref())?;
     let mut options = options(create)?;
@@ -291,6 +300,17 @@ fn try_run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> Outcome<u
         ui::line(&started.id.hex());
     }
     foreground.follow(&engine, &started.id, client)
+}
+
+fn pull_policy(text: &str) -> Outcome<Pull> {
+    match text {
+        "always" => Ok(Pull::Always),
+        "" | "missing" => Ok(Pull::Missing),
+        "never" => Ok(Pull::Never),
+        _ => Err(Failure::Usage(format!(
+            "invalid pull option: '{text}': must be one of \"always\", \"missing\" or \"never\""
+        ))),
+    }
 }
 
 /// Whether `-a` names a stream of output, or is not given.
@@ -401,6 +421,8 @@ fn options(args: CreateArgs) -> Outcome<CreateOptions> {
 
 fn read_options(args: CreateArgs) -> Outcome<CreateOptions> {
     amphora_engine::expose(&args.shares.expose, std::iter::empty())?;
+    check_names(&args)?;
+    super::run_flags::add_hosts(&args.add_host)?;
     let mut host = HostConfig {
         auto_remove: args.rm,
         publish_all: args.publish_all,
@@ -449,6 +471,22 @@ fn read_options(args: CreateArgs) -> Outcome<CreateOptions> {
     })
 }
 
+/// Checks the names of image and platform as Docker's client does.
+fn check_names(args: &CreateArgs) -> Outcome {
+    if let Some(platform) = args.platform.as_deref().filter(|p| !p.is_empty()) {
+        platform.parse::<amphora_spec::Platform>().map_err(|_| {
+            Failure::Usage(format!(
+                "error parsing specified platform: \"{platform}\": cannot parse platform specifier: invalid argument"
+            ))
+        })?;
+    }
+    if args.image.starts_with("sha256:") {
+        return Ok(());
+    }
+    let parsed = args.image.parse::<Reference>();
+    parsed.map(drop).map_err(|e| Failure::Usage(e.to_string()))
+}
+
 /// Reads the flags that limit or confine.
 fn limits(host: &mut HostConfig, args: &CreateArgs) -> Outcome {
     let bad = |flag: &str, value: &str, why: &str| {
@@ -469,26 +507,34 @@ fn limits(host: &mut HostConfig, args: &CreateArgs) -> Outcome {
     };
     host.shm_size = size("--shm-size", &args.shm_size)?.and_then(|v| u64::try_from(v).ok());
     if let Some(text) = &args.cpus {
-        let nano = parse::cpus(text)
-            .ok_or_else(|| bad("--cpus", text, "failed to parse as a number of CPUs"))?;
+        let nano = parse::cpus(text).ok_or_else(|| {
+            bad(
+                "--cpus",
+                text,
+                &format!("failed to parse {text} as a rational number"),
+            )
+        })?;
         host.nano_cpus = Some(nano);
     }
     for text in &args.ulimit {
-        host.ulimits.push(
-            parse::ulimit(text).ok_or_else(|| bad("--ulimit", text, "invalid ulimit argument"))?,
-        );
+        let limit = parse::ulimit(text).map_err(|why| bad("--ulimit", text, &why))?;
+        host.ulimits.push(limit);
     }
     super::run_flags::security(host, &args.security_opt)?;
     Ok(())
 }
 
+/// Docker's client looks at the number only, and at `--rm`; the rest is its daemon's.
 fn restart(text: &str, remove: bool) -> Outcome<RestartPolicy> {
-    let policy = amphora_engine::restart::parse(text).map_err(|e| Failure::Usage(e.to_string()))?;
-    if policy.is_some() && remove {
-        let text = "conflicting options: cannot specify both --restart and --rm";
-        return Err(Failure::Usage(text.to_owned()));
+    let parsed = amphora_engine::restart::parse(text).map_err(|e| e.to_string());
+    let asked = !matches!(text, "" | "no");
+    match parsed {
+        Err(why) if why.starts_with("invalid restart policy format") => Err(Failure::Usage(why)),
+        _ if remove && asked => Err(Failure::Usage(
+            "conflicting options: cannot specify both --restart and --rm".to_owned(),
+        )),
+        parsed => parsed.map_err(Failure::Daemon),
     }
-    Ok(policy)
 }
 
 /// Reads `--log-driver` and `--log-opt`.
@@ -515,14 +561,14 @@ fn network(text: &str) -> Outcome<NetworkMode> {
         "bridge" | "default" => Ok(NetworkMode::Bridge),
         "host" => Ok(NetworkMode::Host),
         "none" => Ok(NetworkMode::None),
-        other => Err(Failure::Usage(format!("network {other} not found"))),
+        other => Err(Failure::Daemon(format!("network {other} not found"))),
     }
 }
 
 fn mounts(host: &mut HostConfig, volumes: &[String], tmpfs: &[String]) -> Outcome {
     for text in volumes {
         let parsed =
-            amphora_engine::volume_spec(text).map_err(|e| Failure::Usage(e.to_string()))?;
+            amphora_engine::volume_spec(text).map_err(|e| Failure::Daemon(e.to_string()))?;
         if let MountPoint::Bind { source, .. } | MountPoint::Volume { name: source, .. } = &parsed {
             // As given, but for a source that was relative.
             let rest = text.split_once(':').map(|(_, rest)| rest);

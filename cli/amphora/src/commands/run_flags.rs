@@ -111,6 +111,11 @@ pub(crate) fn limits(host: &mut HostConfig, flags: &LimitFlags) -> Outcome {
         size_flag("--memory-reservation", flags.memory_reservation.as_deref())?;
     // -1 is Docker's default and means "as the host has it".
     host.memory_swappiness = flags.memory_swappiness.filter(|value| *value != -1);
+    if let Some(value) = host.memory_swappiness.filter(|v| !(0..=100).contains(v)) {
+        return Err(Failure::Usage(format!(
+            "invalid value: {value}. Valid memory swappiness range is 0-100"
+        )));
+    }
     host.oom_kill_disable = flags.oom_kill_disable;
     host.oom_score_adj = flags.oom_score_adj.unwrap_or(0);
     host.cpu_period = flags.cpu_period;
@@ -203,6 +208,18 @@ pub(crate) fn shares(host: &mut HostConfig, flags: &ShareFlags) -> Outcome {
     mounts(host, &flags.mount)
 }
 
+/// Checks `--add-host` values as far as Docker's client does.
+pub(crate) fn add_hosts(values: &[String]) -> Outcome {
+    match values.iter().find(|text| !text.contains([':', '='])) {
+        Some(text) => Err(bad_flag(
+            "--add-host",
+            text,
+            &format!("bad format for add-host: \"{text}\""),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Only parameters that belong to a namespace.
 fn sysctl(text: &str) -> Option<(String, String)> {
     let (name, value) = text.split_once('=')?;
@@ -222,7 +239,7 @@ fn mounts(host: &mut HostConfig, values: &[String]) -> Outcome {
         let parsed = amphora_engine::mount_spec(text, &cwd, bytes);
         let (point, shown) = parsed.map_err(|e| match e.to_string() {
             // The daemon's words stand alone, the client's name the flag.
-            why if why.starts_with("invalid mount config") => Failure::Usage(why),
+            why if why.starts_with("invalid mount config") => Failure::Daemon(why),
             why => bad_flag("--mount", text, &why),
         })?;
         host.mounts.push(point);
@@ -257,7 +274,7 @@ pub(crate) fn security(host: &mut HostConfig, values: &[String]) -> Outcome {
                 )));
             }
             _ => {
-                return Err(Failure::Usage(format!(
+                return Err(Failure::Daemon(format!(
                     "invalid --security-opt 2: \"{text}\""
                 )));
             }

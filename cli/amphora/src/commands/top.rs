@@ -107,7 +107,7 @@ fn columns(options: &[String]) -> Outcome<Vec<String>> {
             other => match other.strip_prefix("-o") {
                 Some(list) => list,
                 None => {
-                    return Err(Failure::Usage(format!(
+                    return Err(Failure::Daemon(format!(
                         "ps option {other} is not supported"
                     )));
                 }
@@ -116,7 +116,7 @@ fn columns(options: &[String]) -> Outcome<Vec<String>> {
         let mut chosen: Vec<String> = Vec::new();
         for column in list.split(',').map(str::trim).filter(|c| !c.is_empty()) {
             if !KNOWN.contains(&column) {
-                return Err(Failure::Usage(format!(
+                return Err(Failure::Daemon(format!(
                     "ps column {column} is not supported"
                 )));
             }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::ui;
+use super::usage;
 
 /// Flags of the docker client that are known and refused where a command has them not.
 const KNOWN: &[&str] = &[
@@ -56,6 +56,7 @@ const KNOWN: &[&str] = &[
     "--type",
     "-f",
     "-s",
+    "-l",
     "-o",
 ];
 
@@ -64,64 +65,128 @@ pub(crate) fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
-            ExitCode::SUCCESS
+            return ExitCode::SUCCESS;
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
-            ExitCode::from(1)
-        }
-        ErrorKind::UnknownArgument => {
-            let flag = context(error, ContextKind::InvalidArg);
-            let flag = flag.split(['=', ' ']).next().unwrap_or(&flag).to_owned();
-            let known = KNOWN.contains(&flag.as_str());
-            let text = if known {
-                format!("flag {flag} is not supported")
-            } else if flag.starts_with("--") || !flag.starts_with('-') {
-                format!("unknown flag: {flag}")
-            } else {
-                let letter = flag.chars().nth(1).unwrap_or('-');
-                format!("unknown shorthand flag: '{letter}' in {flag}")
-            };
-            ui::error(&format!("{text}\n\n{}", hint(args)));
-            ExitCode::from(125)
+            return ExitCode::from(1);
         }
         ErrorKind::InvalidSubcommand => {
-            let name = context(error, ContextKind::InvalidSubcommand);
-            ui::error(&format!(
-                "amphora: unknown command: amphora {name}\n\nRun 'amphora --help' for more information"
-            ));
+            usage::unknown_command(&context(error, ContextKind::InvalidSubcommand), args);
+            return ExitCode::from(1);
+        }
+        _ => {}
+    }
+    match flag_text(error, args) {
+        Some(text) => {
+            usage::flag_error(&text, args);
+            ExitCode::from(if text.starts_with("required") { 1 } else { 125 })
+        }
+        None => {
+            usage::count_error(args);
             ExitCode::from(1)
         }
+    }
+}
+
+/// The word of a command line that gives a switch a truth value, when that is what is wrong.
+pub(crate) fn switch(error: &clap::Error, args: &[OsString]) -> Option<usize> {
+    if error.kind() != ErrorKind::TooManyValues {
+        return None;
+    }
+    let value = context(error, ContextKind::InvalidValue);
+    truth(&value)?;
+    let given = context(error, ContextKind::InvalidArg);
+    let letter = with_letter(&given, args);
+    let names = letter.split(", ").map(|name| format!("{name}={value}"));
+    let names: Vec<OsString> = names.map(OsString::from).collect();
+    args.iter().position(|arg| names.contains(arg))
+}
+
+/// A switch and whether it is on.
+pub(crate) fn split_switch(word: &std::ffi::OsStr) -> (String, bool) {
+    let text = word.to_string_lossy();
+    let (flag, value) = text.split_once('=').unwrap_or((&text, "true"));
+    (flag.to_owned(), truth(value).unwrap_or(true))
+}
+
+/// A truth value as Go reads it.
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// What is wrong with a flag; nothing when it is the number of arguments that is wrong.
+fn flag_text(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let given = context(error, ContextKind::InvalidArg);
+    let flag = given
+        .split(['=', ' ', '['])
+        .next()
+        .unwrap_or(&given)
+        .to_owned();
+    let value = context(error, ContextKind::InvalidValue);
+    match error.kind() {
+        ErrorKind::UnknownArgument if !flag.starts_with('-') => None,
+        ErrorKind::UnknownArgument => Some(unknown(&flag)),
         ErrorKind::MissingRequiredArgument => {
-            let missing = context(error, ContextKind::InvalidArg);
-            let flag = missing
+            let name = given
                 .split([' ', ',', '='])
-                .find_map(|w| w.strip_prefix("--"));
-            let command = command(args);
-            let number = match command.trim_start_matches("container ") {
-                "exec" => "at least 2 arguments",
-                "attach" => "1 argument",
-                "tag" | "image tag" | "rename" | "cp" => "2 arguments",
-                _ => "at least 1 argument",
+                .find_map(|w| w.strip_prefix("--"))?;
+            Some(format!("required flag(s) \"{name}\" not set"))
+        }
+        ErrorKind::InvalidValue | ErrorKind::NoEquals if value.is_empty() => {
+            let last = args.last().and_then(|a| a.to_str()).unwrap_or_default();
+            let letter = last.chars().last().unwrap_or('-');
+            Some(if last.starts_with("--") || !last.starts_with('-') {
+                format!("flag needs an argument: {flag}")
+            } else {
+                format!("flag needs an argument: '{letter}' in {last}")
+            })
+        }
+        ErrorKind::TooManyValues | ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
+            let parser = match error.kind() {
+                ErrorKind::ValueValidation => "ParseInt",
+                _ => "ParseBool",
             };
-            let text = match flag {
-                Some(flag) => format!("required flag(s) \"{flag}\" not set"),
-                None => format!("amphora: 'amphora {command}' requires {number}"),
-            };
-            ui::error(&format!("{text}\n\n{}", hint(args)));
-            ExitCode::from(1)
+            let flag = with_letter(&flag, args);
+            Some(format!(
+                "invalid argument \"{value}\" for \"{flag}\" flag: strconv.{parser}: parsing \"{value}\": invalid syntax"
+            ))
         }
         _ => {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();
-            ui::error(&format!(
-                "{}\n\n{}",
-                first.trim_start_matches("error: "),
-                hint(args)
-            ));
-            ExitCode::from(125)
+            Some(first.trim_start_matches("error: ").to_owned())
         }
     }
+}
+
+fn unknown(flag: &str) -> String {
+    if KNOWN.contains(&flag) {
+        format!("flag {flag} is not supported")
+    } else if flag.starts_with("--") {
+        format!("unknown flag: {flag}")
+    } else {
+        let letter = flag.chars().nth(1).unwrap_or('-');
+        format!("unknown shorthand flag: '{letter}' in {flag}")
+    }
+}
+
+/// A flag as Docker names it: with its letter, if it has one.
+fn with_letter(flag: &str, args: &[OsString]) -> String {
+    let tree = <super::Cli as clap::CommandFactory>::command();
+    let command = usage::command(args);
+    let found = command
+        .split(' ')
+        .try_fold(&tree, |at, word| at.find_subcommand(word));
+    let name = flag.trim_start_matches("--");
+    let letter = found
+        .and_then(|c| c.get_arguments().find(|a| a.get_long() == Some(name)))
+        .and_then(clap::Arg::get_short);
+    letter.map_or_else(|| flag.to_owned(), |letter| format!("-{letter}, {flag}"))
 }
 
 fn context(error: &clap::Error, kind: ContextKind) -> String {
@@ -129,30 +194,4 @@ fn context(error: &clap::Error, kind: ContextKind) -> String {
         Some(ContextValue::String(text)) => text.clone(),
         _ => String::new(),
     }
-}
-
-fn command(args: &[OsString]) -> String {
-    const GROUPS: [&str; 4] = ["container", "image", "system", "volume"];
-    let mut words = args
-        .iter()
-        .skip(1)
-        .filter_map(|a| a.to_str())
-        .filter(|a| !a.starts_with('-'));
-    match words.next() {
-        Some(group) if GROUPS.contains(&group) => {
-            format!("{group} {}", words.next().unwrap_or_default())
-                .trim()
-                .to_owned()
-        }
-        Some(word) => word.to_owned(),
-        None => String::new(),
-    }
-}
-
-fn hint(args: &[OsString]) -> String {
-    format!(
-        "Run 'amphora {} --help' for more information",
-        command(args)
-    )
-    .replace("  ", " ")
 }

@@ -68,6 +68,9 @@ pub(crate) fn update(engine: &Engine, args: &UpdateArgs) -> Outcome {
         }
         if let Some(policy) = restart {
             engine.set_restart(&id, policy)?;
+            if !limits {
+                engine.note_action(&id, "update", &[])?;
+            }
         }
         ui::line(name);
         Ok(())
@@ -76,8 +79,8 @@ pub(crate) fn update(engine: &Engine, args: &UpdateArgs) -> Outcome {
 
 fn options(args: &UpdateArgs) -> Outcome<UpdateOptions> {
     let cpus = |text: &str| {
-        parse::cpus(text)
-            .ok_or_else(|| parse::bad_flag("--cpus", text, "failed to parse as a number of CPUs"))
+        let why = format!("failed to parse {text} as a rational number");
+        parse::cpus(text).ok_or_else(|| parse::bad_flag("--cpus", text, &why))
     };
     Ok(UpdateOptions {
         blkio_weight: args.blkio_weight,

@@ -13,6 +13,11 @@ use crate::sandbox::{Output, Sandbox, finish, path, tool, wait_until};
 const DEADLINE: Duration = Duration::from_secs(40);
 /// Lines of its log that a failure shows.
 const LOG_LINES: usize = 15;
+/// Flags of the machine's own dockerd. Lowering the score takes a capability that root of a test
+/// machine may lack.
+const OLD: [&str; 4] = ["--storage-driver", "vfs", "--oom-score-adjust", "0"];
+/// Flags of the one in a tree, which does not lower the score by itself.
+const NEW: [&str; 2] = ["--storage-driver", "overlay2"];
 /// Name of the parent of its containers' cgroups, before the pid of the test.
 const PARENT: &str = "amphora-it-dockerd-";
 
@@ -30,6 +35,8 @@ pub(crate) struct Dockerd {
     dir: PathBuf,
     /// Parent of its containers' cgroups.
     parent: String,
+    /// Flags of its version.
+    own: &'static [&'static str],
     flags: &'static [&'static str],
     /// Holds the namespaces; ends with the test's thread.
     holder: Child,
@@ -46,6 +53,15 @@ impl Dockerd {
 
     /// The same with either kind of iptables, and more flags.
     pub(crate) fn start_with(s: &Sandbox, backend: Backend, flags: &'static [&str]) -> Self {
+        Self::make(s, backend, flags, None)
+    }
+
+    /// The dockerd of another system's tree, with the storage driver it would choose by itself.
+    pub(crate) fn start_in(s: &Sandbox, tree: &Path) -> Self {
+        Self::make(s, Backend::Nft, &[], Some(tree))
+    }
+
+    fn make(s: &Sandbox, backend: Backend, flags: &'static [&str], tree: Option<&Path>) -> Self {
         sweep();
         let dir = s.dir.join("dockerd");
         let bin = dir.join("bin");
@@ -59,10 +75,11 @@ impl Dockerd {
         std::fs::write(dir.join("daemon.json"), "{}").expect("configuration");
         // What dockerd and containerd write outside their own directories stays with them.
         let script = format!(
-            "mount -t tmpfs tmpfs /run && mkdir -p {0}/etc/up {0}/etc/work && \
+            "{1} mount -t tmpfs tmpfs /run && mkdir -p {0}/etc/up {0}/etc/work && \
              mount -t overlay -o lowerdir=/etc,upperdir={0}/etc/up,workdir={0}/etc/work etc /etc && \
              exec tini -s -- sleep infinity",
-            path(&dir)
+            path(&dir),
+            tree.map(|tree| enter(tree, &s.dir)).unwrap_or_default()
         );
         let holder = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "unshare", "--pid", "--mount"])
@@ -75,6 +92,7 @@ impl Dockerd {
         let mut made = Self {
             parent: format!("{PARENT}{}", std::process::id()),
             dir,
+            own: if tree.is_some() { &NEW } else { &OLD },
             flags,
             init: String::new(),
             holder,
@@ -98,10 +116,9 @@ impl Dockerd {
             .args(["--config-file", &at("daemon.json")])
             .args(["--data-root", &at("data"), "--exec-root", &at("exec")])
             .args(["--pidfile", &at("pid"), "--host", &self.host()])
-            .args(["--storage-driver", "vfs", "--live-restore"])
+            .args(["--live-restore"])
             .args(["--cgroup-parent", &format!("/{}", self.parent)])
-            // Lowering it takes a capability that root of a test machine may lack.
-            .args(["--oom-score-adjust", "0"])
+            .args(self.own)
             .args(self.flags)
             .stdout(log.try_clone().expect("log"))
             .stderr(log)
@@ -152,6 +169,16 @@ impl Dockerd {
     /// Runs the docker client.
     pub(crate) fn docker(&self, args: &[&str]) -> Output {
         client(&self.dir, args)
+    }
+
+    /// Prepares the docker client.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        command(&self.dir, args)
+    }
+
+    /// Where it keeps its containers.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.join("data")
     }
 
     /// Everything of it that is there now: processes, mounts, cgroups, files of its bookkeeping.
@@ -242,7 +269,22 @@ impl Drop for Dockerd {
     }
 }
 
+/// Shell text that makes a tree the root; what lies at `keep` stays there.
+fn enter(tree: &Path, keep: &Path) -> String {
+    format!(
+        "mount --rbind {0} {0} && cd {0} && mount -t proc proc proc && mount --rbind /sys sys && \
+         mount --rbind /dev dev && mount -t tmpfs tmpfs tmp && mkdir -p .{1} && \
+         mount --rbind {1} .{1} && pivot_root . mnt && cd / && umount -l /mnt &&",
+        path(tree),
+        path(keep)
+    )
+}
+
 fn client(dir: &Path, args: &[&str]) -> Output {
+    finish(command(dir, args))
+}
+
+fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("docker");
     command
         .arg("--host")
@@ -253,7 +295,7 @@ fn client(dir: &Path, args: &[&str]) -> Output {
         .env_remove("DOCKER_HOST")
         .env_remove("DOCKER_CONTEXT")
         .stdin(Stdio::null());
-    finish(command)
+    command
 }
 
 /// Every cgroup hierarchy, v1 and v2.

@@ -85,7 +85,10 @@ fn mounts_of_every_kind_in(image: &str) {
         host["Mounts"][1]["TmpfsOptions"],
         json!({ "SizeBytes": 1 << 20, "Mode": 0o1770 })
     );
-    assert_eq!((&host["Binds"], &host["Tmpfs"]), (&json!([]), &json!({})));
+    assert_eq!(
+        (&host["Binds"], &host["Tmpfs"]),
+        (&json!(null), &json!(null))
+    );
     s.run(&["rm", "look"]).ok();
     s.run(&["run", "--mount", "type=bind,src=/no/such,dst=/x", image])
         .fails(
@@ -526,7 +529,7 @@ const REFUSED: &[(&[&str], &str)] = &[
     ),
     (
         &["--memory-swappiness", "200"],
-        "valid memory swappiness range is 0-100",
+        "Valid memory swappiness range is 0-100",
     ),
     (
         &["--memory-swap", "1g"],
@@ -549,7 +552,7 @@ const REFUSED: &[(&[&str], &str)] = &[
         "bad format for device path: sda:1",
     ),
     (&["--group-add", "nosuch"], "Unable to find group nosuch"),
-    (&["--ulimit", "bogus=1"], "invalid ulimit argument"),
+    (&["--ulimit", "bogus=1"], "invalid ulimit type: bogus"),
     (
         &["--storage-opt", "size=1g"],
         "flag --storage-opt is not supported",

@@ -100,7 +100,7 @@ fn templates_that_are_wrong() {
     fails(
         &["ps", "-a", "--format", "{{.Nope}}"],
         1,
-        "template parsing error: template: :1:2: executing \"\" at <.Nope>: can't evaluate field Nope in type *formatter.ContainerContext",
+        "failed to execute template: template: :1:2: executing \"\" at <.Nope>: can't evaluate field Nope in type *formatter.ContainerContext",
     );
     fails(
         &["images", "--format", "{{nope}}"],
@@ -110,7 +110,7 @@ fn templates_that_are_wrong() {
     fails(
         &["inspect", "--type", "bogus", "web"],
         1,
-        "\"bogus\" is not a valid value for --type",
+        "unknown type: \"bogus\": must be one of",
     );
     fails(
         &["inspect", "--type", "image", "web"],

@@ -39,6 +39,7 @@ mod flags_run;
 mod foreground;
 mod format;
 mod forms;
+mod goldens;
 mod health;
 mod images;
 mod init;

@@ -2,34 +2,53 @@
 //! by now, and records of a newer one.
 
 use std::fs;
+use std::io::{BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::boot::{data, id};
-use crate::sandbox::{Output, Sandbox, finish, path, wait_until};
+use crate::sandbox::{Output, Sandbox, finish, line_within, path, wait_for, wait_until};
 use crate::supervisor::{kill, supervisor_pid};
 
 const SLOW: Duration = Duration::from_secs(20);
 const IMAGES: [&str; 2] = ["probe-linux", "probe-wasm"];
 const OLD: &str = "0.0.7";
 
-/// A copy of the binary that says it is an older version.
+/// A program that was built earlier, in place of the patched copy (`cargo xtask upgrade`).
+const GIVEN: &str = "AMPHORA_OLD";
+
+/// An older program: the one that is given, else a copy of ours that says it is an older version.
 fn older(s: &Sandbox) -> PathBuf {
-    let own = env!("CARGO_PKG_VERSION").as_bytes();
-    assert_eq!(own.len(), OLD.len(), "choose another old version");
-    let mut bytes = fs::read(env!("CARGO_BIN_EXE_amphora")).unwrap();
-    let mut at = 0;
-    while let Some(found) = bytes[at..].windows(own.len()).position(|w| w == own) {
-        at += found;
-        bytes[at..at + own.len()].copy_from_slice(OLD.as_bytes());
-    }
+    let ours = fs::read(env!("CARGO_BIN_EXE_amphora")).unwrap();
+    let given = std::env::var_os(GIVEN);
+    let bytes = match &given {
+        Some(program) => fs::read(program).unwrap(),
+        None => patched(&ours),
+    };
+    assert_ne!(bytes, ours, "the older program is the one under test");
     let file = s.dir.join("older").join("amphora");
     fs::create_dir_all(file.parent().unwrap()).unwrap();
     fs::write(&file, bytes).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(&file, mode).unwrap();
+    let version = run_old(s, &file, &["--version"]).ok();
+    assert!(given.is_some() || version.contains(OLD), "{version}");
     file
+}
+
+fn patched(ours: &[u8]) -> Vec<u8> {
+    let own = env!("CARGO_PKG_VERSION").as_bytes();
+    assert_eq!(own.len(), OLD.len(), "choose another old version");
+    let mut bytes = ours.to_vec();
+    let mut at = 0;
+    while let Some(found) = bytes[at..].windows(own.len()).position(|w| w == own) {
+        at += found;
+        bytes[at..at + own.len()].copy_from_slice(OLD.as_bytes());
+    }
+    bytes
 }
 
 fn run_old(s: &Sandbox, old: &PathBuf, args: &[&str]) -> Output {
@@ -62,8 +81,6 @@ fn survives(with_another: bool) {
     let s = Sandbox::ready();
     for image in IMAGES {
         let old = older(&s);
-        let version = run_old(&s, &old, &["--version"]).ok();
-        assert!(version.contains(OLD), "{version}");
         let run = |name: &str, more: &[&str], program: &[&str]| {
             let args = [&["run", "-d", "--name", name], more, &[image], program].concat();
             run_old(&s, &old, &args).ok();
@@ -76,6 +93,7 @@ fn survives(with_another: bool) {
         run("stopped", &[], &["sleep", "600"]);
         run("removed", &["--rm"], &["sleep", "600"]);
         run("adopted", &[], &["sleep", "600"]);
+        run("forced", &["-p", "8097:80"], &["sleep", "600"]);
         crate::both::serving(&s, "again");
         replace(&old, with_another);
 
@@ -97,7 +115,7 @@ fn answers() {
 }
 
 fn the_new_one_works_with_them(s: &Sandbox, image: &str) {
-    assert_eq!(s.run(&["ps", "-q"]).ok().lines().count(), 4);
+    assert_eq!(s.run(&["ps", "-q"]).ok().lines().count(), 5);
     answers();
     if image == "probe-linux" {
         let out = s.run(&["exec", "stopped", "/probe", "args", "in"]);
@@ -122,6 +140,10 @@ fn the_old_ones_go_on(s: &Sandbox) {
     answers();
     s.run(&["stop", "-t", "0", "stopped"]).ok();
     assert_eq!(state(s, "stopped", "Status"), "exited");
+    // Its name and port are free at once, by the program that holds them.
+    s.run(&["rm", "-f", "forced"]).ok();
+    let again = ["run", "--rm", "--name", "forced", "-p", "8097:80"];
+    s.run(&[&again[..], &["probe-linux"]].concat()).ok();
     s.run(&["kill", "removed"]).ok();
     wait_until("the removal", SLOW, || {
         s.run(&["inspect", "removed"]).code == 1
@@ -139,6 +161,63 @@ fn the_new_one_takes_over(s: &Sandbox) {
     assert_eq!(state(s, "stopped", "Status"), "running");
     s.run(&["restart", "-t", "0", "again"]).ok();
     answers();
+}
+
+/// Checks, sessions and clients of a container whose program was replaced.
+fn lives_on(kind: &str) {
+    let check = json!({ "Test": ["CMD", "/probe", "exit", "0"], "Interval": 200_000_000 });
+    let s = crate::health::world(kind, &check);
+    let old = older(&s);
+    let run = ["run", "-d", "-i", "--name", "box", "checked", "echo"];
+    run_old(&s, &old, &run).ok();
+    let checks = || {
+        let log = s.inspect("box")["State"]["Health"]["Log"].clone();
+        let last = log.as_array().and_then(|l| l.last().cloned());
+        last.map_or_else(String::new, |l| l["Start"].to_string())
+    };
+    wait_until("the first check", SLOW, || !checks().is_empty());
+    replace(&old, true);
+
+    let before = checks();
+    wait_until("a check after that", SLOW, || checks() != before);
+    let health = s.inspect("box")["State"]["Health"]["Status"].clone();
+    assert_eq!(health, "healthy");
+    let out = s.run(&["exec", "box", "/probe", "args", "in", "it"]);
+    assert_eq!(out.ok(), "in\nit\n");
+    assert_eq!(s.run(&["exec", "box", "/probe", "exit", "5"]).code, 5);
+
+    let mut client = s.command(&["attach", "box"]);
+    client.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut client = client.spawn().unwrap();
+    writeln!(client.stdin.as_mut().unwrap(), "typed").unwrap();
+    let out = BufReader::new(client.stdout.take().unwrap());
+    let (line, out) = line_within(out, SLOW);
+    assert_eq!(line, "<typed>\n");
+    writeln!(client.stdin.as_mut().unwrap(), "bye").unwrap();
+    let (line, out) = line_within(out, SLOW);
+    assert_eq!(line, "<bye>\n");
+    assert_eq!(line_within(out, SLOW).0, "done\n");
+    assert_eq!(wait_for(&mut client), 0);
+    assert_eq!(s.run(&["wait", "box"]).ok(), "0\n");
+    let lines = "ready\n<typed>\n<bye>\ndone\n";
+    assert_eq!(s.run(&["logs", "box"]).ok(), lines);
+
+    // Once more, by the new program.
+    s.run(&["start", "box"]).ok();
+    wait_until("a check of the next run", SLOW, || !checks().is_empty());
+    s.run(&["rm", "-f", "box"]).ok();
+    s.settle();
+    fs::remove_dir_all(old.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn checks_sessions_and_clients_of_a_replaced_binary_go_on_linux() {
+    lives_on("linux");
+}
+
+#[test]
+fn checks_sessions_and_clients_of_a_replaced_binary_go_on_wasm() {
+    lives_on("wasm");
 }
 
 #[test]
