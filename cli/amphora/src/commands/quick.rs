@@ -45,7 +45,7 @@ pub(super) fn parse(args: &[OsString]) -> Option<Cli> {
         "stats" => one(args, verb, |a| short(Short::Stats(a))),
         "top" => one(args, verb, |a| short(Short::Top(a))),
         "port" => one(args, verb, |a| short(Short::Port(a))),
-        "inspect" => one(args, verb, |a| short(Short::InspectAny(a))),
+        "inspect" => one(args, verb, Command::Inspect),
         "pause" => one(args, verb, |a| change(Change::Pause(a))),
         "unpause" => one(args, verb, |a| change(Change::Unpause(a))),
         "cp" => one(args, verb, |a| change(Change::Cp(a))),
