@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 11] = [
     "busybox-static",
     "docker-registry",
     "docker.io",
@@ -13,6 +13,7 @@ const PACKAGES: [&str; 10] = [
     "iproute2",
     "iptables",
     "nftables",
+    "podman",
     "procps",
     "strace",
     "util-linux",

@@ -285,6 +285,14 @@ impl Cgroup {
         kill::pids(self.tasks_dir()?)
     }
 
+    /// Sends a signal (1 to 64) to every process in it and in cgroups below.
+    ///
+    /// # Errors
+    /// When `cgroup.procs` cannot be read.
+    pub fn signal(&self, number: i32) -> Result<(), CgroupError> {
+        kill::signal(self.tasks_dir()?, number)
+    }
+
     /// Stops every process and waits until all have stopped.
     ///
     /// # Errors

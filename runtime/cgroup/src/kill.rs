@@ -1,6 +1,6 @@
 //! Killing everything in a cgroup, and listing it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -88,6 +88,20 @@ pub(crate) fn kill_v1(
     })?;
     thaw()?;
     if empty { Ok(()) } else { Err(timeout(dir)) }
+}
+
+/// Sends a signal to every process of the tree that is there now.
+pub(crate) fn signal(dir: &Dir, number: i32) -> Result<(), CgroupError> {
+    for batch in pids(dir)?.chunks(BATCH) {
+        let held: Vec<(i32, OwnedFd)> = batch.iter().filter_map(|pid| hold(*pid)).collect();
+        // As in `kill_v1`: held first, and still listed.
+        let still = pids(dir)?;
+        for (_, process) in held.iter().filter(|(pid, _)| still.contains(pid)) {
+            // It may have ended by itself.
+            let _ = amphora_sys::pidfd::signal(process.as_fd(), number);
+        }
+    }
+    Ok(())
 }
 
 fn hold(pid: i32) -> Option<(i32, OwnedFd)> {

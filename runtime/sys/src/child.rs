@@ -196,6 +196,10 @@ impl<'a> Child<'a> {
             Op::Await { release } => self.wait(*release),
             Op::CheckProgram => self.check_program(),
             Op::CloseRest => self.close_rest(),
+            Op::Forget(number) => {
+                let number = number.unsigned_abs();
+                raw::close_between(number, number)
+            }
             _ => Err(Errno::NOSYS),
         }
     }
@@ -299,7 +303,7 @@ impl<'a> Child<'a> {
     fn close_rest(&self) -> Sys<()> {
         let number = |slot: FdSlot| self.fds.get(usize::from(slot)).copied().unwrap_or(-1);
         let mut floor = 3;
-        let mut keep = [self.pipe, -1, -1];
+        let mut keep = [self.pipe, -1, -1, -1];
         for op in &self.plan.ops {
             match op {
                 Op::Await { release } => keep[1] = number(*release),
@@ -311,6 +315,9 @@ impl<'a> Child<'a> {
         }
         if let Some(Exec::Fd { program, .. }) = &self.plan.exec {
             keep[2] = number(*program);
+        }
+        if self.retry_chdir.is_some() {
+            keep[3] = self.root.map_or(-1, number);
         }
         keep.sort_unstable();
         let mut first = floor.unsigned_abs();

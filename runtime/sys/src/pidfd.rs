@@ -93,7 +93,8 @@ pub fn open(pid: i32, start: u64) -> io::Result<Option<OwnedFd>> {
     };
     let pidfd = match pidfd_open(number, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        Err(Errno::SRCH) => return Ok(None),
+        // EINVAL: the number is a thread's now.
+        Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
     match start_time(pid) {

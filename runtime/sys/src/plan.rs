@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -292,6 +292,9 @@ pub enum Op {
     /// Closes whatever the rest of the plan does not need: the child is about to wait for long, and
     /// what it holds of its parent's is nobody's business.
     CloseRest,
+    /// Closes a descriptor of the parent's by its number: for plans that are carried out by who made
+    /// them.
+    Forget(i32),
 }
 
 /// What the child becomes.
@@ -378,11 +381,15 @@ impl LaunchPlan {
 
     /// Has the child wait for a byte from `release` when it has its namespaces and nothing in them
     /// has been changed yet.
-    pub fn await_before_root(&mut self, release: OwnedFd) {
+    ///
+    /// `writer` is the parent's end of the pipe: the child closes its copy, so that it sees the end
+    /// of a parent that was killed, and ends too.
+    pub fn await_before_root(&mut self, release: OwnedFd, writer: BorrowedFd<'_>) {
         let release = self.add_fd(release);
         let root = |op: &Op| matches!(op, Op::EnterRoot { .. });
         let at = self.ops.iter().position(root).unwrap_or(0);
-        self.ops.insert(at, Op::Await { release });
+        let steps = [Op::Forget(writer.as_raw_fd()), Op::Await { release }];
+        self.ops.splice(at..at, steps);
     }
 
     /// As [`LaunchPlan::await_byte`], for a child that waits without its parent: its program is
@@ -568,7 +575,7 @@ impl fmt::Display for Op {
             Self::PassFds(_) => write!(f, "pass descriptors"),
             Self::Await { .. } => write!(f, "wait for the start"),
             Self::CheckProgram => write!(f, "find the program"),
-            Self::CloseRest => write!(f, "close descriptors"),
+            Self::CloseRest | Self::Forget(_) => write!(f, "close descriptors"),
         }
     }
 }

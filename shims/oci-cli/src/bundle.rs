@@ -74,8 +74,22 @@ pub(crate) fn root(spec: &Spec, bundle: &Path) -> Result<OwnedFd> {
         .map_err(RuncError::file(what))
 }
 
+/// An environment in which each name stands once: programs look for the first, and mean the last.
+pub(crate) fn last_wins(env: Vec<String>) -> Vec<String> {
+    let name = |pair: &String| pair.split('=').next().unwrap_or_default().to_owned();
+    let mut seen = std::collections::BTreeSet::new();
+    let mut kept: Vec<String> = env
+        .into_iter()
+        .rev()
+        .filter(|pair| seen.insert(name(pair)))
+        .collect();
+    kept.reverse();
+    kept
+}
+
 /// A bundle for the executor.
-pub(crate) fn bundle(id: &str, spec: Spec, root: OwnedFd, cgroup: Cgroup) -> Bundle {
+pub(crate) fn bundle(id: &str, mut spec: Spec, root: OwnedFd, cgroup: Cgroup) -> Bundle {
+    spec.process.env = last_wins(std::mem::take(&mut spec.process.env));
     Bundle {
         id: id.to_owned(),
         spec,
@@ -98,6 +112,12 @@ mod tests {
         let mut spec = Spec::default();
         spec.linux.cgroups_path = path.to_owned();
         cgroup_place(&spec, "id")
+    }
+
+    #[test]
+    fn the_last_of_a_name_wins() {
+        let env = ["A=1", "B=2", "A=3", "C", "B="].map(str::to_owned).to_vec();
+        assert_eq!(last_wins(env), ["A=3", "C", "B="]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use amphora_sys::channel;
 use amphora_sys::pidfd::{self, Exit, Wait};
 use amphora_sys::plan::LaunchPlan;
 use amphora_sys::supervise::SignalFd;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
@@ -120,24 +120,9 @@ impl Foreground {
         })
     }
 
-    /// The code of a process that has ended already.
-    pub(crate) fn reap(&self, pid: i32) -> Result<u8> {
-        let pid = rustix::process::Pid::from_raw(pid);
-        let options = rustix::process::WaitOptions::empty();
-        let status = rustix::process::waitpid(pid, options)
-            .map_err(RuncError::file("failed to wait for the process"))?;
-        let code = |status: rustix::process::WaitStatus| {
-            let signal = status.terminating_signal().map(|signal| 128 + signal);
-            status.exit_status().or(signal).unwrap_or(1)
-        };
-        Ok(status.map_or(0, |(_, status)| {
-            u8::try_from(code(status) & 0xff).unwrap_or(1)
-        }))
-    }
-
     /// Copies and forwards until the process has ended; its code as a shell has it.
     pub(crate) fn follow(self, process: &OwnedFd, console: Console) -> Result<u8> {
-        let terminal = console.terminal()?;
+        let mut terminal = console.terminal()?;
         let _raw = terminal.as_ref().and_then(|_| Raw::enter());
         if let Some(terminal) = &terminal {
             resize(terminal.as_fd());
@@ -165,17 +150,21 @@ impl Foreground {
             if ready(1) {
                 self.forward(process.as_fd(), terminal.as_ref())?;
             }
-            if let Some(terminal) = &terminal {
-                if ready(2) {
-                    let _ = copy(terminal.as_fd(), io::stdout().as_fd());
-                }
+            if let Some(open) = &terminal {
                 if ready(3) {
-                    feeds = copy(stdin.as_fd(), terminal.as_fd()).is_ok_and(|n| n > 0);
+                    feeds = copy(stdin.as_fd(), open.as_fd()).is_ok_and(|n| n > 0);
+                }
+                // All processes have closed theirs: there is nothing more to hear.
+                if ready(2) && !copy(open.as_fd(), io::stdout().as_fd()).is_ok_and(|n| n > 0) {
+                    terminal = None;
                 }
             }
             if ready(0) {
-                if let Some(terminal) = &terminal {
-                    while copy(terminal.as_fd(), io::stdout().as_fd()).is_ok_and(|n| n > 0) {}
+                // What it has written, but not what others that it left behind may write yet.
+                while let Some(open) = terminal.as_ref().filter(|open| readable(open)) {
+                    if !copy(open.as_fd(), io::stdout().as_fd()).is_ok_and(|n| n > 0) {
+                        break;
+                    }
                 }
                 let failed = RuncError::file("failed to wait for the process");
                 let exit = pidfd::wait(process.as_fd(), Wait::Block).map_err(failed)?;
@@ -206,6 +195,12 @@ fn resize(terminal: BorrowedFd<'_>) {
     if let Ok(size) = tcgetwinsize(io::stdin()) {
         let _ = tcsetwinsize(terminal, size);
     }
+}
+
+fn readable(terminal: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(terminal, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|n| n > 0)
+        && fds.iter().any(|fd| fd.revents().contains(PollFlags::IN))
 }
 
 /// Copies what is there once; 0 at the end.

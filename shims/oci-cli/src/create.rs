@@ -1,11 +1,11 @@
 //! `create`, `run` and `start`.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use amphora_cgroup::Cgroup;
-use amphora_spec::runtime::{Hooks, Spec};
+use amphora_spec::runtime::{Hook, Hooks, Spec};
 use amphora_sys::base::Base;
 use amphora_sys::launch::{Pending, start_from};
 use amphora_sys::pidfd;
@@ -35,21 +35,26 @@ const CREATE: &[Flag] = &[
 struct Attempt<'a> {
     container: Option<Container>,
     cgroup: Option<Cgroup>,
+    /// To be run if hooks before them have been.
+    poststop: Vec<Hook>,
     context: &'a Context<'a>,
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
+        let log = &self.context.log;
         if let Some(cgroup) = self.cgroup.take() {
             let removed = cgroup.kill().and_then(|()| cgroup.remove());
             if let Err(error) = removed {
-                self.context
-                    .log
-                    .warning(&amphora_spec::error::chain(&error));
+                log.warning(&amphora_spec::error::chain(&error));
+                // The record says where it is: `delete --force` tries again.
+                return;
             }
         }
         if let Some(container) = self.container.take() {
+            let state = container.oci_state(Status::Stopped);
             container.remove();
+            hooks::run_all("poststop", &self.poststop, &state, log);
         }
     }
 }
@@ -108,32 +113,37 @@ pub(crate) fn run(context: &Context<'_>, words: &[String]) -> Code {
     } else {
         Console::own(terminal)?
     };
-    let foreground = if detach {
-        None
-    } else {
-        Some(Foreground::new()?)
-    };
-    let container = make(context, &mut wanted, &console)?;
     let hooks = wanted.spec.hooks.clone().unwrap_or_default();
-    if let Err(error) = begin(context, &container, &wanted.spec) {
+    // No signal is to be lost; but hooks must not begin their lives with signals held back.
+    let early = !detach && hooks == Hooks::default();
+    let foreground = early.then(Foreground::new).transpose()?;
+    let (mut container, process) = make(context, &mut wanted, &console)?;
+    if let Err(error) = begin(context, &mut container, &wanted.spec) {
         let _ = delete::destroy(context, container, &hooks);
         return Err(error);
     }
-    let Some(foreground) = foreground else {
+    if detach {
         return Ok(0);
-    };
-    let ended = match container.process()? {
-        Some(process) => foreground.follow(&process, console)?,
-        None => foreground.reap(container.record.pid)?,
-    };
-    if !parsed.on("keep") {
-        delete::destroy(context, container, &hooks)?;
     }
-    Ok(ended)
+    let foreground = foreground.map_or_else(Foreground::new, Ok)?;
+    let ended = foreground.follow(&process, console)?;
+    if parsed.on("keep") {
+        return Ok(ended);
+    }
+    // Others may have changed it meanwhile, or removed it.
+    match Container::hold(&context.root, wanted.id) {
+        Ok(container) => delete::destroy(context, container, &hooks).map(|()| ended),
+        Err(RuncError::NoSuchContainer) => Ok(ended),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes the container and leaves its process before the program.
-fn make(context: &Context<'_>, wanted: &mut Wanted<'_>, console: &Console) -> Result<Container> {
+fn make(
+    context: &Context<'_>,
+    wanted: &mut Wanted<'_>,
+    console: &Console,
+) -> Result<(Container, OwnedFd)> {
     let spec = wanted.spec.clone();
     let given = spec.hooks.clone().unwrap_or_default();
     for (name, hooks) in [
@@ -148,6 +158,7 @@ fn make(context: &Context<'_>, wanted: &mut Wanted<'_>, console: &Console) -> Re
     let mut attempt = Attempt {
         container: Some(Container::claim(&context.root, record)?),
         cgroup: None,
+        poststop: Vec::new(),
         context,
     };
     let root = bundle::root(&spec, &wanted.bundle)?;
@@ -159,13 +170,20 @@ fn make(context: &Context<'_>, wanted: &mut Wanted<'_>, console: &Console) -> Re
     container.save()?;
     let (parent, name) = &container.record.cgroup;
     let cgroup = Cgroup::create(parent, name, &spec.linux.resources)?;
-    attempt.cgroup = cgroup.handle().open()?;
+    let made = cgroup.handle().open()?;
+    if let Some(made) = &made {
+        container.note_cgroup(made)?;
+    }
+    attempt.cgroup = made;
 
     let bundle = bundle::bundle(wanted.id, spec, root, cgroup);
     let executor = context.workload;
     executor.validate(&bundle).map_err(RuncError::Executor)?;
     let mut plan = executor.prepare(&bundle).map_err(RuncError::Executor)?;
-    launch(container, wanted, &mut plan, console, &given)?;
+    if !(given.prestart.is_empty() && given.create_runtime.is_empty()) {
+        attempt.poststop.clone_from(&given.poststop);
+    }
+    let process = launch(container, wanted, &mut plan, console, &given)?;
     if let Some(path) = wanted.parsed.get("pid-file") {
         write_file(
             Path::new(path),
@@ -174,7 +192,8 @@ fn make(context: &Context<'_>, wanted: &mut Wanted<'_>, console: &Console) -> Re
         )?;
     }
     attempt.cgroup = None;
-    attempt.container.take().ok_or(RuncError::NoSuchContainer)
+    let made = attempt.container.take();
+    Ok((made.ok_or(RuncError::NoSuchContainer)?, process))
 }
 
 /// Starts the process and waits until it stands before its program.
@@ -184,7 +203,7 @@ fn launch(
     plan: &mut LaunchPlan,
     console: &Console,
     given: &Hooks,
-) -> Result {
+) -> Result<OwnedFd> {
     let failed = |what: &'static str| RuncError::file::<io::Error>(what);
     console.attach(plan)?;
     exec::pass(plan, std::mem::take(&mut wanted.inherited));
@@ -193,7 +212,7 @@ fn launch(
     let release = if early {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|errno| failed("failed to make a pipe")(errno.into()))?;
-        plan.await_before_root(read);
+        plan.await_before_root(read, write.as_fd());
         Some(write)
     } else {
         None
@@ -216,7 +235,9 @@ fn launch(
     }
     pending.wait_ready().map_err(RuncError::Launch)?;
     note(container, &pending)?;
-    container.save()
+    container.save()?;
+    let process = pending.launched().pidfd.try_clone();
+    process.map_err(failed("failed to hold the container's process"))
 }
 
 fn note(container: &mut Container, pending: &Pending<'_>) -> Result {
@@ -239,7 +260,7 @@ fn make_fifo(container: &Container) -> Result<OwnedFd> {
 /// `start`: lets the process become its program.
 pub(crate) fn start(context: &Context<'_>, words: &[String]) -> Code {
     let parsed = parse(&[], words, Order::Any)?;
-    let container = Container::hold(&context.root, parsed.container()?)?;
+    let mut container = Container::hold(&context.root, parsed.container()?)?;
     match container.status()? {
         Status::Created => {}
         Status::Stopped => {
@@ -259,10 +280,11 @@ pub(crate) fn start(context: &Context<'_>, words: &[String]) -> Code {
         }
     }
     let spec = container.config()?;
-    begin(context, &container, &spec).map(|()| 0)
+    begin(context, &mut container, &spec).map(|()| 0)
 }
 
-fn begin(context: &Context<'_>, container: &Container, spec: &Spec) -> Result {
+/// Lets the process go on. Whoever asks for the container after that need not wait for us.
+fn begin(context: &Context<'_>, container: &mut Container, spec: &Spec) -> Result {
     let hooks = spec.hooks.clone().unwrap_or_default();
     let path = container.fifo();
     let failed = || RuncError::file(format!("failed to start by {}", path.display()));
@@ -270,9 +292,8 @@ fn begin(context: &Context<'_>, container: &Container, spec: &Spec) -> Result {
     let fifo = openat(CWD, &path, flags, Mode::empty()).map_err(failed())?;
     rustix::io::write(&fifo, &[1]).map_err(failed())?;
     rustix::fs::unlink(&path).map_err(failed())?;
+    container.unlock();
     let state = container.oci_state(Status::Running);
-    if let Err(error) = hooks::run("poststart", &hooks.poststart, &state) {
-        context.log.warning(&error.to_string());
-    }
+    hooks::run_all("poststart", &hooks.poststart, &state, &context.log);
     Ok(())
 }

@@ -8,12 +8,13 @@ use std::os::fd::AsFd;
 
 use crate::args::{Flag, Order, parse};
 use crate::error::{Result, RuncError};
-use crate::state::{Container, Status, remove_dir};
+use crate::state::{Container, Status};
 use crate::{Code, Context, hooks};
 
 const FLAGS: &[Flag] = &[Flag::switch("force", Some('f'))];
 /// How long a killed process may take to go.
 const GONE: Duration = Duration::from_secs(10);
+const KILL: i32 = 9;
 const LOOK: Duration = Duration::from_millis(2);
 
 /// `delete`.
@@ -24,9 +25,7 @@ pub(crate) fn delete(context: &Context<'_>, words: &[String]) -> Code {
     let container = match Container::hold(&context.root, id) {
         Ok(container) => container,
         Err(RuncError::NoSuchContainer) if force => {
-            if let Some(dir) = Container::leftover(&context.root, id)? {
-                remove_dir(&dir);
-            }
+            Container::remove_leftover(&context.root, id)?;
             return Ok(0);
         }
         Err(error) => return Err(error),
@@ -50,25 +49,25 @@ pub(crate) fn delete(context: &Context<'_>, words: &[String]) -> Code {
 
 /// Ends whatever still runs and removes everything.
 pub(crate) fn destroy(context: &Context<'_>, container: Container, hooks: &Hooks) -> Result {
-    let process = container.process()?;
-    let foreign = container.record.pid == 0 && container.shares_cgroup(&context.root)?;
-    if let (false, Some(cgroup)) = (foreign, container.cgroup()?) {
+    // It may have left its cgroup.
+    if let Some(process) = container.process()? {
+        let failed = RuncError::file("failed to kill the container's process");
+        pidfd::signal(process.as_fd(), KILL).map_err(failed)?;
+    }
+    if let Some(cgroup) = container.cgroup()? {
         if cgroup.is_frozen().unwrap_or(false) {
             cgroup.thaw()?;
         }
         cgroup.kill()?;
         wait_gone(&container)?;
         cgroup.remove()?;
-    } else if let Some(process) = process {
-        let failed = RuncError::file("failed to kill the container's process");
-        pidfd::signal(process.as_fd(), 9).map_err(failed)?;
+    } else {
         wait_gone(&container)?;
+        container.remove_unclaimed_cgroup();
     }
     let state = container.oci_state(Status::Stopped);
     container.remove();
-    if let Err(error) = hooks::run("poststop", &hooks.poststop, &state) {
-        context.log.warning(&error.to_string());
-    }
+    hooks::run_all("poststop", &hooks.poststop, &state, &context.log);
     Ok(())
 }
 

@@ -149,6 +149,7 @@ fn process(spec: &Spec, parsed: &Parsed, command: &[String]) -> Result<Process> 
     process.terminal = parsed.on("tty");
     process.console_size = None;
     process.env.extend(parsed.all("env").map(str::to_owned));
+    process.env = bundle::last_wins(std::mem::take(&mut process.env));
     if let Some(cwd) = parsed.get("cwd") {
         process.cwd = cwd.to_owned();
     }

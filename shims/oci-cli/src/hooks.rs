@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use amphora_spec::runtime::Hook;
 
 use crate::error::{Result, RuncError};
+use crate::log::Log;
 
 /// How often a hook with a timeout is looked at.
 const LOOK: Duration = Duration::from_millis(2);
@@ -22,6 +23,15 @@ pub(crate) fn run(stage: &'static str, hooks: &[Hook], state: &serde_json::Value
             why,
         })
     })
+}
+
+/// Runs them all: one that fails is told, and keeps none from its turn.
+pub(crate) fn run_all(stage: &'static str, hooks: &[Hook], state: &serde_json::Value, log: &Log) {
+    for hook in hooks {
+        if let Err(error) = run(stage, std::slice::from_ref(hook), state) {
+            log.warning(&error.to_string());
+        }
+    }
 }
 
 fn one(hook: &Hook, state: &serde_json::Value) -> std::result::Result<(), String> {

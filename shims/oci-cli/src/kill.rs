@@ -3,13 +3,13 @@
 use std::os::fd::AsFd;
 
 use amphora_sys::pidfd;
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::args::{Flag, Order, parse};
 use crate::error::RuncError;
 use crate::state::{Container, Status};
 use crate::{Code, Context};
 
+const KILL: i32 = 9;
 const FLAGS: &[Flag] = &[Flag::switch("all", Some('a'))];
 
 /// `kill ID [SIGNAL]`.
@@ -33,6 +33,13 @@ pub(crate) fn kill(context: &Context<'_>, words: &[String]) -> Code {
         None => false,
     };
     if sent {
+        // What is frozen does not die.
+        if number == KILL
+            && let Some(cgroup) = container.cgroup()?
+            && cgroup.is_frozen().unwrap_or(false)
+        {
+            cgroup.thaw()?;
+        }
         Ok(0)
     } else {
         Err(RuncError::State("container not running".to_owned()))
@@ -44,16 +51,9 @@ fn kill_all(container: &Container, number: i32) -> Code {
     let Some(cgroup) = container.cgroup()? else {
         return Ok(0);
     };
-    if number == 9 {
-        cgroup.kill()?;
-        return Ok(0);
-    }
-    let Some(signal) = Signal::from_named_raw(number) else {
-        return Err(RuncError::usage(format!("unknown signal {number}")));
-    };
-    for pid in cgroup.pids()?.into_iter().filter_map(Pid::from_raw) {
-        // It may have ended by itself.
-        let _ = kill_process(pid, signal);
+    match number {
+        KILL => cgroup.kill()?,
+        number => cgroup.signal(number)?,
     }
     Ok(0)
 }

@@ -81,7 +81,7 @@ COMMANDS:
    update   update container resource constraints
 
 GLOBAL OPTIONS:
-   --debug             log more
+   --debug             log the command line too
    --log FILE          where errors are written too
    --log-format FORMAT of the log: text or json
    --root DIR          directory of container state
@@ -179,6 +179,9 @@ fn dispatch(global: &Parsed, log: log::Log, workload: &dyn Workload) -> Code {
         return list::print(HELP);
     }
     log.check_format()?;
+    if global.on("debug") {
+        log.debug(&format!("{command} {}", rest.join(" ")));
+    }
     if global.on("systemd-cgroup") {
         return Err(RuncError::unsupported("--systemd-cgroup"));
     }

@@ -56,7 +56,10 @@ pub(crate) fn list(context: &Context<'_>, words: &[String]) -> Code {
     for name in Container::names(&context.root)? {
         // One that is just being made or removed is not there.
         match Container::find(&context.root, &name) {
-            Ok(container) => entries.push(entry(&container)?),
+            Ok(container) => match entry(&container) {
+                Ok(entry) => entries.push(entry),
+                Err(error) => context.log.warning(&format!("{name}: {error}")),
+            },
             Err(RuncError::NoSuchContainer) => {}
             Err(error) => context.log.warning(&format!("{name}: {error}")),
         }

@@ -31,6 +31,10 @@ impl Log {
         self.write("error", text);
     }
 
+    pub(crate) fn debug(&self, text: &str) {
+        self.write("debug", text);
+    }
+
     pub(crate) fn warning(&self, text: &str) {
         self.write("warning", text);
     }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use amphora_cgroup::{Cgroup, CgroupError};
 use amphora_spec::runtime::Spec;
 use amphora_sys::pidfd;
-use rustix::fs::FlockOperation;
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, RuncError};
@@ -41,6 +41,8 @@ pub(crate) struct Record {
     pub(crate) annotations: BTreeMap<String, String>,
     /// Parent and name, relative to every hierarchy's root; written down before it is made.
     pub(crate) cgroup: (String, String),
+    /// Inode numbers of its directories, once it is made: another's of that name is not ours.
+    pub(crate) cgroup_inodes: Vec<u64>,
 }
 
 impl Record {
@@ -57,6 +59,7 @@ impl Record {
             owner: rustix::process::getuid().as_raw().to_string(),
             annotations: spec.annotations.clone(),
             cgroup: crate::bundle::cgroup_place(spec, id)?,
+            cgroup_inodes: Vec::new(),
         })
     }
 }
@@ -140,7 +143,7 @@ impl Container {
             lock: None,
             record,
         };
-        if let Err(error) = made.take_lock() {
+        if let Err(error) = made.take_lock(true) {
             made.remove();
             return Err(error);
         }
@@ -170,7 +173,7 @@ impl Container {
     /// Finds a container, and keeps others from changing it.
     pub(crate) fn hold(root: &Path, id: &str) -> Result<Self> {
         let mut found = Self::find(root, id)?;
-        found.take_lock()?;
+        found.take_lock(false)?;
         // Whoever had the lock may have changed or removed it.
         let lock = found.lock.take();
         let mut found = Self::find(root, id)?;
@@ -178,33 +181,32 @@ impl Container {
         Ok(found)
     }
 
-    /// Finds what a killed `create` left without a record; `None` when nothing is there.
-    pub(crate) fn leftover(root: &Path, id: &str) -> Result<Option<PathBuf>> {
+    /// Removes what a killed `create` left without a record.
+    pub(crate) fn remove_leftover(root: &Path, id: &str) -> Result {
         check_id(id)?;
         let dir = root.join(id);
-        Ok(dir.is_dir().then_some(dir))
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        // Whoever is about to write the record has the lock.
+        let lock = match lock_in(&dir, true) {
+            Err(RuncError::NoSuchContainer) => return Ok(()),
+            lock => lock?,
+        };
+        if !dir.join(RECORD).exists() {
+            remove_dir(&dir);
+        }
+        drop(lock);
+        Ok(())
     }
 
-    /// A lock of this process alone: the container's process starts as a copy of it, and is to hold
-    /// nothing while it waits.
-    fn take_lock(&mut self) -> Result {
-        let failed = || RuncError::file(format!("failed to lock {}", self.dir.display()));
-        let file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.dir.join(LOCK));
-        let file = match file {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(RuncError::NoSuchContainer);
-            }
-            Err(error) => return Err(failed()(error)),
-        };
-        rustix::fs::fcntl_lock(&file, FlockOperation::LockExclusive)
-            .map_err(|errno| failed()(errno.into()))?;
-        self.lock = Some(file);
+    /// Lets others change the container.
+    pub(crate) fn unlock(&mut self) {
+        self.lock = None;
+    }
+
+    fn take_lock(&mut self, make: bool) -> Result {
+        self.lock = Some(lock_in(&self.dir, make)?);
         Ok(())
     }
 
@@ -269,6 +271,17 @@ impl Container {
 
     /// The cgroup; `None` when it is gone.
     pub(crate) fn cgroup(&self) -> Result<Option<Cgroup>> {
+        let Some(cgroup) = self.open_cgroup()? else {
+            return Ok(None);
+        };
+        // Limits may have brought in more directories since.
+        let noted = &self.record.cgroup_inodes;
+        let now = inodes(&cgroup).unwrap_or_default();
+        let ours = !noted.is_empty() && noted.iter().all(|inode| now.contains(inode));
+        Ok(ours.then_some(cgroup))
+    }
+
+    fn open_cgroup(&self) -> Result<Option<Cgroup>> {
         let (parent, name) = &self.record.cgroup;
         match Cgroup::open(parent, name) {
             Ok(cgroup) => Ok(Some(cgroup)),
@@ -277,15 +290,22 @@ impl Container {
         }
     }
 
-    /// Says whether the record of another container names the same cgroup: what a killed `create`
-    /// had not made yet may be somebody's.
-    pub(crate) fn shares_cgroup(&self, root: &Path) -> Result<bool> {
-        let others = Self::names(root)?;
-        let same = |name: &String| {
-            *name != self.record.id
-                && Self::find(root, name).is_ok_and(|o| o.record.cgroup == self.record.cgroup)
-        };
-        Ok(others.iter().any(same))
+    /// Writes down which cgroup was made.
+    pub(crate) fn note_cgroup(&mut self, cgroup: &Cgroup) -> Result {
+        let failed = RuncError::file("failed to look at the cgroup");
+        self.record.cgroup_inodes = inodes(cgroup).map_err(failed)?;
+        self.save()
+    }
+
+    /// Removes the cgroup that a `create` may have made before it was killed: one that is in use is
+    /// somebody's, and stays.
+    pub(crate) fn remove_unclaimed_cgroup(&self) {
+        if self.record.pid == 0
+            && let Ok(Some(cgroup)) = self.open_cgroup()
+            && cgroup.pids().is_ok_and(|pids| pids.is_empty())
+        {
+            let _ = cgroup.remove_within(std::time::Duration::ZERO);
+        }
     }
 
     pub(crate) fn status(&self) -> Result<Status> {
@@ -295,7 +315,7 @@ impl Container {
         if self.process()?.is_none() {
             return Ok(Status::Stopped);
         }
-        if self.fifo().exists() {
+        if self.waits() {
             return Ok(Status::Created);
         }
         let frozen = self
@@ -306,6 +326,12 @@ impl Container {
         } else {
             Status::Running
         })
+    }
+
+    /// Whether the process stands at the FIFO: it is there, and somebody reads it.
+    fn waits(&self) -> bool {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        openat(CWD, self.fifo(), flags, Mode::empty()).is_ok()
     }
 
     /// The state as the specification has it, for `state` and hooks.
@@ -332,8 +358,45 @@ impl Container {
     }
 }
 
+/// A lock of this process alone, in a container's directory: the container's process starts as a copy
+/// of this one, and is to hold nothing while it waits. Where `make` is not given and nobody has made
+/// the file, or where the directory went meanwhile, there is no such container.
+fn lock_in(dir: &Path, make: bool) -> Result<fs::File> {
+    let path = dir.join(LOCK);
+    let failed = || RuncError::file(format!("failed to lock {}", dir.display()));
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create(make)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
+    let file = match file {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(RuncError::NoSuchContainer);
+        }
+        Err(error) => return Err(failed()(error)),
+    };
+    rustix::fs::fcntl_lock(&file, FlockOperation::LockExclusive)
+        .map_err(|errno| failed()(errno.into()))?;
+    let locked = file.metadata().map_err(failed())?.ino();
+    match fs::metadata(&path) {
+        Ok(now) if now.ino() == locked => Ok(file),
+        _ => Err(RuncError::NoSuchContainer),
+    }
+}
+
+fn inodes(cgroup: &Cgroup) -> io::Result<Vec<u64>> {
+    let mut inodes = Vec::new();
+    for path in cgroup.paths() {
+        inodes.push(fs::metadata(path)?.ino());
+    }
+    inodes.sort_unstable();
+    Ok(inodes)
+}
+
 /// Removes a container's directory, its record first: without one nothing is there.
-pub(crate) fn remove_dir(dir: &Path) {
+fn remove_dir(dir: &Path) {
     let _ = fs::remove_file(dir.join(RECORD));
     let _ = fs::remove_dir_all(dir);
 }
@@ -358,7 +421,10 @@ fn parse_record(dir: &Path, bytes: &[u8]) -> Result<Record> {
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result {
     let failed = || RuncError::file(format!("failed to write {}", path.display()));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let new = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    // A kill may have left one of an equal process number.
+    let unique = amphora_sys::pidfd::start_time(rustix::process::getpid().as_raw_nonzero().get());
+    let unique = unique.unwrap_or_default();
+    let new = path.with_file_name(format!(".{name}.{}.{unique}", std::process::id()));
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create_new(true)

@@ -28,7 +28,7 @@ const BYTES_MAX: u64 = 1 << 20;
 /// `update`.
 pub(crate) fn update(context: &Context<'_>, words: &[String]) -> Code {
     let parsed = parse(FLAGS, words, Order::Any)?;
-    let container = Container::hold(&context.root, parsed.container()?)?;
+    let mut container = Container::hold(&context.root, parsed.container()?)?;
     let resources = match parsed.get("resources") {
         Some(path) => from_file(path)?,
         None => from_flags(&parsed)?,
@@ -45,6 +45,7 @@ pub(crate) fn update(context: &Context<'_>, words: &[String]) -> Code {
         return Err(RuncError::Unsupported(format!("linux.resources.{field}")));
     }
     cgroup.update(&resources)?;
+    container.note_cgroup(&cgroup)?;
     Ok(0)
 }
 

@@ -541,5 +541,5 @@ fn wrong_values_are_refused() {
         "cannot set on-failure action to kill without a health check",
     );
     s.run(&["ps", "-f", "health=fine"])
-        .fails(1, "invalid filter 'health=fine'");
+        .fails(1, "unrecognized filter value for health: fine");
 }

@@ -34,6 +34,9 @@ calibrated!(
     descriptors_are_preserved,
     the_wrong_state_is_refused,
     namespaces_are_joined_by_path,
+    a_foreground_run_can_be_paused_and_killed,
+    a_later_variable_wins,
+    a_failed_create_runs_what_comes_after,
 );
 
 impl Drop for World {
@@ -552,6 +555,57 @@ fn namespaces_are_joined_by_path(w: &World) {
     w.done();
 }
 
+/// Whoever waits for a container keeps nobody from changing it.
+fn a_foreground_run_can_be_paused_and_killed(w: &World) {
+    w.bundle(&["sleep", "600"], |_| {});
+    let log = std::fs::File::create(w.s.dir.join("out")).unwrap();
+    let mut child = w.command(&["run", "one"]).stderr(log).spawn().unwrap();
+    wait_until("it to run", SOON, || {
+        let state = w.run(&["state", "one"]);
+        state.code == 0 && state.stdout.contains("running")
+    });
+    w.run(&["pause", "one"]).ok();
+    // What is frozen dies all the same.
+    w.run(&["kill", "one", "KILL"]).ok();
+    if w.program.ends_with("runc") && !w.program.ends_with("amphora-runc") {
+        let _ = w.run(&["resume", "one"]);
+    }
+    assert_eq!(crate::sandbox::wait_for(&mut child), 137);
+    w.done();
+}
+
+fn a_later_variable_wins(w: &World) {
+    w.bundle(&["sleep", "600"], |spec| {
+        spec["process"]["env"] = json!(["PATH=/bin", "A=first", "A=b"]);
+    });
+    w.detached(&["run", "-d", "one"]).ok();
+    let args = ["exec", "--env", "A=c", "one", "sh", "-c", "echo $A"];
+    assert_eq!(w.run(&args).ok(), "c\n");
+    let said = w.run(&["exec", "one", "sh", "-c", "echo $A"]).ok();
+    assert_eq!(said, "b\n");
+    w.run(&["delete", "-f", "one"]).ok();
+    w.done();
+}
+
+fn a_failed_create_runs_what_comes_after(w: &World) {
+    let file = w.s.dir.join("hook");
+    w.bundle(&["sh", "-c", "true"], |spec| {
+        let fails = json!([{"path": "/bin/false"}]);
+        let mut after = fails.clone();
+        let told = hook(w, "poststop");
+        after
+            .as_array_mut()
+            .unwrap()
+            .extend(told.as_array().unwrap().clone());
+        spec["hooks"] = json!({"prestart": hook(w, "prestart"), "poststop": after});
+    });
+    // One that fails keeps none from its turn.
+    w.detached(&["run", "one"]).ok();
+    let told = std::fs::read_to_string(&file).unwrap();
+    assert!(told.ends_with("poststop stopped\n"), "{told}");
+    w.done();
+}
+
 #[test]
 fn options_stand_before_and_after_the_id() {
     let w = World::ours();
@@ -626,6 +680,48 @@ fn a_waiting_container_holds_nothing_of_the_host() {
     w.done();
 }
 
+/// The same in the middle of a hook: nothing of it is left to hold the caller's streams.
+#[test]
+fn a_create_killed_in_a_hook_leaves_no_process() {
+    let w = World::ours();
+    w.bundle(&["sleep", "600"], |spec| {
+        let script = "echo $$ > hook; exec sleep 600";
+        let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", script],
+            "env": ["PATH=/usr/bin:/bin"]});
+        spec["hooks"] = json!({"createRuntime": [hook]});
+    });
+    let mut child = w
+        .command(&["create", "one"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let hook = || std::fs::read_to_string(w.s.dir.join("hook")).unwrap_or_default();
+    wait_until("the hook", SOON, || hook().ends_with('\n'));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    tool(&["kill", hook().trim()]);
+    let mut stdout = child.stdout.take().unwrap();
+    // Its end: nobody has the stream any more.
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut stdout, &mut text).unwrap();
+    w.run(&["delete", "--force", "one"]).ok();
+    w.done();
+}
+
+#[test]
+fn output_of_a_short_program_at_a_terminal_is_not_lost() {
+    let w = World::ours();
+    w.bundle(&["echo", "short"], |spec| {
+        spec["process"]["terminal"] = true.into();
+        spec["hooks"] = json!({"poststart": [
+            {"path": "/bin/sleep", "args": ["sleep", "0.2"]}
+        ]});
+    });
+    assert_eq!(w.run(&["run", "one"]).ok().trim(), "short");
+    w.done();
+}
+
 /// `create` killed at any moment leaves what `delete --force` removes.
 #[test]
 fn a_killed_create_is_removed() {
@@ -649,26 +745,80 @@ fn a_killed_create_is_removed() {
     w.done();
 }
 
-/// CVE-2019-5736: an entry point that is `/proc/self/exe` leads to the runtime's own file, which a
-/// process of the container then opens for writing.
+/// CVE-2019-5736: a program of the container that is `/proc/self/exe` is the runtime's own file. Root
+/// of the container opens it while it runs, and writes to it once it has ended.
+fn overwritten(
+    w: &World,
+    enter: &dyn Fn() -> std::process::Child,
+    runtime: &std::path::Path,
+) -> bool {
+    let before = std::fs::read(runtime).unwrap();
+    let mut trapped = enter();
+    let script = "for p in /proc/[0-9]*; do \
+                    case $(readlink $p/exe) in */busybox|'') ;; *) exec 9<$p/exe; \
+                      kill -9 ${p#/proc/}; sleep 0.3; echo x > /proc/self/fd/9;; esac; \
+                  done 2>&1; exit 0";
+    let deadline = std::time::Instant::now() + SOON;
+    let said = loop {
+        let said = w.run(&["exec", "one", "sh", "-c", script]).ok();
+        if trapped.try_wait().unwrap().is_some() || std::time::Instant::now() > deadline {
+            break said;
+        }
+    };
+    let _ = trapped.kill();
+    let _ = trapped.wait();
+    let after = std::fs::read(runtime).unwrap();
+    assert!(
+        before != after || !said.is_empty(),
+        "the attack did not happen"
+    );
+    before != after
+}
+
 #[test]
 fn the_runtime_cannot_be_overwritten_from_inside() {
     let w = World::ours();
-    let before = std::fs::metadata(env!("CARGO_BIN_EXE_amphora")).unwrap();
-    let script = "for p in /proc/[0-9]*; do echo x 2>&1 >> $p/exe; done; exit 0";
     w.bundle(&["sleep", "600"], |_| {});
     w.detached(&["run", "-d", "one"]).ok();
-    // The program of this session is the runtime itself, as long as it takes to find that out.
+    let pid = w.state("one")["pid"].to_string();
     let rootfs = w.s.dir.join("rootfs");
-    std::os::unix::fs::symlink("/proc/self/exe", rootfs.join("bin/trap")).unwrap();
-    let trapped = w.run(&["exec", "one", "trap", "run", "x"]);
-    assert_ne!(trapped.code, 0);
-    w.run(&["exec", "one", "sh", "-c", script]).ok();
-    let after = std::fs::metadata(env!("CARGO_BIN_EXE_amphora")).unwrap();
-    assert_eq!(before.len(), after.len());
-    assert_eq!(before.modified().unwrap(), after.modified().unwrap());
-    std::fs::remove_file(rootfs.join("bin/trap")).unwrap();
+    // The first is a name that busybox acts on, the second leads to a command of ours that waits.
+    for name in ["usleep", "trap"] {
+        std::os::unix::fs::symlink("/proc/self/exe", rootfs.join("bin").join(name)).unwrap();
+    }
+    // A runtime that goes in as itself: the attack succeeds.
+    let naive = w.s.dir.join("naive");
+    std::fs::copy("/bin/busybox", &naive).unwrap();
+    let enter = || {
+        Command::new(&naive)
+            .args(["nsenter", "-t", &pid, "-m", "-p", "/bin/usleep", "60000000"])
+            .spawn()
+            .unwrap()
+    };
+    assert!(
+        overwritten(&w, &enter, &naive),
+        "the naive runtime withstands"
+    );
+    let enter = || {
+        w.command(&["exec", "one", "trap", "events"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let runtime = std::path::Path::new(env!("CARGO_BIN_EXE_amphora"));
+    assert!(
+        !overwritten(&w, &enter, runtime),
+        "the runtime was overwritten"
+    );
     w.run(&["delete", "-f", "one"]).ok();
+    std::fs::remove_file(naive).unwrap();
+    for name in ["usleep", "trap"] {
+        std::fs::remove_file(rootfs.join("bin").join(name)).unwrap();
+    }
+    for dir in ["var", "run"] {
+        let _ = std::fs::remove_dir_all(rootfs.join(dir));
+    }
     w.done();
 }
 
@@ -710,6 +860,58 @@ fn dockerd_runs_containers_through_it() {
         "tty"
     );
     docker.stop();
+    std::fs::remove_file(archive).unwrap();
+}
+
+/// What podman is asked to do; it ends with its process namespace, and conmon with it.
+const PODMAN: &str = r#"
+set -eu
+mount -t tmpfs tmpfs /run
+# Limits and network that every machine of the tests has.
+options="--ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --network none"
+p() {
+    timeout 30 podman --runtime "$1/amphora-runc" --cgroup-manager cgroupfs \
+        --events-backend none --storage-driver vfs --root "$1/pod" --runroot "$1/podrun" \
+        --tmpdir "$1/podtmp" "${@:2}"
+}
+d=$1
+p $d load -q -i $d/image.tar >/dev/null
+p $d run --rm $options box echo hello
+p $d run --rm $options box sh -c 'exit 42' || echo code $?
+p $d run --rm $options box nothing 2>&1 | grep -o 'executable file not found in $PATH' | head -n 1
+p $d run -d $options --name cc box sleep 600 >/dev/null
+p $d exec cc sh -c 'cat /proc/1/cmdline | tr "\\0" " "; echo; exit 3' || echo code $?
+p $d exec -t cc echo tty | tr -d '\r'
+p $d pause cc >/dev/null
+p $d ps --format '{{.Status}}' | grep -o Paused
+p $d unpause cc >/dev/null
+p $d stop -t 1 cc 2>/dev/null
+p $d start cc
+p $d kill cc
+p $d rm -f cc
+p $d ps -aq
+"#;
+
+#[test]
+fn podman_runs_containers_through_it() {
+    let s = Sandbox::new();
+    link(&s);
+    let archive = s.dir.join("image.tar");
+    crate::fixtures::busybox_image("box:latest").write_docker(&archive);
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--mount", "--fork", "--kill-child", "--mount-proc"])
+        .args(["bash", "-c", PODMAN, "podman", path(&s.dir)])
+        .stdin(Stdio::null());
+    let said = finish(command);
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let _ = std::fs::remove_dir(hierarchy.path().join("libpod_parent/conmon"));
+        let _ = std::fs::remove_dir(hierarchy.path().join("libpod_parent"));
+    }
+    let stderr = said.stderr.clone();
+    let want = "hello\ncode 42\nexecutable file not found in $PATH\nsleep 600 \ncode 3\ntty\n\
+                Paused\ncc\ncc\ncc\ncc\n";
+    assert_eq!(said.ok(), want, "{stderr}");
     std::fs::remove_file(archive).unwrap();
 }
 
