@@ -427,6 +427,22 @@ fn program_of(supervisor: i32) -> Option<i32> {
     found.map(|pid| pid.parse().unwrap())
 }
 
+/// Two of them, each with what a restart by hand tells.
+fn tells_of_restarts(s: &Sandbox, kind: &str) {
+    let round: &[&str] = match kind {
+        "linux" => &["kill", "kill", "die", "stop", "start", "restart"],
+        _ => &["kill", "die", "stop", "start", "restart"],
+    };
+    let expected: Vec<&str> = ["start"]
+        .iter()
+        .chain(round)
+        .chain(round)
+        .copied()
+        .collect();
+    wait_until("its events", SLOW, || ended_by(s).len() >= expected.len());
+    assert_eq!(ended_by(s)[..expected.len()], expected);
+}
+
 fn unhealthy_containers_are_killed_stopped_and_restarted(kind: &str) {
     let s = world(kind, &Value::Null);
     let flags = |action: &'static str| {
@@ -475,19 +491,7 @@ fn unhealthy_containers_are_killed_stopped_and_restarted(kind: &str) {
         s.inspect("box")["RestartCount"].as_u64() >= Some(2)
     });
     wait_until("it to run", SLOW, || state()["Status"] == "running");
-    // What a restart by hand tells.
-    let round: &[&str] = match kind {
-        "linux" => &["kill", "kill", "die", "stop", "start", "restart"],
-        _ => &["kill", "die", "stop", "start", "restart"],
-    };
-    let expected: Vec<&str> = ["start"]
-        .iter()
-        .chain(round)
-        .chain(round)
-        .copied()
-        .collect();
-    wait_until("its events", SLOW, || ended_by(&s).len() >= expected.len());
-    assert_eq!(ended_by(&s)[..expected.len()], expected);
+    tells_of_restarts(&s, kind);
     // Stopped by hand it stays so.
     s.run(&["stop", "-t", "0", "box"]).ok();
     assert_eq!(state()["Status"], "exited");
