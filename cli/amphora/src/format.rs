@@ -59,6 +59,9 @@ pub(crate) trait Fields {
     /// Writes a field.
     fn put(&self, field: &str, out: &mut String);
 
+    /// What a template sees in a field: mostly the same text.
+    fn value(&self, field: &str) -> Value;
+
     /// What the method `Label` looks up.
     fn labels(&self) -> BTreeMap<String, String>;
 }
@@ -183,11 +186,11 @@ impl Format {
             .collect();
         let labels = self.shows("Label");
         let made = rows.iter().map(|row| {
-            let made = Row::of(shown.iter().map(|&name| {
-                let mut text = String::new();
-                row.put(name, &mut text);
-                (name, text)
-            }));
+            let fields = shown.iter().map(|&name| (name.to_owned(), row.value(name)));
+            let made = Row {
+                fields: fields.collect(),
+                labels: None,
+            };
             if labels {
                 made.with_labels(&row.labels())
             } else {
@@ -504,6 +507,12 @@ mod tests {
         fn put(&self, field: &str, out: &mut String) {
             let at: usize = field.strip_prefix('F').unwrap().parse().unwrap();
             out.push_str(&self.0[at]);
+        }
+
+        fn value(&self, field: &str) -> Value {
+            let mut text = String::new();
+            self.put(field, &mut text);
+            Value::Str(text)
         }
 
         fn labels(&self) -> BTreeMap<String, String> {

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::store::{finish, remove_file, unique};
 use crate::{ContentError, Result, Store};
 
-const HASH_BUFFER_BYTES: usize = 256 << 10;
+pub(crate) const HASH_BUFFER_BYTES: usize = 256 << 10;
 
 /// A blob on its way in. Partial data stays on drop, for the next attempt to resume; only one
 /// `Ingest` per digest exists at a time, over all processes.
@@ -410,7 +410,7 @@ impl Spooled {
     /// What the file system answers.
     pub fn commit(self, store: &Store) -> Result<Digest> {
         let target = store.blob_path(&self.digest);
-        if store.has(&self.digest)? != Some(self.size) {
+        if !store.has_whole(&self.digest, self.size)? {
             fs::rename(&self.temp.0, &target).map_err(ContentError::io("create", &target))?;
         }
         Ok(self.digest)

@@ -10,6 +10,7 @@ use amphora_spec::Digest;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
+use crate::ingest::HASH_BUFFER_BYTES;
 use crate::{ContentError, Result};
 
 /// Largest manifest, index or config that is read into memory.
@@ -79,6 +80,44 @@ impl Store {
         }
     }
 
+    /// Says whether a blob is there whole: not only its size decides, what it holds does. For a
+    /// source that brings the bytes anyway, where a damaged one can be replaced.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn has_whole(&self, digest: &Digest, size: u64) -> Result<bool> {
+        if self.has(digest)? != Some(size) {
+            return Ok(false);
+        }
+        let path = self.blob_path(digest);
+        let mut file = match self.open_blob(digest) {
+            Err(ContentError::BlobNotFound(_)) => return Ok(false),
+            opened => opened?,
+        };
+        let mut sum = Sha256::new();
+        let mut buffer = vec![0; HASH_BUFFER_BYTES];
+        loop {
+            let n = file
+                .read(&mut buffer)
+                .map_err(ContentError::io("read", &path))?;
+            let Some(chunk) = buffer.get(..n).filter(|c| !c.is_empty()) else {
+                return Ok(finish(sum) == *digest);
+            };
+            sum.update(chunk);
+        }
+    }
+
+    /// Removes a blob that is not what its digest says; says whether it was not.
+    ///
+    /// # Errors
+    /// When it cannot be read or removed.
+    pub fn remove_damaged(&self, digest: &Digest) -> Result<bool> {
+        let Some(size) = self.has(digest)? else {
+            return Ok(false);
+        };
+        Ok(!self.has_whole(digest, size)? && self.remove_blob(digest)?)
+    }
+
     /// Opens a blob for reading.
     ///
     /// # Errors
@@ -136,6 +175,9 @@ impl Store {
     pub fn write_blob(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = sha256(bytes);
         let size = bytes.len() as u64;
+        if self.has(&digest)? == Some(size) && !self.has_whole(&digest, size)? {
+            return self.rewrite_blob(bytes);
+        }
         if self.has(&digest)? != Some(size) {
             let mut ingest = self.ingest(&digest, size)?;
             ingest.restart()?;

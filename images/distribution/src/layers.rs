@@ -117,8 +117,14 @@ impl Site<'_> {
             let flight = Flight::new(*self, job, stop);
             let ingest = self.store.ingest(&job.blob, job.size)?;
             if ingest.is_present() {
-                flight.unpack_stored()?;
-                break;
+                let Err(error) = flight.unpack_stored() else {
+                    break;
+                };
+                // One that rotted in the store goes, and comes anew.
+                if !is_bad_data(&error) || !self.store.remove_damaged(&job.blob)? {
+                    return Err(error);
+                }
+                continue;
             }
             let resumed = ingest.offset() > 0;
             match flight.transfer(ingest) {

@@ -76,9 +76,7 @@ impl Engine {
         let mut config = self.configure(id, options, &image)?;
 
         let run = self.run_dir(&id);
-        let lock = Lock::try_acquire(&run)
-            .inspect_err(|_| drop(remove_failed(&id, &run)))?
-            .ok_or_else(|| EngineError::State(format!("container {id} is locked")))?;
+        let lock = Lock::acquire_new(&run).inspect_err(|_| drop(remove_failed(&id, &run)))?;
         // Made after the lock, and so dropped before it.
         let mut undo = Undo::default();
         undo.push(move || remove_failed(&id, &run));

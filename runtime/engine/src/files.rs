@@ -5,12 +5,16 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use amphora_spec::{Classify, ContainerId, ErrorKind};
 use rustix::fs::{Mode, OFlags};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{EngineError, Result};
+
+/// Longest somebody may take to see that a directory without records holds nothing.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Makes a directory of the given mode; an existing one is fine.
 pub(crate) fn ensure_dir(path: &Path, mode: u32) -> Result<()> {
@@ -203,6 +207,24 @@ impl Lock {
                     dir: dir.to_owned(),
                 }));
             }
+        }
+    }
+
+    /// Takes the lock of a container that is being made, waiting for whoever found its directory
+    /// before it was locked and takes it for a leftover.
+    pub(crate) fn acquire_new(dir: &Path) -> Result<Self> {
+        let deadline = Instant::now() + LEFTOVER_TIMEOUT;
+        loop {
+            if let Some(lock) = Self::try_acquire(dir)? {
+                return Ok(lock);
+            }
+            if Instant::now() > deadline {
+                return Err(EngineError::State(format!(
+                    "{} stays locked",
+                    dir.display()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

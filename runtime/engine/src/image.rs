@@ -20,6 +20,8 @@ use crate::{Engine, EngineError, Result};
 const RECORD_VERSION: u32 = 2;
 /// Largest manifest, index or config that is read, in bytes.
 const MAX_DOCUMENT: u64 = 8 << 20;
+/// Fewest digits that stand for an id.
+const MIN_PREFIX: usize = 3;
 /// Deepest nesting of indexes.
 const MAX_INDEX_DEPTH: usize = 4;
 
@@ -416,7 +418,7 @@ impl Engine {
             }
         }
         let hex = text.strip_prefix("sha256:").unwrap_or(text);
-        if hex.len() < 3 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        if hex.len() < MIN_PREFIX || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Ok(Vec::new());
         }
         let mut ids: Vec<(Digest, Descriptor)> = self
@@ -508,18 +510,27 @@ impl Engine {
     /// # Errors
     /// When the store cannot be read.
     pub fn images(&self) -> Result<Vec<ImageSummary>> {
-        let mut rows = Vec::new();
+        Ok(self.all_images()?.0)
+    }
+
+    /// The same, and a line for each entry that leads to no image any more.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn all_images(&self) -> Result<(Vec<ImageSummary>, Vec<String>)> {
+        let (mut rows, mut damaged) = (Vec::new(), Vec::new());
         for named in self.store.list_all().map_err(EngineError::plain)? {
             let records = self.records_of(&named.target)?;
-            if let Some(record) = choose(records, None) {
-                rows.push(ImageSummary {
+            match choose(records, None) {
+                Some(record) => rows.push(ImageSummary {
                     reference: named.reference,
                     target: named.target,
                     record,
-                });
+                }),
+                None => damaged.push(damage(&named)),
             }
         }
-        Ok(rows)
+        Ok((rows, damaged))
     }
 
     /// Finds an image with its names, for `inspect`.
@@ -550,7 +561,18 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoSuchImage`]; [`EngineError::Conflict`] when a container uses it.
     pub fn remove_image(&self, text: &str, force: bool) -> Result<Vec<String>> {
-        let (record, names) = self.image(text)?;
+        let mut found = self.image(text);
+        if matches!(found, Err(EngineError::NoSuchImage(_))) {
+            // What is listed has its torn record made anew.
+            self.images()?;
+            found = self.image(text);
+        }
+        let (record, names) = match found {
+            Err(missing @ EngineError::NoSuchImage(_)) => {
+                return self.remove_damaged_image(text, force, missing);
+            }
+            found => found?,
+        };
         let by_name = text
             .parse::<Reference>()
             .ok()
@@ -570,7 +592,8 @@ impl Engine {
             None => (names, true),
         };
         if last {
-            self.check_unused(&record, text, force)?;
+            let manifest = &record.manifest.digest;
+            self.check_unused(manifest, &record.image_id, text, force)?;
         }
         let id = record.image_id.to_string();
         let mut lines = Vec::new();
@@ -581,6 +604,49 @@ impl Engine {
         }
         if last {
             self.forget(&record.manifest.digest)?;
+            self.collect()?;
+            self.defer("image", "delete", &id, &[("name", &id)]);
+            lines.push(format!("Deleted: {id}"));
+        }
+        self.flush_events();
+        Ok(lines)
+    }
+
+    /// Removes a name, or what an id stands for, that leads to no image any more.
+    fn remove_damaged_image(
+        &self,
+        text: &str,
+        force: bool,
+        missing: EngineError,
+    ) -> Result<Vec<String>> {
+        let name = text.parse().ok().map(Reference::with_default_tag);
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        let mut found = Vec::new();
+        for entry in self.store.list_all().map_err(EngineError::plain)? {
+            let named = name.is_some() && entry.reference == name;
+            let by_id = hex.len() >= MIN_PREFIX && entry.target.digest.hex().starts_with(hex);
+            if (named || by_id) && self.records_of(&entry.target)?.is_empty() {
+                found.push(entry);
+            }
+        }
+        let Some(target) = found.first().map(|entry| entry.target.digest) else {
+            return Err(missing);
+        };
+        if found.iter().any(|entry| entry.target.digest != target) {
+            return Err(EngineError::Ambiguous(text.to_owned()));
+        }
+        self.check_unused(&target, &target, text, force)?;
+        let id = target.to_string();
+        let mut lines = Vec::new();
+        for name in found.into_iter().filter_map(|entry| entry.reference) {
+            self.store.untag(&name).map_err(EngineError::plain)?;
+            self.defer("image", "untag", &id, &[("name", &id)]);
+            lines.push(format!("Untagged: {}", name.familiar()));
+        }
+        let left = self.store.list_all().map_err(EngineError::plain)?;
+        let other = |e: &Named| e.target.digest == target && e.reference.is_some();
+        if !left.iter().any(other) {
+            self.store.untag_all(&target).map_err(EngineError::plain)?;
             self.collect()?;
             self.defer("image", "delete", &id, &[("name", &id)]);
             lines.push(format!("Deleted: {id}"));
@@ -624,12 +690,19 @@ impl Engine {
         Ok(())
     }
 
-    fn check_unused(&self, record: &ImageRecord, text: &str, force: bool) -> Result<()> {
+    /// Refuses to remove an image that a container uses; it is shown as `image`.
+    fn check_unused(
+        &self,
+        manifest: &Digest,
+        image: &Digest,
+        text: &str,
+        force: bool,
+    ) -> Result<()> {
         for id in self.ids()? {
             let Ok(config) = self.config(&id) else {
                 continue;
             };
-            if config.manifest != record.manifest.digest {
+            if config.manifest != *manifest {
                 continue;
             }
             let running = match self.view(&id) {
@@ -651,12 +724,22 @@ impl Engine {
                 return Err(EngineError::Conflict(format!(
                     "unable to remove repository reference \"{text}\" ({how}) - container {} is using its referenced image {} ({what}container)",
                     id.short(),
-                    record.image_id.short()
+                    image.short()
                 )));
             }
         }
         Ok(())
     }
+}
+
+/// What is said of an entry that leads to no image.
+fn damage(named: &Named) -> String {
+    let name = named.reference.as_ref().map(Reference::familiar);
+    format!(
+        "image {} ({}) is damaged: load or pull it again, or remove it",
+        name.as_deref().unwrap_or("<none>"),
+        named.target.digest.short()
+    )
 }
 
 /// Says whether a document is not there, or is none that can be read.

@@ -167,3 +167,48 @@ impl Engine {
         record.write(dir.as_fd()).map_err(EngineError::plain)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use amphora_spec::ContainerId;
+
+    use crate::files::{Lock, random};
+    use crate::{Engine, EngineOptions};
+
+    /// A command that clashes with another's port looks at every run directory, also at one that
+    /// is not locked yet.
+    #[test]
+    fn what_is_being_made_is_locked_beside_a_reconciliation() {
+        let dir = std::env::temp_dir().join(format!("amphora-reconcile-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        let options = || EngineOptions {
+            root: dir.join("root"),
+            run_root: dir.join("run"),
+            insecure_registries: Vec::new(),
+            settings: crate::Settings::default(),
+        };
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let engine = Engine::open(options(), Vec::new()).unwrap();
+                    while !over.load(Ordering::Relaxed) {
+                        engine.reconcile_all().unwrap();
+                    }
+                });
+            }
+            let engine = Engine::open(options(), Vec::new()).unwrap();
+            let locked = (0..2000).map(|_| {
+                let id = ContainerId::from_random(random().unwrap());
+                Lock::acquire_new(&engine.run_dir(&id)).and_then(Lock::remove_dir)
+            });
+            let failed = locked.filter_map(Result::err).next();
+            over.store(true, Ordering::Relaxed);
+            assert!(failed.is_none(), "{failed:?}");
+        });
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -31,6 +31,8 @@ use crate::{SupervisorError, clock};
 
 /// Word of a supervisor's arguments, followed by its run directory: it goes on with that container.
 const AGAIN: &str = "again";
+/// The last of its arguments when it goes on because the container was unhealthy.
+const UNHEALTHY: &str = "unhealthy";
 /// The number under which `prepare` inherits the container's lock.
 pub(crate) const PREPARE_LOCK_FD: i32 = 4;
 /// Whether the container is wanted: written by start and stop, in the data directory.
@@ -221,6 +223,9 @@ fn execute_again(pause: &Pause<'_>) -> Result<(), SupervisorError> {
     let run_dir = pause.config.run_dir.to_string_lossy().into_owned();
     let mut words = vec!["amphora", "supervise", AGAIN, &run_dir];
     words.extend(pause.config.ahead.words());
+    if pause.cause == Cause::Unhealthy {
+        words.push(UNHEALTHY);
+    }
     let argv = c_strings(&words)?;
     let error = exec_in_place(exe()?.as_fd(), &argv, pause.lock, FINISH_LOCK_FD);
     Err(SupervisorError::Kernel("start the supervisor anew", error))
@@ -258,6 +263,11 @@ pub(crate) struct Again {
 fn requested() -> Option<String> {
     let mut args = std::env::args().skip(2);
     (args.next().as_deref() == Some(AGAIN)).then(|| args.next().unwrap_or_default())
+}
+
+/// Whether this process was executed because its container was unhealthy.
+pub(crate) fn was_unhealthy() -> bool {
+    requested().is_some() && std::env::args().next_back().as_deref() == Some(UNHEALTHY)
 }
 
 /// The socket that a hand-over comes from: inherited, or that of a `prepare` started here.

@@ -123,7 +123,7 @@ pub(crate) fn conclude(
     while let Ok(late) = accept_with(&server.parts.control, flags) {
         let _ = crate::frame::send_bytes(late.as_fd(), &answer, rustix::net::SendFlags::DONTWAIT);
     }
-    note_end(&server, &record);
+    note_end(&server, &record, again);
     drop(released.sockets);
     if again {
         pause(&mut server, cause)?;
@@ -152,7 +152,7 @@ fn pause(server: &mut Server, cause: Cause) -> Result<(), SupervisorError> {
 }
 
 /// Writes how the container ended, once everybody has been answered.
-fn note_end(server: &Server, record: &ExitRecord) {
+fn note_end(server: &Server, record: &ExitRecord, again: bool) {
     let parts = &server.parts;
     let (config, log) = (&parts.config, &parts.config.events);
     let mut lines = String::new();
@@ -169,8 +169,13 @@ fn note_end(server: &Server, record: &ExitRecord) {
         ("exitCode", code.as_str()),
     ];
     lines.push_str(&config.event("die", &more));
-    if server.ended_for == HealthAction::Stop {
-        // As behind a stop by hand.
+    let stopped = match server.ended_for {
+        HealthAction::Stop => true,
+        HealthAction::Restart => again,
+        HealthAction::None | HealthAction::Kill => false,
+    };
+    if stopped {
+        // As behind a stop, or in a restart, by hand.
         lines.push_str(&config.event("stop", &[]));
     }
     log.write(&lines);

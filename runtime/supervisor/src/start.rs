@@ -221,8 +221,12 @@ pub(crate) fn greet(server: &mut Server, socket: &OwnedFd, attach: u8, pid: i32)
 fn note_start(server: &Server) {
     let config = &server.parts.config;
     let log = &config.events;
-    let start = config.event("start", &[]);
-    log.write(&format!("{}{start}", log.before));
+    let mut lines = format!("{}{}", log.before, config.event("start", &[]));
+    if again::was_unhealthy() {
+        // As behind a restart by hand.
+        lines.push_str(&config.event("restart", &[]));
+    }
+    log.write(&lines);
 }
 
 /// What need not be done before the container runs. Its child must not inherit either.

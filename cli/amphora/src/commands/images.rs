@@ -67,7 +67,8 @@ pub(crate) fn images(engine: &Engine, args: &ImagesArgs) -> Outcome {
     } else {
         Format::parse(args.format.as_deref(), table)?
     };
-    let mut rows = engine.images()?;
+    let (mut rows, damaged) = engine.all_images()?;
+    ui::warnings(damaged.iter().map(String::as_str));
     sort(&mut rows);
     narrow(engine, &filters, &mut rows)?;
     if let Some(wanted) = &args.repository {

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use amphora_engine::{ContainerView, Engine, Listed, Status};
 use amphora_spec::{ContainerId, Reference};
+use amphora_template::{Nil, Value};
 use clap::Args;
 
 use crate::errors::{Failure, Outcome};
@@ -16,7 +17,7 @@ use crate::ui;
 const TABLE: &str =
     "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
 const TYPE: &str = "*formatter.ContainerContext";
-const HEADERS: [(&str, &str); 15] = [
+const HEADERS: [(&str, &str); 16] = [
     ("ID", "CONTAINER ID"),
     ("Names", "NAMES"),
     ("Image", "IMAGE"),
@@ -31,6 +32,7 @@ const HEADERS: [(&str, &str); 15] = [
     ("Mounts", "MOUNTS"),
     ("LocalVolumes", "LOCAL VOLUMES"),
     ("Networks", "NETWORKS"),
+    ("Platform", "PLATFORM"),
     ("Executor", "EXECUTOR"),
 ];
 /// Names of filters that Docker knows.
@@ -180,8 +182,19 @@ impl Fields for Line<'_> {
                 let _ = write!(out, "{}", volumes.count());
             }
             "Networks" => out.push_str(s.network()),
+            // Of the image's manifest, where Docker's list has one.
+            "Platform" => out.push_str("<nil>"),
             _ => out.push_str(s.executor()),
         }
+    }
+
+    fn value(&self, field: &str) -> Value {
+        if field == "Platform" {
+            return Value::Nil(Nil::Pointer);
+        }
+        let mut text = String::new();
+        self.put(field, &mut text);
+        Value::Str(text)
     }
 
     fn labels(&self) -> BTreeMap<String, String> {

@@ -111,7 +111,8 @@ fn ended_by(s: &Sandbox) -> Vec<String> {
     let id = s.inspect("box")["Id"].as_str().unwrap().to_owned();
     let container = format!("container={id}");
     let mut all = vec!["events", "--since", "1", "--until", "0s", "-f", &container];
-    for filter in ["event=kill", "event=die", "event=stop"] {
+    let wanted = ["kill", "die", "stop", "start", "restart"].map(|event| format!("event={event}"));
+    for filter in &wanted {
         all.extend(["-f", filter]);
     }
     all.extend(["--format", "{{.Action}}"]);
@@ -426,6 +427,22 @@ fn program_of(supervisor: i32) -> Option<i32> {
     found.map(|pid| pid.parse().unwrap())
 }
 
+/// Two of them, each with what a restart by hand tells.
+fn tells_of_restarts(s: &Sandbox, kind: &str) {
+    let round: &[&str] = match kind {
+        "linux" => &["kill", "kill", "die", "stop", "start", "restart"],
+        _ => &["kill", "die", "stop", "start", "restart"],
+    };
+    let expected: Vec<&str> = ["start"]
+        .iter()
+        .chain(round)
+        .chain(round)
+        .copied()
+        .collect();
+    wait_until("its events", SLOW, || ended_by(s).len() >= expected.len());
+    assert_eq!(ended_by(s)[..expected.len()], expected);
+}
+
 fn unhealthy_containers_are_killed_stopped_and_restarted(kind: &str) {
     let s = world(kind, &Value::Null);
     let flags = |action: &'static str| {
@@ -459,10 +476,10 @@ fn unhealthy_containers_are_killed_stopped_and_restarted(kind: &str) {
         let told = ended_by(&s);
         let told: Vec<&str> = told.iter().map(String::as_str).collect();
         match (action, kind) {
-            ("kill", _) => assert_eq!(told, ["kill", "die"]),
+            ("kill", _) => assert_eq!(told, ["start", "kill", "die"]),
             // What takes no notice of the signal is killed.
-            ("stop", "linux") => assert_eq!(told, ["kill", "kill", "die", "stop"]),
-            _ => assert_eq!(told, ["kill", "die", "stop"]),
+            ("stop", "linux") => assert_eq!(told, ["start", "kill", "kill", "die", "stop"]),
+            _ => assert_eq!(told, ["start", "kill", "die", "stop"]),
         }
         // A guest ends by the signal; a first process has to ask for it.
         let by_signal = action == "stop" && kind == "wasm";
@@ -474,6 +491,7 @@ fn unhealthy_containers_are_killed_stopped_and_restarted(kind: &str) {
         s.inspect("box")["RestartCount"].as_u64() >= Some(2)
     });
     wait_until("it to run", SLOW, || state()["Status"] == "running");
+    tells_of_restarts(&s, kind);
     // Stopped by hand it stays so.
     s.run(&["stop", "-t", "0", "box"]).ok();
     assert_eq!(state()["Status"], "exited");

@@ -405,6 +405,64 @@ fn images_recorded_by_an_earlier_version_are_found_by_their_id() {
 }
 
 #[test]
+fn what_rotted_is_named_removed_and_brought_again() {
+    let s = Sandbox::ready();
+    let show = |field: &str, name: &str| {
+        let format = format!("{{{{{field}}}}}");
+        let out = s.run(&["image", "inspect", "--format", &format, name]);
+        out.ok().trim().to_owned()
+    };
+    let (bare, manifest) = (
+        show(".Id", "probe-p1"),
+        show(".Descriptor.digest", "probe-linux"),
+    );
+    let tear = || {
+        for entry in std::fs::read_dir(s.root().join("images"))
+            .unwrap()
+            .flatten()
+        {
+            std::fs::write(entry.path(), "{").unwrap();
+        }
+    };
+    let rot = || {
+        tear();
+        let hex = manifest.trim_start_matches("sha256:");
+        let blob = s.root().join("blobs/sha256").join(hex);
+        let len = std::fs::metadata(&blob).unwrap().len();
+        std::fs::write(blob, vec![0; usize::try_from(len).unwrap()]).unwrap();
+    };
+    // A torn record alone is made anew.
+    tear();
+    let removed = s.run(&["rmi", &bare]).ok();
+    assert_eq!(
+        removed,
+        format!("Untagged: probe-p1:latest\nDeleted: {bare}\n")
+    );
+
+    let removals = format!("Untagged: probe-linux:latest\nDeleted: {manifest}\n");
+    for way in ["probe-linux", &manifest, &manifest[7..19]] {
+        rot();
+        let listed = s.run(&["images", "--format", "{{.Repository}}"]);
+        assert_eq!(listed.stdout, "probe-wasm\n");
+        let short = &manifest[7..19];
+        let told = format!("image probe-linux:latest ({short}) is damaged");
+        assert!(listed.stderr.contains(&told), "{listed:?}");
+        assert_eq!(s.run(&["rmi", way]).ok(), removals);
+        let listed = s.run(&["images", "-q"]);
+        assert_eq!(listed.stderr, "");
+        s.run(&["rmi", way]).fails(1, "No such image");
+        s.load_probes();
+        s.run(&["run", "--rm", "probe-linux"]).ok();
+        s.run(&["rmi", "probe-p1"]).ok();
+    }
+    // Brought again it is whole.
+    rot();
+    s.load_probes();
+    assert_eq!(s.run(&["images", "-q"]).stderr, "");
+    s.run(&["run", "--rm", "probe-linux"]).ok();
+}
+
+#[test]
 fn an_archive_is_written_behind_links() {
     let s = Sandbox::ready();
     let file = |name: &str| s.dir.join(name);

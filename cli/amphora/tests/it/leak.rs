@@ -142,12 +142,13 @@ fn processes(lines: &mut BTreeSet<String>) {
 }
 
 /// Counts what is on its way out: supervisors and finishers, and links of namespaces that are being destroyed.
-/// Both end by themselves, some time after the command that started it.
+/// Both end by themselves, some time after the command that started it. Without words is what is
+/// between one program and the next, or has given up its memory and is about to end.
 pub(crate) fn unsettled() -> usize {
     let mut count = 0;
     each_process(|_, words, _| {
         let leaving = |w: &String| w == "finish" || w == "supervise";
-        if is_ours(words) && words.get(1).is_some_and(leaving) {
+        if words.is_empty() || is_ours(words) && words.get(1).is_some_and(leaving) {
             count += 1;
         }
     });
@@ -235,4 +236,21 @@ fn a_tool_that_fails_is_no_empty_list() {
     command(&mut BTreeSet::new(), "none", &["false"], |l| {
         Some(l.to_owned())
     });
+}
+
+#[test]
+fn what_has_no_words_yet_is_not_settled() {
+    use std::os::unix::process::CommandExt;
+
+    let _s = crate::sandbox::Sandbox::new();
+    assert_eq!(unsettled(), 0);
+    let mut nameless = std::process::Command::new("cat")
+        .arg0("")
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert_eq!(unsettled(), 1);
+    drop(nameless.stdin.take());
+    assert_eq!(crate::sandbox::wait_for(&mut nameless), 0);
+    assert_eq!(unsettled(), 0);
 }

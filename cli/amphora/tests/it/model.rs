@@ -15,7 +15,8 @@ const STEPS: usize = 40;
 /// Runs behind the first that `on-failure` gives.
 const AGAIN: u32 = 2;
 const SLOW: Duration = Duration::from_secs(20);
-const NAMES: [&str; 3] = ["ca", "cb", "cc"];
+/// None of them is hex: a name that is gone would else be looked for among the ids.
+const NAMES: [&str; 3] = ["left", "mid", "right"];
 
 /// What a container is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

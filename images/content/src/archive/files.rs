@@ -94,7 +94,7 @@ impl<'a> Files<'a> {
     fn spool<R: Read>(&self, path: &str, size: u64, tar: &mut TarReader<R>) -> Result<Item> {
         let named = path.strip_prefix("blobs/sha256/").map(Digest::from_hex);
         if let Some(Ok(digest)) = &named
-            && self.store.has(digest)? == Some(size)
+            && self.store.has_whole(digest, size)?
         {
             return Ok(Item::Present(*digest, size));
         }

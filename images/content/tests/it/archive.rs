@@ -97,6 +97,32 @@ fn a_docker_archive_keeps_its_image_id() {
 }
 
 #[test]
+fn blobs_that_rotted_are_whole_after_they_are_brought_again() {
+    let image = Image::new("hello");
+    for archive in [
+        docker_archive(&image, &["x"]),
+        oci_archive(&image, Some("x")),
+    ] {
+        let (dir, store) = store();
+        load_all(&store, &archive).unwrap();
+        let blobs = dir.path().join("blobs/sha256");
+        let read = || -> std::collections::BTreeMap<_, _> {
+            let all = std::fs::read_dir(&blobs).unwrap().flatten();
+            all.map(|e| (e.path(), std::fs::read(e.path()).unwrap()))
+                .collect()
+        };
+        let whole = read();
+        assert_eq!(whole.len(), 3);
+        for (path, bytes) in &whole {
+            // As long as it was: only the digest tells.
+            std::fs::write(path, vec![0; bytes.len()]).unwrap();
+        }
+        load_all(&store, &archive).unwrap();
+        assert_eq!(read(), whole);
+    }
+}
+
+#[test]
 fn compressed_archives_load_as_plain_ones() {
     let image = Image::new("hello");
     for archive in [

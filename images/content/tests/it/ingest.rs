@@ -145,4 +145,10 @@ fn damaged_blobs_are_not_read() {
         store.read_blob(&hash, 64),
         Err(ContentError::DigestMismatch { .. })
     ));
+    store.write_blob(b"hello").unwrap();
+    assert_eq!(store.read_blob(&hash, 64).unwrap(), b"hello");
+    assert!(!store.remove_damaged(&hash).unwrap());
+    std::fs::write(store.blob_path(&hash), b"jello").unwrap();
+    assert!(store.remove_damaged(&hash).unwrap());
+    assert_eq!(store.has(&hash).unwrap(), None);
 }

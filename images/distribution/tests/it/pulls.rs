@@ -166,6 +166,28 @@ fn what_is_missing_locally_is_made_up_for() {
 }
 
 #[test]
+fn a_blob_that_rotted_comes_anew_for_a_layer_that_is_gone() {
+    let registry = Registry::start();
+    let layers = three_layers();
+    image::push(&registry, "app", &layers);
+    let site = Site::new();
+    site.pull(&registry.name("app")).unwrap();
+    for layer in &layers {
+        assert!(site.layers.remove(&layer.diff_id).unwrap());
+        let blob = site.store.blob_path(&layer.digest());
+        // As long as it was: only the digest tells.
+        std::fs::write(blob, vec![0; layer.bytes.len()]).unwrap();
+    }
+    site.pull(&registry.name("app")).unwrap();
+    assert_eq!(site.file(&layers[0].diff_id, "base"), noise(300_000, 1));
+    for layer in &layers {
+        assert!(site.layers.has(&layer.diff_id));
+        let bytes = std::fs::read(site.store.blob_path(&layer.digest())).unwrap();
+        assert!(bytes == layer.bytes);
+    }
+}
+
+#[test]
 fn a_layer_that_comes_twice_is_pulled_once() {
     let registry = Registry::start();
     let layer = Layer::new(Pack::Gzip, "x", b"twice");
