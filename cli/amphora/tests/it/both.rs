@@ -640,16 +640,16 @@ fn words_behind_the_image_are_no_flags(image: &str) {
     let words = ["--rm", "-d=true", "--user", "--", "-m"];
     s.run(
         &[
-            &["create", "--name", "other", "--name", "c", image],
+            &["create", "--name", "other", "--name", "made", image],
             &words[..],
         ]
         .concat(),
     )
     .ok();
-    let made = s.inspect("c");
+    let made = s.inspect("made");
     assert_eq!(made["Config"]["Cmd"], serde_json::json!(words));
     assert_eq!(made["HostConfig"]["AutoRemove"], false);
-    s.run(&["rm", "c"]).ok();
+    s.run(&["rm", "made"]).ok();
     // A program is looked for, and flags that have no value are no complaint.
     s.run(&["exec", "ghost", "--user"])
         .fails(1, "No such container: ghost");
