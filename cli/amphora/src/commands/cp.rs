@@ -29,10 +29,10 @@ pub(crate) struct CpArgs {
     #[arg(short, long)]
     quiet: bool,
     /// CONTAINER:PATH, a local path, or - for a tar stream
-    #[arg(value_name = "SRC_PATH", allow_hyphen_values = true)]
+    #[arg(value_name = "SRC_PATH")]
     source: String,
     /// CONTAINER:PATH, a local path, or - for a tar stream
-    #[arg(value_name = "DEST_PATH", allow_hyphen_values = true)]
+    #[arg(value_name = "DEST_PATH")]
     destination: String,
 }
 

@@ -39,17 +39,18 @@ pub(crate) struct DebugArgs {
     /// Working directory in the image with the tools
     #[arg(short, long)]
     workdir: Option<String>,
-    /// Name or id; its own files are under $AMPHORA_TARGET, which is /proc/1/root
-    container: String,
-    /// Command and its arguments [default: the image's]
-    #[arg(allow_hyphen_values = true)]
-    command: Vec<String>,
+    /// Name or id, its own files are under $AMPHORA_TARGET, which is /proc/1/root; command and its
+    /// arguments [default: the image's]
+    // One list: flags end with its first word.
+    #[arg(required = true, value_name = "CONTAINER")]
+    words: Vec<String>,
 }
 
 /// `debug`.
 pub(crate) fn debug(engine: &Engine, args: DebugArgs) -> Outcome {
-    let id = engine.find(&args.container)?;
-    let plain = args.command.is_empty() && !args.interactive && !args.tty;
+    let (container, command) = super::split(args.words);
+    let id = engine.find(&container)?;
+    let plain = command.is_empty() && !args.interactive && !args.tty;
     let seated = plain && io::stdin().is_terminal() && ui::stdout_is_terminal();
     let (interactive, tty) = (args.interactive || seated, args.tty || seated);
     terminal::check(interactive, tty)?;
@@ -62,7 +63,7 @@ pub(crate) fn debug(engine: &Engine, args: DebugArgs) -> Outcome {
     };
     let foreground = Foreground::new(streams, tty, None, false)?;
     let options = ExecOptions {
-        args: args.command,
+        args: command,
         env: parse::environment(args.env, &args.env_file)?,
         workdir: args.workdir,
         user: args.user,
@@ -81,7 +82,7 @@ pub(crate) fn debug(engine: &Engine, args: DebugArgs) -> Outcome {
     if !matches!(ended, Ok(Ended::Code(_))) {
         scratch.keep();
     }
-    told(ended?, &args.container)
+    told(ended?, &container)
 }
 
 /// Pulls the tools when they are missing, as `run` does.

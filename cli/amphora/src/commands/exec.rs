@@ -41,11 +41,10 @@ pub(crate) struct ExecArgs {
     /// Working directory inside the container
     #[arg(short, long)]
     workdir: Option<String>,
-    /// Name or id
-    container: String,
-    /// Command and its arguments
-    #[arg(required = true, allow_hyphen_values = true)]
-    command: Vec<String>,
+    /// Name or id; command and its arguments
+    // One list: flags end with its first word.
+    #[arg(required = true, num_args = 2.., value_names = ["CONTAINER", "COMMAND"])]
+    words: Vec<String>,
 }
 
 // Flags of `attach`.
@@ -66,7 +65,8 @@ pub(crate) struct AttachArgs {
 
 /// `exec`.
 pub(crate) fn exec(engine: &Engine, args: ExecArgs) -> Outcome {
-    let id = engine.find(&args.container)?;
+    let (container, command) = super::split(args.words);
+    let id = engine.find(&container)?;
     // As with Docker, it is the daemon that refuses keys, after the client has read files.
     let env = parse::environment(args.env, &args.env_file).map_err(|failure| match failure {
         Failure::Usage(text) if !super::usage::is_about_a_flag(&text) => Failure::Local(text),
@@ -87,7 +87,7 @@ pub(crate) fn exec(engine: &Engine, args: ExecArgs) -> Outcome {
     }
     let foreground = Foreground::new(streams, args.tty && !args.detach, keys, false)?;
     let options = ExecOptions {
-        args: args.command,
+        args: command,
         env,
         workdir: args.workdir,
         user: args.user,
@@ -100,7 +100,7 @@ pub(crate) fn exec(engine: &Engine, args: ExecArgs) -> Outcome {
     if args.detach {
         return started.map(drop).map_err(Failure::from);
     }
-    follow(started, &foreground, &args.container)
+    follow(started, &foreground, &container)
 }
 
 /// Copies until a session in a container has ended.

@@ -16,6 +16,7 @@ mod exec;
 mod export;
 mod foreground;
 mod health_flags;
+mod help;
 mod history;
 mod image;
 mod images;
@@ -32,6 +33,7 @@ mod run;
 mod run_flags;
 mod save;
 mod stats;
+mod switches;
 mod system;
 mod top;
 mod unsupported;
@@ -57,7 +59,12 @@ const DEFAULT_CONFIG: &str = "/etc/amphora/daemon.json";
 
 /// Run Linux and WebAssembly containers
 #[derive(Debug, Parser)]
-#[command(name = "amphora", version, disable_help_subcommand = true)]
+#[command(
+    name = "amphora",
+    version,
+    disable_help_subcommand = true,
+    args_override_self = true
+)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -116,10 +123,13 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
         crate::ui::line(concat!("amphora ", env!("CARGO_PKG_VERSION")));
         return ExitCode::SUCCESS;
     }
+    if let Some(code) = help::asked(args) {
+        return code;
+    }
     // What is wrong with a command line, the whole tree says best.
     let cli = match quick::parse(args).map_or_else(|| parse(args), Ok) {
         Ok(cli) => cli,
-        Err(error) => return unsupported::explain(&error, args),
+        Err((error, words)) => return unsupported::explain(&error, &words),
     };
     let engine = || open(&cli.global);
     let outcome = match cli.command {
@@ -140,24 +150,13 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
     }
 }
 
-/// Parses a command line. Switches with a value, as in `--rm=true`, are rare: they are rewritten
-/// only once it has failed.
-fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
-    let mut words = args.to_vec();
-    loop {
-        let error = match Cli::try_parse_from(&words) {
-            Ok(cli) => return Ok(cli),
-            Err(error) => error,
-        };
-        let Some(at) = unsupported::switch(&error, &words) else {
-            return Err(error);
-        };
-        let word = words.remove(at);
-        let (flag, on) = unsupported::split_switch(&word);
-        if on {
-            words.insert(at, flag.into());
-        }
-    }
+/// Parses a command line. Switches with a value, as in `--rm=true`, are rare: they are looked for
+/// only once it has failed. With the error come the words that it is about.
+fn parse(args: &[OsString]) -> Result<Cli, (clap::Error, Vec<OsString>)> {
+    Cli::try_parse_from(args).or_else(|error| match switches::settle(args) {
+        Some(words) => Cli::try_parse_from(&words).map_err(|error| (error, words)),
+        None => Err((error, args.to_vec())),
+    })
 }
 
 /// Carries a hidden entry `NAME ROOT RUN_ROOT ID` out; `None` when there is no such engine or id.
@@ -286,6 +285,12 @@ fn open_with(
         settings,
     };
     Ok(Engine::open(options, workloads)?)
+}
+
+/// The first of a command's words, which the parser has seen to, and those behind it.
+fn split(words: Vec<String>) -> (String, Vec<String>) {
+    let mut words = words.into_iter();
+    (words.next().unwrap_or_default(), words.collect())
 }
 
 /// Runs `f` for each name; prints the failures, goes on, and fails at the end.

@@ -7,15 +7,7 @@ use clap::{Args, FromArgMatches};
 
 use super::change::Change;
 use super::container::Short;
-use super::{Cli, Command, Global};
-
-/// Global options that take a value.
-const VALUED: [&str; 4] = [
-    "--root",
-    "--run-root",
-    "--insecure-registry",
-    "--config-file",
-];
+use super::{Cli, Command, Global, usage};
 
 /// Commands that are often called.
 const VERBS: [&str; 19] = [
@@ -28,7 +20,8 @@ const VERBS: [&str; 19] = [
 pub(super) fn parse(args: &[OsString]) -> Option<Cli> {
     let short = Command::ContainerShort;
     let change = Command::Change;
-    let verb = verb(args)?;
+    let called = args.get(usage::place(args)?)?;
+    let verb = VERBS.into_iter().find(|verb| called == verb)?;
     match verb {
         "run" => one(args, verb, Command::Run),
         "create" => one(args, verb, Command::Create),
@@ -53,21 +46,6 @@ pub(super) fn parse(args: &[OsString]) -> Option<Cli> {
     }
 }
 
-/// The command: what follows the global options.
-fn verb(args: &[OsString]) -> Option<&'static str> {
-    let mut args = args.iter().skip(1);
-    loop {
-        let arg = args.next()?.to_str()?;
-        if VALUED.contains(&arg) {
-            args.next()?;
-        } else if !arg.starts_with('-') {
-            return VERBS.into_iter().find(|verb| *verb == arg);
-        } else if !VALUED.iter().any(|v| arg.split('=').next() == Some(v)) {
-            return None;
-        }
-    }
-}
-
 /// Parses with a tree of one command.
 fn one<T: Args>(
     args: &[OsString],
@@ -76,7 +54,11 @@ fn one<T: Args>(
 ) -> Option<Cli> {
     let new = |name| clap::Command::new(name).disable_help_flag(true);
     let command = new(verb).defer(T::augment_args);
-    let tree = Global::augment_args(new("amphora").disable_help_subcommand(true));
+    let tree = Global::augment_args(
+        new("amphora")
+            .disable_help_subcommand(true)
+            .args_override_self(true),
+    );
     let tree = tree.subcommand(command);
     let matches = tree.try_get_matches_from(args).ok()?;
     let (_, own) = matches.subcommand()?;
@@ -100,6 +82,9 @@ mod tests {
     fn one_command_is_parsed_as_the_whole_tree_does() {
         let lines = [
             "amphora run -d --name a -p 80:80 image cmd -x --rm",
+            "amphora run --name a --name b --rm --rm image -d -- --name",
+            "amphora exec x -it -y",
+            "amphora cp - a:/b",
             "amphora --root /a --run-root=/b run image run",
             "amphora create --restart always image",
             "amphora ps -aq --filter name=a",

@@ -155,11 +155,10 @@ pub(crate) struct CreateArgs {
     limits: super::run_flags::LimitFlags,
     #[command(flatten)]
     shares: super::run_flags::ShareFlags,
-    /// Image to run
-    image: String,
-    /// Command and its arguments
-    #[arg(allow_hyphen_values = true)]
-    command: Vec<String>,
+    /// Image to run; its command and arguments
+    // One list: flags end with its first word.
+    #[arg(required = true, value_name = "IMAGE")]
+    words: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -445,12 +444,13 @@ fn read_options(args: CreateArgs) -> Outcome<CreateOptions> {
     super::run_flags::shares(&mut host, &args.shares)?;
     mounts(&mut host, &args.volume, &args.tmpfs)?;
     ports(&mut host, &args.publish)?;
+    let (image, command) = super::split(args.words);
     Ok(CreateOptions {
-        image: args.image,
+        image,
         name: args.name,
         platform: args.platform.or_else(default_platform),
         runtime: args.runtime,
-        cmd: args.command,
+        cmd: command,
         entrypoint: args.entrypoint,
         env: parse::environment(args.env, &args.env_file)?,
         workdir: args.workdir,
@@ -480,10 +480,11 @@ fn check_names(args: &CreateArgs) -> Outcome {
             ))
         })?;
     }
-    if args.image.starts_with("sha256:") {
+    let image = args.words.first().map(String::as_str).unwrap_or_default();
+    if image.starts_with("sha256:") {
         return Ok(());
     }
-    let parsed = args.image.parse::<Reference>();
+    let parsed = image.parse::<Reference>();
     parsed.map(drop).map_err(|e| Failure::Usage(e.to_string()))
 }
 

@@ -27,17 +27,17 @@ const KNOWN: [&str; 23] = [
 #[derive(Debug, Args)]
 #[command(trailing_var_arg = true)]
 pub(crate) struct TopArgs {
-    /// Name or id
-    container: String,
-    /// Options of `ps`: -ef, aux, -o LIST
-    #[arg(allow_hyphen_values = true, value_name = "ps OPTIONS")]
-    options: Vec<String>,
+    /// Name or id; options of `ps`: -ef, aux, -o LIST
+    // One list: flags end with its first word.
+    #[arg(required = true, value_name = "CONTAINER")]
+    words: Vec<String>,
 }
 
 /// Carries out `top`.
 pub(crate) fn top(engine: &Engine, args: &TopArgs) -> Outcome {
-    let columns = columns(&args.options)?;
-    let id = engine.find(&args.container)?;
+    let (container, options) = super::split(args.words.clone());
+    let columns = columns(&options)?;
+    let id = engine.find(&container)?;
     let names = Names::read();
     let machine = Machine::read(engine.machine_memory());
     let mut out = columns

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use super::usage;
+use super::{switches, usage};
+use crate::ui;
 
 /// Flags of the docker client that are known and refused where a command has them not.
 const KNOWN: &[&str] = &[
@@ -67,9 +68,15 @@ pub(crate) fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
             let _ = error.print();
             return ExitCode::SUCCESS;
         }
+        // Docker helps, to stderr, and is content.
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
-            return ExitCode::from(1);
+            return ExitCode::SUCCESS;
+        }
+        ErrorKind::MissingSubcommand => {
+            let help = <super::Cli as clap::CommandFactory>::command().render_help();
+            ui::error(help.to_string().trim_end());
+            return ExitCode::SUCCESS;
         }
         ErrorKind::InvalidSubcommand => {
             usage::unknown_command(&context(error, ContextKind::InvalidSubcommand), args);
@@ -89,36 +96,6 @@ pub(crate) fn explain(error: &clap::Error, args: &[OsString]) -> ExitCode {
     }
 }
 
-/// The word of a command line that gives a switch a truth value, when that is what is wrong.
-pub(crate) fn switch(error: &clap::Error, args: &[OsString]) -> Option<usize> {
-    if error.kind() != ErrorKind::TooManyValues {
-        return None;
-    }
-    let value = context(error, ContextKind::InvalidValue);
-    truth(&value)?;
-    let given = context(error, ContextKind::InvalidArg);
-    let letter = with_letter(&given, args);
-    let names = letter.split(", ").map(|name| format!("{name}={value}"));
-    let names: Vec<OsString> = names.map(OsString::from).collect();
-    args.iter().position(|arg| names.contains(arg))
-}
-
-/// A switch and whether it is on.
-pub(crate) fn split_switch(word: &std::ffi::OsStr) -> (String, bool) {
-    let text = word.to_string_lossy();
-    let (flag, value) = text.split_once('=').unwrap_or((&text, "true"));
-    (flag.to_owned(), truth(value).unwrap_or(true))
-}
-
-/// A truth value as Go reads it.
-fn truth(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
-}
-
 /// What is wrong with a flag; nothing when it is the number of arguments that is wrong.
 fn flag_text(error: &clap::Error, args: &[OsString]) -> Option<String> {
     let given = context(error, ContextKind::InvalidArg);
@@ -130,14 +107,18 @@ fn flag_text(error: &clap::Error, args: &[OsString]) -> Option<String> {
     let value = context(error, ContextKind::InvalidValue);
     match error.kind() {
         ErrorKind::UnknownArgument if !flag.starts_with('-') => None,
-        ErrorKind::UnknownArgument => Some(unknown(&flag)),
+        ErrorKind::TooFewValues => None,
+        ErrorKind::UnknownArgument => Some(unknown(&given, args)),
         ErrorKind::MissingRequiredArgument => {
             let name = given
                 .split([' ', ',', '='])
                 .find_map(|w| w.strip_prefix("--"))?;
             Some(format!("required flag(s) \"{name}\" not set"))
         }
-        ErrorKind::InvalidValue | ErrorKind::NoEquals if value.is_empty() => {
+        // One that is given as nothing is given.
+        ErrorKind::InvalidValue | ErrorKind::NoEquals
+            if value.is_empty() && !args.contains(&format!("{flag}=").into()) =>
+        {
             let last = args.last().and_then(|a| a.to_str()).unwrap_or_default();
             let letter = last.chars().last().unwrap_or('-');
             Some(if last.starts_with("--") || !last.starts_with('-') {
@@ -164,28 +145,32 @@ fn flag_text(error: &clap::Error, args: &[OsString]) -> Option<String> {
     }
 }
 
-fn unknown(flag: &str) -> String {
+/// Says of a flag that it is unknown, or known and not supported.
+pub(crate) fn unknown(given: &str, args: &[OsString]) -> String {
+    let flag = given.split('=').next().unwrap_or(given);
     if KNOWN.contains(&flag) {
         format!("flag {flag} is not supported")
     } else if flag.starts_with("--") {
         format!("unknown flag: {flag}")
     } else {
-        let letter = flag.chars().nth(1).unwrap_or('-');
-        format!("unknown shorthand flag: '{letter}' in {flag}")
+        let letter = given.chars().nth(1).unwrap_or('-');
+        // With all that was written behind the letter.
+        let mut words = args.iter().filter_map(|word| word.to_str());
+        let word = words.find(|word| word.starts_with(given));
+        format!(
+            "unknown shorthand flag: '{letter}' in {}",
+            word.unwrap_or(given)
+        )
     }
 }
 
 /// A flag as Docker names it: with its letter, if it has one.
 fn with_letter(flag: &str, args: &[OsString]) -> String {
-    let tree = <super::Cli as clap::CommandFactory>::command();
-    let command = usage::command(args);
-    let found = command
-        .split(' ')
-        .try_fold(&tree, |at, word| at.find_subcommand(word));
     let name = flag.trim_start_matches("--");
-    let letter = found
-        .and_then(|c| c.get_arguments().find(|a| a.get_long() == Some(name)))
-        .and_then(clap::Arg::get_short);
+    let letter = switches::leaf(args).and_then(|(leaf, _)| {
+        let mut flags = leaf.get_arguments();
+        flags.find(|a| a.get_long() == Some(name))?.get_short()
+    });
     letter.map_or_else(|| flag.to_owned(), |letter| format!("-{letter}, {flag}"))
 }
 

@@ -19,6 +19,7 @@ const CALLS: &[(&str, &str)] = &[
     ("events", "[OPTIONS]"),
     ("exec", "[OPTIONS] CONTAINER COMMAND [ARG...]"),
     ("export", "[OPTIONS] CONTAINER"),
+    ("help", "[command]"),
     ("history", "[OPTIONS] IMAGE"),
     ("image inspect", "[OPTIONS] IMAGE [IMAGE...]"),
     ("image ls", "[OPTIONS] [REPOSITORY[:TAG]]"),
@@ -56,21 +57,42 @@ const CALLS: &[(&str, &str)] = &[
     ("wait", "CONTAINER [CONTAINER...]"),
 ];
 
+/// Global options that take a value.
+const VALUED: [&str; 4] = [
+    "--root",
+    "--run-root",
+    "--insecure-registry",
+    "--config-file",
+];
+
+/// Where the command of a command line stands: behind the global options. Nothing when another
+/// option comes before it.
+pub(crate) fn place(args: &[OsString]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        let arg = args.get(at)?.to_str()?;
+        if VALUED.contains(&arg) {
+            at += 2;
+        } else if !arg.starts_with('-') {
+            return Some(at);
+        } else if VALUED.iter().any(|v| arg.split('=').next() == Some(v)) {
+            at += 1;
+        } else {
+            return None;
+        }
+    }
+}
+
 /// The command of a command line: its name with its group.
 pub(crate) fn command(args: &[OsString]) -> String {
-    let mut words = args
-        .iter()
-        .skip(1)
-        .filter_map(|a| a.to_str())
-        .filter(|a| !a.starts_with('-'));
-    match words.next() {
-        Some(group) if GROUPS.contains(&group) => {
-            format!("{group} {}", words.next().unwrap_or_default())
-                .trim()
-                .to_owned()
-        }
-        Some(word) => word.to_owned(),
-        None => String::new(),
+    let Some(at) = place(args) else {
+        return String::new();
+    };
+    let mut words = args.iter().skip(at).map_while(|a| a.to_str());
+    let first = words.next().unwrap_or_default();
+    match words.next().filter(|word| !word.starts_with('-')) {
+        Some(second) if GROUPS.contains(&first) => format!("{first} {second}"),
+        _ => first.to_owned(),
     }
 }
 
@@ -83,10 +105,19 @@ fn call(command: &str) -> Option<&'static str> {
         .map(|(_, call)| *call)
 }
 
+/// How a group is called: Docker says so in two ways.
+fn group_call(group: &str) -> String {
+    let tail = if group == "volume" { " COMMAND" } else { "" };
+    format!("{group}{tail}")
+}
+
 /// The lines about a command's usage, with an empty one behind.
 fn usage(command: &str) -> String {
     if command.is_empty() {
         return "Usage:  amphora [OPTIONS] COMMAND [ARG...]\n\n".to_owned();
+    }
+    if GROUPS.contains(&command) {
+        return format!("Usage:  amphora {}\n\n", group_call(command));
     }
     let Some(call) = call(command) else {
         return String::new();
@@ -143,9 +174,9 @@ pub(crate) fn unknown_command(name: &str, args: &[OsString]) {
         ));
         return;
     }
-    let tail = if group == "volume" { " COMMAND" } else { "" };
     ui::error(&format!(
-        "amphora: unknown command: amphora {group} {name}\n\nUsage:  amphora {group}{tail}\n\n{}",
+        "amphora: unknown command: amphora {group} {name}\n\n{}{}",
+        usage(group),
         hint(group)
     ));
 }
@@ -179,6 +210,23 @@ fn hint(command: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_of_global_options_are_no_commands() {
+        for (line, wanted) in [
+            ("--root /x rm --force y", "rm"),
+            ("--root=/x --run-root run container ls -q", "container ls"),
+            ("--config-file image container --odd ls", "container"),
+            ("rm x", "rm"),
+            ("--odd rm", ""),
+            ("--root rm", ""),
+            ("--root", ""),
+        ] {
+            let words = format!("amphora {line}");
+            let words: Vec<OsString> = words.split(' ').map(OsString::from).collect();
+            assert_eq!(command(&words), wanted, "{line}");
+        }
+    }
 
     #[test]
     fn numbers_of_arguments_are_docker_s() {

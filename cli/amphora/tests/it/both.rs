@@ -27,6 +27,8 @@ both!(
     inspect_tells_executor_and_reason,
     memory_limit_is_felt,
     published_udp_ports,
+    the_last_value_of_a_switch_counts,
+    words_behind_the_image_are_no_flags,
 );
 
 /// A module of WASI 0.1, in what does not need a socket.
@@ -602,4 +604,53 @@ fn memory_limit_is_felt(image: &str) {
         assert_eq!(s.inspect("hog")["State"]["OOMKilled"], true);
     }
     s.run(&["rm", "hog"]).ok();
+}
+
+fn the_last_value_of_a_switch_counts(image: &str) {
+    let s = Sandbox::ready();
+    let run = |flags: &[&str]| s.run(&[&["run"], flags, &[image, "args", "said"]].concat());
+    for flags in [["--rm", "--rm=false"], ["--rm=true", "--rm=0"]] {
+        assert_eq!(
+            run(&[&flags[..], &["--name", "kept"]].concat()).ok(),
+            "said\n"
+        );
+        s.run(&["rm", "kept"]).ok();
+    }
+    for flags in [["--rm=false", "--rm"], ["--rm", "--rm"]] {
+        assert_eq!(
+            run(&[&flags[..], &["--name", "gone"]].concat()).ok(),
+            "said\n"
+        );
+        s.run(&["rm", "gone"]).fails(1, "No such container: gone");
+    }
+    // The letters of a cluster, too; with a terminal it would be refused here.
+    assert_eq!(run(&["--rm", "-d=false"]).ok(), "said\n");
+    assert_eq!(run(&["--rm", "-d", "-itd=F", "--tty=false"]).ok(), "said\n");
+    let id = s
+        .run(&["run", "-d=true", "--name", "up", image, "sleep", "600"])
+        .ok();
+    assert_eq!(id.trim().len(), 64, "{id}");
+    s.run(&["rm", "-f=false", "up"])
+        .fails(1, "container is running");
+    s.run(&["rm", "-f=1", "up"]).ok();
+}
+
+fn words_behind_the_image_are_no_flags(image: &str) {
+    let s = Sandbox::ready();
+    let words = ["--rm", "-d=true", "--user", "--", "-m"];
+    s.run(
+        &[
+            &["create", "--name", "other", "--name", "made", image],
+            &words[..],
+        ]
+        .concat(),
+    )
+    .ok();
+    let made = s.inspect("made");
+    assert_eq!(made["Config"]["Cmd"], serde_json::json!(words));
+    assert_eq!(made["HostConfig"]["AutoRemove"], false);
+    s.run(&["rm", "made"]).ok();
+    // A program is looked for, and flags that have no value are no complaint.
+    s.run(&["exec", "ghost", "--user"])
+        .fails(1, "No such container: ghost");
 }

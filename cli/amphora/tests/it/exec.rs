@@ -82,6 +82,9 @@ fn codes_streams_and_environment(kind: &str) {
         let out = s.run(&["exec", "box", "/probe", "exit", &code.to_string()]);
         assert_eq!(out.code, code, "{out:?}");
     }
+    // There is no terminal: the last value of the switch counts.
+    let said = ["exec", "-it", "--tty=false", "box", "/probe", "args", "x"];
+    assert_eq!(s.run(&said).ok(), "x\n");
     let both = s.run(&["exec", "box", "/probe", "both", "to out", "to err"]);
     assert_eq!(
         (both.stdout.as_str(), both.stderr.as_str()),
