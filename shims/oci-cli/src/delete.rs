@@ -59,10 +59,8 @@ pub(crate) fn destroy(context: &Context<'_>, container: Container, hooks: &Hooks
         cgroup.kill()?;
         wait_gone(&container)?;
         cgroup.remove()?;
-    } else if let Some(process) = process {
-        let failed = RuncError::file("failed to kill the container's process");
-        pidfd::signal(process.as_fd(), 9).map_err(failed)?;
-        wait_gone(&container)?;
+    } else if process.is_some() {
+        end(&container)?;
     }
     let state = container.oci_state(Status::Stopped);
     container.remove();
@@ -70,6 +68,15 @@ pub(crate) fn destroy(context: &Context<'_>, container: Container, hooks: &Hooks
         context.log.warning(&error.to_string());
     }
     Ok(())
+}
+
+/// Kills the container's process, if it lives.
+pub(crate) fn end(container: &Container) -> Result {
+    if let Some(process) = container.process()? {
+        let failed = RuncError::file("failed to kill the container's process");
+        pidfd::signal(process.as_fd(), 9).map_err(failed)?;
+    }
+    wait_gone(container)
 }
 
 fn wait_gone(container: &Container) -> Result {
