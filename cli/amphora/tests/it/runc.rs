@@ -686,10 +686,21 @@ fn what_is_not_done_is_refused_by_name() {
         w.bundle(&["sh"], |spec| spec[pointer] = value);
         w.detached(&["create", "--no-pivot", "one"]).fails(1, text);
     }
-    w.bundle(&["sh"], |spec| {
-        spec["linux"]["personality"] = json!({"domain": "LINUX32"});
-    });
-    w.detached(&["create", "one"]).fails(1, "linux.personality");
+    for (object, field, value) in [
+        ("linux", "personality", json!({"domain": "LINUX32"})),
+        ("process", "apparmorProfile", json!("some")),
+        ("process", "selinuxLabel", json!("some_u:some_r:some_t")),
+        ("process", "scheduler", json!({"policy": "SCHED_BATCH"})),
+        (
+            "process",
+            "ioPriority",
+            json!({"class": "IOPRIO_CLASS_IDLE"}),
+        ),
+    ] {
+        w.bundle(&["sh"], |spec| spec[object][field] = value);
+        let text = format!("{object}.{field}");
+        w.detached(&["create", "one"]).fails(1, &text);
+    }
     w.done();
 }
 
