@@ -2,6 +2,7 @@
 //! ext4, and compares medians.
 
 mod args;
+mod bare;
 mod engine;
 mod exec;
 mod host;

@@ -13,7 +13,7 @@ use super::engine::{Engine, Kind, command, environment, find, output, strings};
 use super::host::Place;
 use super::report::{Budget, Entry, Report, Row};
 use super::timing::{Contestant, Sample, Timed, interleave, pids};
-use super::{exec, idle, list, logs, pull};
+use super::{bare, exec, idle, list, logs, pull};
 
 /// Longest wait for a clean host after a sequence.
 const CLEAN: Duration = Duration::from_secs(60);
@@ -46,6 +46,7 @@ pub(super) fn run(args: &Args, place: &Place) -> Result<Report> {
 
 fn measure(number: u32, args: &Args, place: &Place) -> Result<Vec<Row>> {
     Ok(match number {
+        1 => bare::rows(args, place),
         2 => vec![start(args, place)?],
         3 => vec![floor(args, place)?],
         4 => vec![sequence(args, place)?],

@@ -116,6 +116,8 @@ impl<'a> Child<'a> {
             Op::NewKeyring => raw::new_session_keyring(),
             Op::LoopbackUp => loopback_up(),
             Op::EnterRoot { root, switch } => self.enter_root(*root, *switch),
+            Op::StageRoot { root, at } => self.stage_root(*root, at),
+            Op::LeaveHost => self.leave_host(),
             Op::NewFs {
                 fstype,
                 source,

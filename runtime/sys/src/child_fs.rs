@@ -46,13 +46,9 @@ impl Child<'_> {
         };
         match switch {
             RootSwitch::Pivot => {
-                let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-                mount_change(c"/", private)?;
+                make_private()?;
                 onto_root()?;
-                rustix::process::fchdir(root)?;
-                // The old root ends up on top of the new one, where "." finds it.
-                rustix::process::pivot_root(c".", c".")?;
-                unmount(c".", UnmountFlags::DETACH)?;
+                pivot_to(root)?;
             }
             RootSwitch::Cover => {
                 onto_root()?;
@@ -62,6 +58,18 @@ impl Child<'_> {
         }
         self.root = Some(slot);
         Ok(())
+    }
+
+    pub(crate) fn stage_root(&mut self, slot: FdSlot, at: &CStr) -> Sys<()> {
+        make_private()?;
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        move_mount(self.fd(slot)?, c"", rustix::fs::CWD, at, flags)?;
+        self.root = Some(slot);
+        Ok(())
+    }
+
+    pub(crate) fn leave_host(&self) -> Sys<()> {
+        pivot_to(self.root_fd()?)
     }
 
     pub(crate) fn new_fs(
@@ -291,6 +299,18 @@ impl Child<'_> {
         let peer = raw::dup_above(std::os::fd::AsRawFd::as_raw_fd(&peer), 3)?;
         (0..3).try_for_each(|number| raw::dup_to(peer, number))
     }
+}
+
+fn make_private() -> Sys<()> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change(c"/", private)
+}
+
+fn pivot_to(root: BorrowedFd<'_>) -> Sys<()> {
+    rustix::process::fchdir(root)?;
+    // The old root ends up on top of the new one, where "." finds it.
+    rustix::process::pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)
 }
 
 fn errno(error: &std::io::Error) -> Errno {

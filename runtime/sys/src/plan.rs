@@ -148,6 +148,15 @@ pub enum Op {
         /// How.
         switch: RootSwitch,
     },
+    /// Attaches the root mount in the child's copy of the caller's mounts, which stays its `/`.
+    StageRoot {
+        /// The detached root mount.
+        root: FdSlot,
+        /// A directory.
+        at: CString,
+    },
+    /// Makes a root that [`Op::StageRoot`] has attached the child's `/`.
+    LeaveHost,
     /// Makes a new file system and mounts it.
     NewFs {
         /// Type.
@@ -386,10 +395,41 @@ impl LaunchPlan {
     /// of a parent that was killed, and ends too.
     pub fn await_before_root(&mut self, release: OwnedFd, writer: BorrowedFd<'_>) {
         let release = self.add_fd(release);
-        let root = |op: &Op| matches!(op, Op::EnterRoot { .. });
+        let root = |op: &Op| matches!(op, Op::EnterRoot { .. } | Op::StageRoot { .. });
         let at = self.ops.iter().position(root).unwrap_or(0);
         let steps = [Op::Forget(writer.as_raw_fd()), Op::Await { release }];
         self.ops.splice(at..at, steps);
+    }
+
+    /// Has the child attach its root at the directory `at`, make its mounts there, and wait for a
+    /// byte from `release` before it pivots: until then both are seen, the caller's tree and the
+    /// container's.
+    pub fn await_before_pivot(&mut self, at: CString, release: OwnedFd, writer: BorrowedFd<'_>) {
+        let release = self.add_fd(release);
+        let Some(enter) = self
+            .ops
+            .iter()
+            .position(|op| matches!(op, Op::EnterRoot { .. }))
+        else {
+            return;
+        };
+        if let Some(op) = self.ops.get_mut(enter)
+            && let Op::EnterRoot { root, .. } = *op
+        {
+            *op = Op::StageRoot { root, at };
+        }
+        // The first steps that go by the child's own `/`.
+        let late = |op: &Op| {
+            matches!(
+                op,
+                Op::Console { .. } | Op::Hostname(_) | Op::Domainname(_) | Op::Chdir(_)
+            )
+        };
+        let after = self.ops.iter().skip(enter).position(late);
+        let at = after.map_or(self.ops.len(), |after| enter + after);
+        let forget = Op::Forget(writer.as_raw_fd());
+        self.ops
+            .splice(at..at, [forget, Op::Await { release }, Op::LeaveHost]);
     }
 
     /// As [`LaunchPlan::await_byte`], for a child that waits without its parent: its program is
@@ -465,6 +505,7 @@ impl LaunchPlan {
                 Op::JoinCgroup { tasks: slot }
                 | Op::SetNs { ns: slot, .. }
                 | Op::EnterRoot { root: slot, .. }
+                | Op::StageRoot { root: slot, .. }
                 | Op::Attach { mount: slot, .. }
                 | Op::Await { release: slot } => check(*slot)?,
                 Op::PassFds(list) => list.iter().try_for_each(|(slot, _)| check(*slot))?,
@@ -529,7 +570,10 @@ impl fmt::Display for Op {
             Self::NewSession => write!(f, "make a session"),
             Self::NewKeyring => write!(f, "make a session keyring"),
             Self::LoopbackUp => write!(f, "bring up interface \"lo\""),
-            Self::EnterRoot { .. } => write!(f, "enter the root file system"),
+            Self::EnterRoot { .. } | Self::LeaveHost => write!(f, "enter the root file system"),
+            Self::StageRoot { at, .. } => {
+                write!(f, "mount the root at \"{}\"", at.to_string_lossy())
+            }
             Self::NewFs { fstype, at, .. } => {
                 write!(f, "mount {}", fstype.to_string_lossy())?;
                 at.iter().try_for_each(|at| write!(f, " at {at}"))

@@ -1,6 +1,5 @@
 //! `create`, `run` and `start`.
 
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -146,14 +145,12 @@ fn make(
 ) -> Result<(Container, OwnedFd)> {
     let spec = wanted.spec.clone();
     let given = spec.hooks.clone().unwrap_or_default();
-    for (name, hooks) in [
-        ("hooks.createContainer", &given.create_container),
-        ("hooks.startContainer", &given.start_container),
-    ] {
-        if !hooks.is_empty() {
-            return Err(RuncError::unsupported(name));
-        }
+    if wanted.parsed.on("no-pivot") && !given.create_container.is_empty() {
+        return Err(RuncError::unsupported(
+            "hooks.createContainer with --no-pivot",
+        ));
     }
+    hooks::check(&given)?;
     let record = Record::new(wanted.id, wanted.bundle.clone(), &spec)?;
     let mut attempt = Attempt {
         container: Some(Container::claim(&context.root, record)?),
@@ -180,7 +177,12 @@ fn make(
     let executor = context.workload;
     executor.validate(&bundle).map_err(RuncError::Executor)?;
     let mut plan = executor.prepare(&bundle).map_err(RuncError::Executor)?;
-    if !(given.prestart.is_empty() && given.create_runtime.is_empty()) {
+    let before = [
+        &given.prestart,
+        &given.create_runtime,
+        &given.create_container,
+    ];
+    if before.iter().any(|hooks| !hooks.is_empty()) {
         attempt.poststop.clone_from(&given.poststop);
     }
     let process = launch(container, wanted, &mut plan, console, &given)?;
@@ -204,22 +206,27 @@ fn launch(
     console: &Console,
     given: &Hooks,
 ) -> Result<OwnedFd> {
-    let failed = |what: &'static str| RuncError::file::<io::Error>(what);
     console.attach(plan)?;
     exec::pass(plan, std::mem::take(&mut wanted.inherited));
     plan.await_alone(make_fifo(container)?);
     let early = !(given.prestart.is_empty() && given.create_runtime.is_empty());
     let release = if early {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)
-            .map_err(|errno| failed("failed to make a pipe")(errno.into()))?;
+        let (read, write) = pipe()?;
         plan.await_before_root(read, write.as_fd());
         Some(write)
     } else {
         None
     };
+    let pivot = if given.create_container.is_empty() {
+        None
+    } else {
+        let (read, write) = pipe()?;
+        plan.await_before_pivot(hooks::staged_root(container)?, read, write.as_fd());
+        Some(write)
+    };
     let base = if wanted.parsed.on("no-pivot") && plan.enters_root() {
         plan.cover_root();
-        Some(Base::new().map_err(failed("failed to make an empty mount namespace"))?)
+        Some(Base::new().map_err(RuncError::file("failed to make an empty mount namespace"))?)
     } else {
         None
     };
@@ -230,14 +237,29 @@ fn launch(
         let state = container.oci_state(Status::Creating);
         hooks::run("prestart", &given.prestart, &state)?;
         hooks::run("createRuntime", &given.create_runtime, &state)?;
-        rustix::io::write(&release, &[1])
-            .map_err(|errno| failed("failed to let the process go on")(errno.into()))?;
+        go_on(&release)?;
+    }
+    if let Some(pivot) = pivot {
+        pending.wait_ready().map_err(RuncError::Launch)?;
+        note(container, &pending)?;
+        hooks::create_container(container, &given.create_container)?;
+        go_on(&pivot)?;
     }
     pending.wait_ready().map_err(RuncError::Launch)?;
     note(container, &pending)?;
     container.save()?;
     let process = pending.launched().pidfd.try_clone();
-    process.map_err(failed("failed to hold the container's process"))
+    process.map_err(RuncError::file("failed to hold the container's process"))
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(RuncError::file("failed to make a pipe"))
+}
+
+fn go_on(release: &OwnedFd) -> Result {
+    rustix::io::write(release, &[1])
+        .map(drop)
+        .map_err(RuncError::file("failed to let the process go on"))
 }
 
 fn note(container: &mut Container, pending: &Pending<'_>) -> Result {
@@ -280,12 +302,20 @@ pub(crate) fn start(context: &Context<'_>, words: &[String]) -> Code {
         }
     }
     let spec = container.config()?;
+    let inside = |hooks: &Hooks| !hooks.start_container.is_empty();
+    if spec.hooks.as_ref().is_some_and(inside) {
+        context.out_of_reach()?;
+    }
     begin(context, &mut container, &spec).map(|()| 0)
 }
 
 /// Lets the process go on. Whoever asks for the container after that need not wait for us.
 fn begin(context: &Context<'_>, container: &mut Container, spec: &Spec) -> Result {
     let hooks = spec.hooks.clone().unwrap_or_default();
+    if let Err(error) = hooks::start_container(context, container, spec, &hooks.start_container) {
+        delete::end(container)?;
+        return Err(error);
+    }
     let path = container.fifo();
     let failed = || RuncError::file(format!("failed to start by {}", path.display()));
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;

@@ -50,10 +50,7 @@ pub(crate) fn delete(context: &Context<'_>, words: &[String]) -> Code {
 /// Ends whatever still runs and removes everything.
 pub(crate) fn destroy(context: &Context<'_>, container: Container, hooks: &Hooks) -> Result {
     // It may have left its cgroup.
-    if let Some(process) = container.process()? {
-        let failed = RuncError::file("failed to kill the container's process");
-        pidfd::signal(process.as_fd(), KILL).map_err(failed)?;
-    }
+    kill_process(&container)?;
     if let Some(cgroup) = container.cgroup()? {
         if cgroup.is_frozen().unwrap_or(false) {
             cgroup.thaw()?;
@@ -68,6 +65,20 @@ pub(crate) fn destroy(context: &Context<'_>, container: Container, hooks: &Hooks
     let state = container.oci_state(Status::Stopped);
     container.remove();
     hooks::run_all("poststop", &hooks.poststop, &state, &context.log);
+    Ok(())
+}
+
+/// Kills the container's process, if it lives.
+pub(crate) fn end(container: &Container) -> Result {
+    kill_process(container)?;
+    wait_gone(container)
+}
+
+fn kill_process(container: &Container) -> Result {
+    if let Some(process) = container.process()? {
+        let failed = RuncError::file("failed to kill the container's process");
+        pidfd::signal(process.as_fd(), KILL).map_err(failed)?;
+    }
     Ok(())
 }
 

@@ -117,7 +117,7 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
 }
 
 /// The plan of a process that joins the container.
-fn plan(context: &Context<'_>, container: &Container, spec: Spec) -> Result<LaunchPlan> {
+pub(crate) fn plan(context: &Context<'_>, container: &Container, spec: Spec) -> Result<LaunchPlan> {
     let stopped = || RuncError::State("cannot exec in a stopped container".to_owned());
     let init = container.process()?.ok_or_else(stopped)?;
     let cgroup = container.cgroup()?.ok_or_else(stopped)?;

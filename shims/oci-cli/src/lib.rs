@@ -37,6 +37,15 @@ pub(crate) struct Context<'a> {
     pub(crate) root: std::path::PathBuf,
     pub(crate) workload: &'a dyn Workload,
     pub(crate) log: log::Log,
+    /// The whole command line.
+    args: &'a [OsString],
+}
+
+impl Context<'_> {
+    /// As [`out_of_reach`], for a command that seldom enters a container.
+    pub(crate) fn out_of_reach(&self) -> Result {
+        try_out_of_reach(self.args).map_err(RuncError::file("failed to protect the program"))
+    }
 }
 
 /// What a command ends with.
@@ -113,7 +122,7 @@ pub fn main(args: &[OsString], workload: &dyn Workload) -> ExitCode {
     if let Some(error) = out_of_reach(&global, args) {
         return fail(&log, &error);
     }
-    match dispatch(&global, log.clone(), workload) {
+    match dispatch(&global, log.clone(), args, workload) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let code = fail(&log, &error);
@@ -164,7 +173,7 @@ fn fail(log: &log::Log, error: &RuncError) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn dispatch(global: &Parsed, log: log::Log, workload: &dyn Workload) -> Code {
+fn dispatch(global: &Parsed, log: log::Log, args: &[OsString], workload: &dyn Workload) -> Code {
     if global.on("version") {
         return list::print(concat!(
             "amphora-runc version ",
@@ -196,6 +205,7 @@ fn dispatch(global: &Parsed, log: log::Log, workload: &dyn Workload) -> Code {
             .map_or_else(state::default_root, Into::into),
         workload,
         log,
+        args,
     };
     match command.as_str() {
         "create" => create::create(&context, rest),

@@ -30,6 +30,7 @@ mod commit;
 mod copy;
 mod crash;
 mod debug;
+mod engines;
 mod errors;
 mod events;
 mod exec;

@@ -1,5 +1,5 @@
 //! The command line of runc: the same cases against ours and, so that a wrong case is seen, against
-//! the runc that is installed; and dockerd, which drives ours.
+//! the runc that is installed.
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::dockerd::{Backend, Dockerd};
 use crate::sandbox::{Output, Sandbox, finish, path, tool, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -30,6 +29,8 @@ calibrated!(
     limits_hold_and_change,
     hooks_run_where_they_should,
     a_failing_hook_undoes_everything,
+    hooks_run_inside_the_container,
+    a_failing_hook_inside_ends_it,
     a_terminal_goes_to_the_console_socket,
     descriptors_are_preserved,
     the_wrong_state_is_refused,
@@ -155,7 +156,7 @@ impl World {
     }
 }
 
-fn link(s: &Sandbox) -> PathBuf {
+pub(crate) fn link(s: &Sandbox) -> PathBuf {
     let program = s.dir.join("amphora-runc");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_amphora"), &program).unwrap();
     program
@@ -446,6 +447,87 @@ fn a_failing_hook_undoes_everything(w: &World) {
     w.done();
 }
 
+/// `createContainer` sees both trees and may mount in the container's; `startContainer` is in there,
+/// with the rights of the program.
+fn hooks_run_inside_the_container(w: &World) {
+    let rights =
+        "busybox grep -E '^(Uid|Groups|CapEff|CapBnd|CapAmb|NoNewPrivs):' /proc/self/status";
+    let program = format!("cat /etc/made; {rights} > /tmp/program; exec sleep 600");
+    let rootfs = w.s.dir.join("rootfs");
+    let from_host = format!(
+        "s=$(cat); test -c {root}/dev/null || exit 1; mount -t tmpfs x {root}/etc || exit 2; \
+         (echo $s; readlink /proc/self/ns/uts; pwd) > {root}/etc/made",
+        root = path(&rootfs)
+    );
+    let from_inside =
+        format!("s=$(cat); echo \"$s\" > /tmp/state; pwd >> /tmp/state; {rights} > /tmp/hook");
+    w.bundle(&["sh", "-c", &program], |spec| {
+        spec["hooks"] = json!({
+            "createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", from_host],
+                "env": ["PATH=/usr/bin:/bin"], "timeout": 60}],
+            "startContainer": [{"path": "/bin/busybox", "args": ["sh", "-c", from_inside],
+                "env": ["PATH=/bin"]}],
+        });
+        spec["process"]["user"] = json!({"uid": 5, "gid": 6});
+    });
+    let tmp = rootfs.join("tmp");
+    std::fs::set_permissions(&tmp, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    w.detached(&["create", "one"]).ok();
+    assert!(!tmp.join("state").exists(), "it runs before the start");
+    assert!(!rootfs.join("etc/made").exists(), "its mount is the host's");
+    let pid = w.state("one")["pid"].to_string();
+    let uts = std::fs::read_link(format!("/proc/{pid}/ns/uts")).unwrap();
+    w.run(&["start", "one"]).ok();
+    wait_until("the program", SOON, || {
+        w.said().contains("uts:") && std::fs::read(tmp.join("program")).is_ok_and(|b| !b.is_empty())
+    });
+    let said = w.said();
+    let lines: Vec<&str> = said.lines().collect();
+    let state = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    assert_eq!(state(lines[0])["status"], "creating", "{said}");
+    assert_eq!(state(lines[0])["id"], "one");
+    assert_eq!(lines[1], path(&uts));
+    assert_eq!(lines[2], path(&rootfs));
+    let told = |name: &str| std::fs::read_to_string(tmp.join(name)).unwrap();
+    let (text, dir) = (told("state"), "/tmp");
+    let (text, cwd) = text.trim_end().rsplit_once('\n').unwrap();
+    assert_eq!((&state(text)["status"], cwd), (&json!("created"), dir));
+    assert_eq!(told("hook"), told("program"));
+    w.run(&["delete", "-f", "one"]).ok();
+    for name in ["state", "hook", "program"] {
+        std::fs::remove_file(tmp.join(name)).unwrap();
+    }
+    w.done();
+}
+
+fn a_failing_hook_inside_ends_it(w: &World) {
+    for (script, timeout) in [("exit 3", 60), ("exec sleep 600", 1)] {
+        let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script],
+            "env": ["PATH=/usr/bin:/bin"], "timeout": timeout}]);
+        w.bundle(&["sh", "-c", "echo program"], |spec| {
+            spec["hooks"] = json!({ "createContainer": hook });
+        });
+        let failed = w.detached(&["create", "one"]);
+        assert_eq!(failed.code, 1);
+        assert!(failed.stderr.contains("hook"), "{failed:?}");
+        w.run(&["state", "one"])
+            .fails(1, "container does not exist");
+        w.bundle(&["sh", "-c", "echo program"], |spec| {
+            spec["hooks"] = json!({ "startContainer": hook });
+        });
+        w.detached(&["create", "one"]).ok();
+        let started = w.run(&["start", "one"]);
+        // The installed runc leaves these hooks to the container, and has said that all is well.
+        if w.program.ends_with("amphora-runc") {
+            started.fails(1, "startContainer hook /bin/sh: ");
+        }
+        w.until("one", "stopped");
+        assert!(!w.said().contains("program"), "{}", w.said());
+        w.run(&["delete", "one"]).ok();
+    }
+    w.done();
+}
+
 fn a_terminal_goes_to_the_console_socket(w: &World) {
     let socket = w.s.dir.join("console");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -645,17 +727,33 @@ fn what_is_not_done_is_refused_by_name() {
         (
             "hooks",
             json!({"createContainer": [{"path": "/bin/true"}]}),
-            "hooks.createContainer",
+            "hooks.createContainer with --no-pivot",
+        ),
+        (
+            "hooks",
+            json!({"startContainer": [{"path": "bin/true"}]}),
+            "not an absolute path",
         ),
         ("vm", json!({"x": 1}), "vm"),
     ] {
         w.bundle(&["sh"], |spec| spec[pointer] = value);
-        w.detached(&["create", "one"]).fails(1, text);
+        w.detached(&["create", "--no-pivot", "one"]).fails(1, text);
     }
-    w.bundle(&["sh"], |spec| {
-        spec["linux"]["personality"] = json!({"domain": "LINUX32"});
-    });
-    w.detached(&["create", "one"]).fails(1, "linux.personality");
+    for (object, field, value) in [
+        ("linux", "personality", json!({"domain": "LINUX32"})),
+        ("process", "apparmorProfile", json!("some")),
+        ("process", "selinuxLabel", json!("some_u:some_r:some_t")),
+        ("process", "scheduler", json!({"policy": "SCHED_BATCH"})),
+        (
+            "process",
+            "ioPriority",
+            json!({"class": "IOPRIO_CLASS_IDLE"}),
+        ),
+    ] {
+        w.bundle(&["sh"], |spec| spec[object][field] = value);
+        let text = format!("{object}.{field}");
+        w.detached(&["create", "one"]).fails(1, &text);
+    }
     w.done();
 }
 
@@ -820,99 +918,6 @@ fn the_runtime_cannot_be_overwritten_from_inside() {
         let _ = std::fs::remove_dir_all(rootfs.join(dir));
     }
     w.done();
-}
-
-#[test]
-fn dockerd_runs_containers_through_it() {
-    // Without a baseline: dockerd changes the machine's settings for good.
-    let s = Sandbox::new();
-    let program = link(&s);
-    let flag = format!("amphora={}", path(&program));
-    let flags: &'static [&'static str] =
-        Box::leak(vec!["--add-runtime", &*Box::leak(flag.into_boxed_str())].into_boxed_slice());
-    let docker = Dockerd::start_with(&s, Backend::Nft, flags);
-    let archive = s.dir.join("image.tar");
-    crate::fixtures::busybox_image("box:latest").write_docker(&archive);
-    docker.docker(&["load", "-i", path(&archive)]).ok();
-    let run = |args: &[&str]| docker.docker(&[&["run", "--runtime", "amphora"], args].concat());
-    assert_eq!(run(&["--rm", "box", "echo", "hello"]).ok(), "hello\n");
-    assert_eq!(run(&["--rm", "box", "sh", "-c", "exit 42"]).code, 42);
-    run(&["--rm", "box", "nothing"]).fails(127, "executable file not found in $PATH");
-    run(&["-d", "--name", "cc", "-p", "8099:80", "box", "sleep", "600"]).ok();
-    let ip = docker
-        .docker(&["exec", "cc", "ip", "addr", "show", "eth0"])
-        .ok();
-    assert!(ip.contains("inet "), "{ip}");
-    assert_eq!(docker.docker(&["exec", "cc", "sh", "-c", "exit 3"]).code, 3);
-    assert!(docker.docker(&["top", "cc"]).ok().contains("sleep 600"));
-    docker.docker(&["pause", "cc"]).ok();
-    docker.docker(&["unpause", "cc"]).ok();
-    docker
-        .docker(&["update", "--memory", "64m", "--memory-swap", "64m", "cc"])
-        .ok();
-    docker.docker(&["stop", "-t", "1", "cc"]).ok();
-    docker.docker(&["start", "cc"]).ok();
-    docker.docker(&["rm", "-f", "cc"]).ok();
-    assert_eq!(
-        run(&["--rm", "--init", "-t", "box", "echo", "tty"])
-            .ok()
-            .trim(),
-        "tty"
-    );
-    docker.stop();
-    std::fs::remove_file(archive).unwrap();
-}
-
-/// What podman is asked to do; it ends with its process namespace, and conmon with it.
-const PODMAN: &str = r#"
-set -eu
-mount -t tmpfs tmpfs /run
-# Limits and network that every machine of the tests has.
-options="--ulimit nofile=1024:1024 --ulimit nproc=1000:1000 --network none"
-p() {
-    timeout 30 podman --runtime "$1/amphora-runc" --cgroup-manager cgroupfs \
-        --events-backend none --storage-driver vfs --root "$1/pod" --runroot "$1/podrun" \
-        --tmpdir "$1/podtmp" "${@:2}"
-}
-d=$1
-p $d load -q -i $d/image.tar >/dev/null
-p $d run --rm $options box echo hello
-p $d run --rm $options box sh -c 'exit 42' || echo code $?
-p $d run --rm $options box nothing 2>&1 | grep -o 'executable file not found in $PATH' | head -n 1
-p $d run -d $options --name cc box sleep 600 >/dev/null
-p $d exec cc sh -c 'cat /proc/1/cmdline | tr "\\0" " "; echo; exit 3' || echo code $?
-p $d exec -t cc echo tty | tr -d '\r'
-p $d pause cc >/dev/null
-p $d ps --format '{{.Status}}' | grep -o Paused
-p $d unpause cc >/dev/null
-p $d stop -t 1 cc 2>/dev/null
-p $d start cc
-p $d kill cc
-p $d rm -f cc
-p $d ps -aq
-"#;
-
-#[test]
-fn podman_runs_containers_through_it() {
-    let s = Sandbox::new();
-    link(&s);
-    let archive = s.dir.join("image.tar");
-    crate::fixtures::busybox_image("box:latest").write_docker(&archive);
-    let mut command = Command::new("unshare");
-    command
-        .args(["--pid", "--mount", "--fork", "--kill-child", "--mount-proc"])
-        .args(["bash", "-c", PODMAN, "podman", path(&s.dir)])
-        .stdin(Stdio::null());
-    let said = finish(command);
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-        let _ = std::fs::remove_dir(hierarchy.path().join("libpod_parent/conmon"));
-        let _ = std::fs::remove_dir(hierarchy.path().join("libpod_parent"));
-    }
-    let stderr = said.stderr.clone();
-    let want = "hello\ncode 42\nexecutable file not found in $PATH\nsleep 600 \ncode 3\ntty\n\
-                Paused\ncc\ncc\ncc\ncc\n";
-    assert_eq!(said.ok(), want, "{stderr}");
-    std::fs::remove_file(archive).unwrap();
 }
 
 #[test]
