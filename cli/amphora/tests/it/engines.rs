@@ -67,7 +67,7 @@ p $d run -d $options --name cc box sleep 600 >/dev/null
 p $d exec cc sh -c 'cat /proc/1/cmdline | tr "\\0" " "; echo; exit 3' || echo code $?
 p $d exec -t cc echo tty | tr -d '\r'
 p $d pause cc >/dev/null
-p $d ps --format '{{.Status}}' | grep -o Paused
+p $d inspect -f '{{.State.Status}}' cc
 p $d unpause cc >/dev/null
 p $d stop -t 1 cc 2>/dev/null
 p $d start cc
@@ -94,7 +94,7 @@ fn podman_runs_containers_through_it() {
     }
     let stderr = said.stderr.clone();
     let want = "hello\ncode 42\nexecutable file not found in $PATH\nsleep 600 \ncode 3\ntty\n\
-                Paused\ncc\ncc\ncc\ncc\n";
+                paused\ncc\ncc\ncc\ncc\n";
     assert_eq!(said.ok(), want, "{stderr}");
     std::fs::remove_file(archive).unwrap();
 }

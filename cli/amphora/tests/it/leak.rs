@@ -145,6 +145,15 @@ fn processes(lines: &mut BTreeSet<String>) {
 /// Both end by themselves, some time after the command that started it. Without words is what is
 /// between one program and the next, or has given up its memory and is about to end.
 pub(crate) fn unsettled() -> usize {
+    keepers()
+        + tool(&["ip", "-o", "link"])
+            .lines()
+            .filter(|l| l.contains(": am") && !l.contains(": amphora0"))
+            .count()
+}
+
+/// Counts supervisors and finishers: one for each container that runs or is on its way out.
+pub(crate) fn keepers() -> usize {
     let mut count = 0;
     each_process(|_, words, _| {
         let leaving = |w: &String| w == "finish" || w == "supervise";
@@ -153,10 +162,6 @@ pub(crate) fn unsettled() -> usize {
         }
     });
     count
-        + tool(&["ip", "-o", "link"])
-            .lines()
-            .filter(|l| l.contains(": am") && !l.contains(": amphora0"))
-            .count()
 }
 
 fn is_ours(words: &[String]) -> bool {

@@ -37,7 +37,7 @@ calibrated!(
     namespaces_are_joined_by_path,
     a_foreground_run_can_be_paused_and_killed,
     a_later_variable_wins,
-    a_failed_create_runs_what_comes_after,
+    a_hook_that_fails_last_keeps_none_from_its_turn,
 );
 
 impl Drop for World {
@@ -669,7 +669,7 @@ fn a_later_variable_wins(w: &World) {
     w.done();
 }
 
-fn a_failed_create_runs_what_comes_after(w: &World) {
+fn a_hook_that_fails_last_keeps_none_from_its_turn(w: &World) {
     let file = w.s.dir.join("hook");
     w.bundle(&["sh", "-c", "true"], |spec| {
         let fails = json!([{"path": "/bin/false"}]);
@@ -681,10 +681,13 @@ fn a_failed_create_runs_what_comes_after(w: &World) {
             .extend(told.as_array().unwrap().clone());
         spec["hooks"] = json!({"prestart": hook(w, "prestart"), "poststop": after});
     });
-    // One that fails keeps none from its turn.
     w.detached(&["run", "one"]).ok();
     let told = std::fs::read_to_string(&file).unwrap();
-    assert!(told.ends_with("poststop stopped\n"), "{told}");
+    assert!(told.starts_with("prestart "), "{told}");
+    // The specification's word; the installed runc stops at the first.
+    if w.program.ends_with("amphora-runc") {
+        assert!(told.ends_with("poststop stopped\n"), "{told}");
+    }
     w.done();
 }
 
@@ -853,7 +856,7 @@ fn overwritten(
     let before = std::fs::read(runtime).unwrap();
     let mut trapped = enter();
     let script = "for p in /proc/[0-9]*; do \
-                    case $(readlink $p/exe) in */busybox|'') ;; *) exec 9<$p/exe; \
+                    case $(readlink $p/exe) in /bin/busybox|'') ;; *) exec 9<$p/exe; \
                       kill -9 ${p#/proc/}; sleep 0.3; echo x > /proc/self/fd/9;; esac; \
                   done 2>&1; exit 0";
     let deadline = std::time::Instant::now() + SOON;
@@ -876,7 +879,13 @@ fn overwritten(
 #[test]
 fn the_runtime_cannot_be_overwritten_from_inside() {
     let w = World::ours();
-    w.bundle(&["sleep", "600"], |_| {});
+    w.bundle(&["sleep", "600"], |spec| {
+        // So that it may look at the naive runtime, which drops nothing before it goes in.
+        for set in ["bounding", "effective", "permitted"] {
+            let caps = spec["process"]["capabilities"][set].as_array_mut();
+            caps.unwrap().push("CAP_SYS_PTRACE".into());
+        }
+    });
     w.detached(&["run", "-d", "one"]).ok();
     let pid = w.state("one")["pid"].to_string();
     let rootfs = w.s.dir.join("rootfs");
@@ -885,7 +894,8 @@ fn the_runtime_cannot_be_overwritten_from_inside() {
         std::os::unix::fs::symlink("/proc/self/exe", rootfs.join("bin").join(name)).unwrap();
     }
     // A runtime that goes in as itself: the attack succeeds.
-    let naive = w.s.dir.join("naive");
+    let naive = w.s.dir.join("naive/busybox");
+    std::fs::create_dir(naive.parent().unwrap()).unwrap();
     std::fs::copy("/bin/busybox", &naive).unwrap();
     let enter = || {
         Command::new(&naive)
@@ -910,7 +920,7 @@ fn the_runtime_cannot_be_overwritten_from_inside() {
         "the runtime was overwritten"
     );
     w.run(&["delete", "-f", "one"]).ok();
-    std::fs::remove_file(naive).unwrap();
+    std::fs::remove_dir_all(naive.parent().unwrap()).unwrap();
     for name in ["usleep", "trap"] {
         std::fs::remove_file(rootfs.join("bin").join(name)).unwrap();
     }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::dockerd::Dockerd;
 use crate::fixtures::{Image, Wrap, dir, file, probe};
-use crate::sandbox::{Sandbox, path};
+use crate::sandbox::{Sandbox, path, wait_until};
 use differences::Differences;
 use player::Player;
 use scenario::{Part, parse, render};
@@ -71,6 +71,18 @@ fn name(file: &Path) -> String {
         .into_owned()
 }
 
+/// Longest a removal may take after its command has ended.
+const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// Waits until nobody removes a container any more: Docker's client waits for that, ours only for the
+/// container's name.
+fn removed(s: &Sandbox) {
+    wait_until("removals to end", DEADLINE, || {
+        let running = s.run(&["ps", "-q"]).ok().lines().count();
+        crate::leak::keepers() <= running
+    });
+}
+
 /// Plays every scenario with amphora and compares.
 fn compare(kind: &str) {
     let mut s = Sandbox::new();
@@ -89,6 +101,9 @@ fn compare(kind: &str) {
             let Some(said) = player.play(&step.action) else {
                 continue;
             };
+            if step.line.contains(" --rm") {
+                removed(&s);
+            }
             let left = differences.explain(&name(&file), &step.recorded, said);
             if !left.is_empty() {
                 wrong.push(format!(
