@@ -93,8 +93,8 @@ pub fn open(pid: i32, start: u64) -> io::Result<Option<OwnedFd>> {
     };
     let pidfd = match pidfd_open(number, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        // EINVAL: the number is a thread's now.
-        Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
+        // EINVAL or, on newer kernels, ENOENT: the number is a thread's now.
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
     match start_time(pid) {

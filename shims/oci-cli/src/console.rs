@@ -17,6 +17,11 @@ use crate::error::{Result, RuncError};
 const SIGWINCH: i32 = 28;
 /// Signals that the process gets in our place.
 const FORWARDED: [i32; 8] = [1, 2, 3, 10, 12, 15, 18, SIGWINCH];
+/// When a terminal that nobody has open is looked at again.
+const AGAIN: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 const CHUNK: usize = 32 << 10;
 
 /// Who gets the container's terminal.
@@ -122,7 +127,9 @@ impl Foreground {
 
     /// Copies and forwards until the process has ended; its code as a shell has it.
     pub(crate) fn follow(self, process: &OwnedFd, console: Console) -> Result<u8> {
-        let mut terminal = console.terminal()?;
+        let terminal = console.terminal()?;
+        // Nobody has it open for the moment; somebody may again.
+        let mut hung_up = false;
         let _raw = terminal.as_ref().and_then(|_| Raw::enter());
         if let Some(terminal) = &terminal {
             resize(terminal.as_fd());
@@ -134,13 +141,13 @@ impl Foreground {
                 PollFd::new(process, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
             ];
-            if let Some(terminal) = &terminal {
+            if let Some(terminal) = terminal.as_ref().filter(|_| !hung_up) {
                 fds.push(PollFd::new(terminal, PollFlags::IN));
                 if feeds {
                     fds.push(PollFd::new(&stdin, PollFlags::IN));
                 }
             }
-            match poll(&mut fds, None) {
+            match poll(&mut fds, hung_up.then_some(&AGAIN)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(RuncError::file("failed to wait")(errno)),
             }
@@ -154,10 +161,8 @@ impl Foreground {
                 if ready(3) {
                     feeds = copy(stdin.as_fd(), open.as_fd()).is_ok_and(|n| n > 0);
                 }
-                // All processes have closed theirs: there is nothing more to hear.
-                if ready(2) && !copy(open.as_fd(), io::stdout().as_fd()).is_ok_and(|n| n > 0) {
-                    terminal = None;
-                }
+                let heard = |n: rustix::io::Result<usize>| n.is_ok_and(|n| n > 0);
+                hung_up = ready(2) && !heard(copy(open.as_fd(), io::stdout().as_fd()));
             }
             if ready(0) {
                 // What it has written, but not what others that it left behind may write yet.
@@ -203,14 +208,21 @@ fn readable(terminal: &OwnedFd) -> bool {
         && fds.iter().any(|fd| fd.revents().contains(PollFlags::IN))
 }
 
-/// Copies what is there once; 0 at the end.
+/// Copies what is there once; 0 at the end. What cannot be written is lost: a reader that went away
+/// is no reason to take the container's terminal from it.
 fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<usize> {
     let mut buffer = [0; CHUNK];
     let length = rustix::io::read(from, &mut buffer)?;
     let mut rest = buffer.get(..length).unwrap_or_default();
     while !rest.is_empty() {
-        let written = rustix::io::write(to, rest)?;
-        rest = rest.get(written..).unwrap_or_default();
+        match rustix::io::write(to, rest) {
+            Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                let _ = poll(&mut [PollFd::new(&to, PollFlags::OUT)], None);
+            }
+            Err(_) => break,
+        }
     }
     Ok(length)
 }

@@ -167,11 +167,8 @@ fn make(
     container.save()?;
     let (parent, name) = &container.record.cgroup;
     let cgroup = Cgroup::create(parent, name, &spec.linux.resources)?;
-    let made = cgroup.handle().open()?;
-    if let Some(made) = &made {
-        container.note_cgroup(made)?;
-    }
-    attempt.cgroup = made;
+    attempt.cgroup = cgroup.handle().open()?;
+    container.note_cgroup(&cgroup)?;
 
     let bundle = bundle::bundle(wanted.id, spec, root, cgroup);
     let executor = context.workload;

@@ -25,8 +25,11 @@ pub(crate) fn delete(context: &Context<'_>, words: &[String]) -> Code {
     let container = match Container::hold(&context.root, id) {
         Ok(container) => container,
         Err(RuncError::NoSuchContainer) if force => {
-            Container::remove_leftover(&context.root, id)?;
-            return Ok(0);
+            if Container::remove_leftover(&context.root, id)? {
+                return Ok(0);
+            }
+            // It was just being made.
+            Container::hold(&context.root, id)?
         }
         Err(error) => return Err(error),
     };

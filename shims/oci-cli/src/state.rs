@@ -143,7 +143,16 @@ impl Container {
             lock: None,
             record,
         };
-        if let Err(error) = made.take_lock(true) {
+        // A `delete --force` may take the new directory for a leftover and remove it, and another
+        // `create` may have made it anew by then: what is not ours is left alone.
+        let own = fs::metadata(&made.dir).map(|now| now.ino());
+        let locked = made.take_lock(true);
+        let still = fs::metadata(&made.dir).map(|now| now.ino());
+        match (own, still) {
+            (Ok(own), Ok(still)) if own == still && !made.dir.join(RECORD).exists() => {}
+            _ => return Err(RuncError::Exists),
+        }
+        if let Err(error) = locked {
             made.remove();
             return Err(error);
         }
@@ -181,23 +190,24 @@ impl Container {
         Ok(found)
     }
 
-    /// Removes what a killed `create` left without a record.
-    pub(crate) fn remove_leftover(root: &Path, id: &str) -> Result {
+    /// Removes what a killed `create` left without a record; `false` when there is one by now.
+    pub(crate) fn remove_leftover(root: &Path, id: &str) -> Result<bool> {
         check_id(id)?;
         let dir = root.join(id);
         if !dir.is_dir() {
-            return Ok(());
+            return Ok(true);
         }
         // Whoever is about to write the record has the lock.
         let lock = match lock_in(&dir, true) {
-            Err(RuncError::NoSuchContainer) => return Ok(()),
+            Err(RuncError::NoSuchContainer) => return Ok(true),
             lock => lock?,
         };
-        if !dir.join(RECORD).exists() {
+        let left = !dir.join(RECORD).exists();
+        if left {
             remove_dir(&dir);
         }
         drop(lock);
-        Ok(())
+        Ok(left)
     }
 
     /// Lets others change the container.
@@ -274,10 +284,11 @@ impl Container {
         let Some(cgroup) = self.open_cgroup()? else {
             return Ok(None);
         };
-        // Limits may have brought in more directories since.
+        // Limits may have brought in more directories since, and a removal that was cut short may have
+        // left only some.
+        let now = inodes(&cgroup).map_err(RuncError::file("failed to look at the cgroup"))?;
         let noted = &self.record.cgroup_inodes;
-        let now = inodes(&cgroup).unwrap_or_default();
-        let ours = !noted.is_empty() && noted.iter().all(|inode| now.contains(inode));
+        let ours = noted.iter().any(|inode| now.contains(inode));
         Ok(ours.then_some(cgroup))
     }
 

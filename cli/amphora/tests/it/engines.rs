@@ -88,9 +88,11 @@ fn podman_runs_containers_through_it() {
         .args(["bash", "-c", PODMAN, "podman", path(&s.dir)])
         .stdin(Stdio::null());
     let said = finish(command);
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-        let _ = std::fs::remove_dir(hierarchy.path().join("libpod_parent/conmon"));
-        let _ = std::fs::remove_dir(hierarchy.path().join("libpod_parent"));
+    let root = std::path::PathBuf::from("/sys/fs/cgroup");
+    let below = std::fs::read_dir(&root).unwrap().flatten();
+    for hierarchy in below.map(|entry| entry.path()).chain([root]) {
+        let _ = std::fs::remove_dir(hierarchy.join("libpod_parent/conmon"));
+        let _ = std::fs::remove_dir(hierarchy.join("libpod_parent"));
     }
     let stderr = said.stderr.clone();
     let want = "hello\ncode 42\nexecutable file not found in $PATH\nsleep 600 \ncode 3\ntty\n\
