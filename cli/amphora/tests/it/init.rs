@@ -113,10 +113,16 @@ fn orphans_are_collected() {
 #[test]
 fn the_program_has_the_terminal() {
     let s = world();
-    let mut seat = Seat::new(&s, &["run", "--rm", "-it", "--init", "bb", "sh"]);
+    let args = ["run", "--rm", "-it", "--init", "--name", "cc", "bb", "sh"];
+    let mut seat = Seat::new(&s, &args);
     seat.hear("# ");
     seat.type_in("echo own $$; sleep 600\r");
     seat.hear("\r\nown ");
+    // Until its child is that program, a shell may lose a signal.
+    wait_until("the program", SLOW, || {
+        let top = s.run(&["top", "cc", "-o", "pid,args"]);
+        top.stdout.lines().any(|line| line.ends_with(" sleep 600"))
+    });
     seat.type_in("\x03");
     seat.hear("# ");
     seat.type_in("echo code $?\r");
