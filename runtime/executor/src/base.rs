@@ -22,6 +22,10 @@ const CLONE_NEWIPC: u64 = 0x0800_0000;
 const CLONE_NEWPID: u64 = 0x2000_0000;
 const CLONE_NEWNET: u64 = 0x4000_0000;
 
+/// What is joined of a running container, beside the pid namespace: that one is for children.
+pub const JOINED_NAMESPACES: i32 =
+    (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET) as i32;
+
 /// Where programs are looked for when the environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -136,18 +140,12 @@ fn console(process: &Process) -> Option<Op> {
 fn join_plan(bundle: &Bundle, init: &OwnedFd, options: BaseOptions) -> Result<LaunchPlan> {
     let mut plan = LaunchPlan::default();
     let process = &bundle.spec.process;
-    let entry = cgroup::entry(&bundle.cgroup)?;
-    plan.cgroup = entry.directory.map(|fd| plan.add_fd(fd));
-    for tasks in entry.tasks {
-        let tasks = plan.add_fd(tasks);
-        plan.ops.push(Op::JoinCgroup { tasks });
-    }
+    cgroup::enter(&bundle.cgroup, &mut plan)?;
     let init = init
         .try_clone()
         .map_err(ExecutorError::kernel("hold the container's process"))?;
     let ns = plan.add_fd(init);
     plan.pid_namespace = Some(ns);
-    let kind = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET;
     // What is reset is reached through the host's /proc.
     plan.ops.push(Op::ResetInherited);
     if let Some(score) = process.oom_score_adj.filter(|score| *score != 0) {
@@ -155,7 +153,7 @@ fn join_plan(bundle: &Bundle, init: &OwnedFd, options: BaseOptions) -> Result<La
     }
     plan.ops.push(Op::SetNs {
         ns,
-        kind: kind as i32,
+        kind: JOINED_NAMESPACES,
     });
     plan.ops.extend([Op::NewSession, Op::NewKeyring]);
     plan.ops.extend(console(process));
@@ -172,13 +170,7 @@ fn join_plan(bundle: &Bundle, init: &OwnedFd, options: BaseOptions) -> Result<La
 /// Sets the namespaces to be born into, and returns the steps that the child takes for the rest.
 fn namespaces(bundle: &Bundle, plan: &mut LaunchPlan) -> Result<Vec<Op>> {
     let mut ops = Vec::new();
-    let entry = cgroup::entry(&bundle.cgroup)?;
-    plan.cgroup = entry.directory.map(|fd| plan.add_fd(fd));
-    for tasks in entry.tasks {
-        ops.push(Op::JoinCgroup {
-            tasks: plan.add_fd(tasks),
-        });
-    }
+    cgroup::enter(&bundle.cgroup, plan)?;
     if let Some(netns) = &bundle.netns {
         let ns = netns.try_clone();
         let ns = ns.map_err(ExecutorError::kernel("hold the network namespace"))?;
@@ -295,16 +287,7 @@ fn program(process: &Process, program: Program, plan: &mut LaunchPlan) -> Result
             fds,
         } => {
             let program = plan.add_fd(program);
-            let mut list = Vec::with_capacity(fds.len());
-            for (fd, number) in fds {
-                list.push((plan.add_fd(fd), number));
-            }
-            if !list.is_empty() {
-                // Before a filter, which need not let descriptors be moved.
-                let last = plan.ops.iter().rposition(|op| matches!(op, Op::Umask(_)));
-                plan.ops
-                    .insert(last.unwrap_or(plan.ops.len()), Op::PassFds(list));
-            }
+            plan.pass_fds(fds);
             Exec::Fd {
                 program,
                 argv: cstrs(&args)?,

@@ -1,27 +1,24 @@
-//! What a plan takes from the container's cgroup.
-
-use std::os::fd::OwnedFd;
+//! How a plan's child gets into the container's cgroup.
 
 use amphora_cgroup::Cgroup;
+use amphora_sys::plan::{LaunchPlan, Op};
 
 use crate::ExecutorError;
 
-/// Descriptors by which the child gets into its cgroup.
-#[derive(Debug, Default)]
-pub(crate) struct Entry {
-    /// v2 directory for `CLONE_INTO_CGROUP`.
-    pub(crate) directory: Option<OwnedFd>,
-    /// v1 `tasks` files.
-    pub(crate) tasks: Vec<OwnedFd>,
-}
-
-pub(crate) fn entry(cgroup: &Cgroup) -> Result<Entry, ExecutorError> {
+/// Has the child be born in a cgroup (v2), or go there as the plan's next step (v1).
+///
+/// # Errors
+/// What opening the v1 `tasks` files answers.
+pub fn enter(cgroup: &Cgroup, plan: &mut LaunchPlan) -> Result<(), ExecutorError> {
     let directory = cgroup
         .launch_fd()
         .map(|fd| fd.try_clone_to_owned())
         .transpose();
-    Ok(Entry {
-        directory: directory.map_err(ExecutorError::kernel("hold the cgroup"))?,
-        tasks: cgroup.tasks_fds()?,
-    })
+    let directory = directory.map_err(ExecutorError::kernel("hold the cgroup"))?;
+    plan.cgroup = directory.map(|fd| plan.add_fd(fd));
+    for tasks in cgroup.tasks_fds()? {
+        let tasks = plan.add_fd(tasks);
+        plan.ops.push(Op::JoinCgroup { tasks });
+    }
+    Ok(())
 }

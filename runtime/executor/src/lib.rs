@@ -13,8 +13,9 @@ pub mod seccomp;
 pub mod user;
 mod validate;
 
-pub use base::{BaseOptions, Program, base_plan, filter};
+pub use base::{BaseOptions, JOINED_NAMESPACES, Program, base_plan, filter};
 pub use bundle::{Bundle, BundleMount, ExecutorKind, Module, SeccompChoice};
+pub use cgroup::enter as enter_cgroup;
 pub use error::ExecutorError;
 pub use options::mount_options;
 pub use user::{ResolvedUser, resolve_groups, resolve_user};

@@ -441,6 +441,22 @@ impl LaunchPlan {
         self.ops.splice(at..at, steps);
     }
 
+    /// Has the program get descriptors, each at a number of its own: they are put there before a
+    /// filter, which need not let descriptors be moved.
+    pub fn pass_fds(&mut self, fds: impl IntoIterator<Item = (OwnedFd, i32)>) {
+        let mut list = Vec::new();
+        for (fd, number) in fds {
+            list.push((self.add_fd(fd), number));
+        }
+        if list.is_empty() {
+            return;
+        }
+        let umask = |op: &Op| matches!(op, Op::Umask(_));
+        let at = self.ops.iter().rposition(umask);
+        let at = at.unwrap_or(self.ops.len());
+        self.ops.insert(at, Op::PassFds(list));
+    }
+
     fn before_filter(&self) -> usize {
         let filter = |op: &Op| matches!(op, Op::Seccomp { .. });
         self.ops.iter().position(filter).unwrap_or(self.ops.len())

@@ -75,7 +75,7 @@ pub(crate) fn root(spec: &Spec, bundle: &Path) -> Result<OwnedFd> {
 }
 
 /// An environment in which each name stands once: programs look for the first, and mean the last.
-pub(crate) fn last_wins(env: Vec<String>) -> Vec<String> {
+fn last_wins(env: Vec<String>) -> Vec<String> {
     let name = |pair: &String| pair.split('=').next().unwrap_or_default().to_owned();
     let mut seen = std::collections::BTreeSet::new();
     let mut kept: Vec<String> = env

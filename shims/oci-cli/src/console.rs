@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
+use crate::args::Parsed;
 use crate::error::{Result, RuncError};
 
 const SIGWINCH: i32 = 28;
@@ -59,8 +60,16 @@ impl Console {
         }
     }
 
-    /// Copied by ourselves, when there is one.
-    pub(crate) fn own(terminal: bool) -> Result<Self> {
+    /// As the flags of a command that may stay say: copied by ourselves unless it is to be detached, or
+    /// somebody else wants the terminal.
+    pub(crate) fn of(parsed: &Parsed, terminal: bool) -> Result<Self> {
+        match parsed.get("console-socket") {
+            None if !parsed.on("detach") => Self::own(terminal),
+            socket => Self::from_flag(socket, terminal),
+        }
+    }
+
+    fn own(terminal: bool) -> Result<Self> {
         if !terminal {
             return Ok(Self::No);
         }

@@ -66,7 +66,7 @@ struct Wanted<'a> {
     config: Vec<u8>,
     bundle: std::path::PathBuf,
     /// `--preserve-fds`.
-    inherited: Vec<OwnedFd>,
+    inherited: Vec<(OwnedFd, i32)>,
 }
 
 fn wanted(parsed: &Parsed) -> Result<Wanted<'_>> {
@@ -107,24 +107,17 @@ pub(crate) fn run(context: &Context<'_>, words: &[String]) -> Code {
     let mut wanted = wanted(&parsed)?;
     let terminal = wanted.spec.process.terminal;
     let detach = parsed.on("detach");
-    let console = if detach || parsed.get("console-socket").is_some() {
-        Console::from_flag(parsed.get("console-socket"), terminal)?
-    } else {
-        Console::own(terminal)?
-    };
+    let console = Console::of(&parsed, terminal)?;
     let hooks = wanted.spec.hooks.clone().unwrap_or_default();
-    // No signal is to be lost; but hooks must not begin their lives with signals held back.
-    let early = !detach && hooks == Hooks::default();
-    let foreground = early.then(Foreground::new).transpose()?;
+    let foreground = (!detach).then(Foreground::new).transpose()?;
     let (mut container, process) = make(context, &mut wanted, &console)?;
     if let Err(error) = begin(context, &mut container, &wanted.spec) {
         let _ = delete::destroy(context, container, &hooks);
         return Err(error);
     }
-    if detach {
+    let Some(foreground) = foreground else {
         return Ok(0);
-    }
-    let foreground = foreground.map_or_else(Foreground::new, Ok)?;
+    };
     let ended = foreground.follow(&process, console)?;
     if parsed.on("keep") {
         return Ok(ended);
@@ -204,7 +197,7 @@ fn launch(
     given: &Hooks,
 ) -> Result<OwnedFd> {
     console.attach(plan)?;
-    exec::pass(plan, std::mem::take(&mut wanted.inherited));
+    plan.pass_fds(std::mem::take(&mut wanted.inherited));
     plan.await_alone(make_fifo(container)?);
     let early = !(given.prestart.is_empty() && given.create_runtime.is_empty());
     let release = if early {

@@ -8,13 +8,13 @@ use std::os::fd::AsFd;
 
 use crate::args::{Flag, Order, parse};
 use crate::error::{Result, RuncError};
+use crate::kill::KILL;
 use crate::state::{Container, Status};
 use crate::{Code, Context, hooks};
 
 const FLAGS: &[Flag] = &[Flag::switch("force", Some('f'))];
 /// How long a killed process may take to go.
 const GONE: Duration = Duration::from_secs(10);
-const KILL: i32 = 9;
 const LOOK: Duration = Duration::from_millis(2);
 
 /// `delete`.

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use amphora_spec::runtime::{Process, Spec, User};
-use amphora_sys::plan::{LaunchPlan, Op};
+use amphora_sys::plan::LaunchPlan;
 use amphora_sys::supervise::take_inherited;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
@@ -35,7 +35,7 @@ const FDS_MAX: u32 = 512;
 
 /// Takes the descriptors of `--preserve-fds` over, from 3 on. To be called before anything else is
 /// opened.
-pub(crate) fn inherited(parsed: &Parsed) -> Result<Vec<OwnedFd>> {
+pub(crate) fn inherited(parsed: &Parsed) -> Result<Vec<(OwnedFd, i32)>> {
     let count: u32 = parsed.parse("preserve-fds")?.unwrap_or(0);
     if count > FDS_MAX {
         return Err(RuncError::usage(format!(
@@ -46,23 +46,10 @@ pub(crate) fn inherited(parsed: &Parsed) -> Result<Vec<OwnedFd>> {
     numbers
         .map(|number: i32| {
             let failed = format!("--preserve-fds: descriptor {number}");
-            take_inherited(number).map_err(RuncError::file(failed))
+            let fd = take_inherited(number).map_err(RuncError::file(failed))?;
+            Ok((fd, number))
         })
         .collect()
-}
-
-/// Has the program get descriptors from 3 on.
-pub(crate) fn pass(plan: &mut LaunchPlan, inherited: Vec<OwnedFd>) {
-    if inherited.is_empty() {
-        return;
-    }
-    let mut list = Vec::with_capacity(inherited.len());
-    for (number, fd) in (3..).zip(inherited) {
-        list.push((plan.add_fd(fd), number));
-    }
-    let last = plan.ops.iter().rposition(|op| matches!(op, Op::Umask(_)));
-    plan.ops
-        .insert(last.unwrap_or(plan.ops.len()), Op::PassFds(list));
 }
 
 /// `exec`.
@@ -91,15 +78,10 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     spec.process = process(&spec, &parsed, command)?;
     let terminal = spec.process.terminal;
     let detach = parsed.on("detach");
-    let socket = parsed.get("console-socket");
-    let console = if detach || socket.is_some() {
-        Console::from_flag(socket, terminal)?
-    } else {
-        Console::own(terminal)?
-    };
+    let console = Console::of(&parsed, terminal)?;
     let mut plan = plan(context, &container, spec)?;
     console.attach(&mut plan)?;
-    pass(&mut plan, inherited);
+    plan.pass_fds(inherited);
     let foreground = if detach {
         None
     } else {
@@ -149,7 +131,6 @@ fn process(spec: &Spec, parsed: &Parsed, command: &[String]) -> Result<Process> 
     process.terminal = parsed.on("tty");
     process.console_size = None;
     process.env.extend(parsed.all("env").map(str::to_owned));
-    process.env = bundle::last_wins(std::mem::take(&mut process.env));
     if let Some(cwd) = parsed.get("cwd") {
         process.cwd = cwd.to_owned();
     }

@@ -3,36 +3,31 @@
 use std::ffi::CString;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use amphora_executor::{JOINED_NAMESPACES, enter_cgroup};
 use amphora_spec::runtime::{Hook, Hooks, Spec};
 use amphora_sys::launch::launch;
-use amphora_sys::pidfd::{self, Wait};
-use amphora_sys::plan::{Exec, LaunchPlan, Op};
+use amphora_sys::pidfd::{self, Exit, Wait};
+use amphora_sys::plan::{Exec, FdSlot, LaunchPlan, Op};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, memfd_create};
 
 use crate::error::{Result, RuncError};
+use crate::kill::KILL;
 use crate::log::Log;
 use crate::state::{Container, Status};
 use crate::{Context, exec};
 
-/// What a hook joins beside the pid namespace: mount, cgroup, UTS, IPC and network.
-const NAMESPACES: i32 = 0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x4000_0000;
-/// How often a hook with a timeout is looked at.
-const LOOK: Duration = Duration::from_millis(2);
-
-/// Runs the hooks of one stage in order, each with the state on its standard input; the first
-/// failure ends it.
+/// Runs the hooks of one stage in order where this process is; the first failure ends it.
 pub(crate) fn run(stage: &'static str, hooks: &[Hook], state: &serde_json::Value) -> Result {
-    hooks.iter().try_for_each(|hook| {
-        one(hook, state).map_err(|why| RuncError::Hook {
-            stage,
-            path: hook.path.clone(),
-            why,
-        })
+    each(stage, hooks, state, || {
+        let (mut plan, streams) = with_own_streams()?;
+        // The child begins without one.
+        let umask = rustix::process::umask(Mode::empty());
+        rustix::process::umask(umask);
+        plan.ops.push(Op::Umask(umask.bits()));
+        Ok((plan, streams))
     })
 }
 
@@ -61,34 +56,22 @@ pub(crate) fn staged_root(container: &Container) -> Result<CString> {
 /// as the host's root and from there.
 pub(crate) fn create_container(container: &Container, hooks: &[Hook]) -> Result {
     let state = container.oci_state(Status::Creating);
-    each("createContainer", hooks, &state, |_| {
-        let mut plan = LaunchPlan::default();
-        for stream in [io::stdout().as_fd(), io::stderr().as_fd()] {
-            let stream = stream.try_clone_to_owned();
-            plan.add_fd(stream.map_err(RuncError::file("failed to hold the standard streams"))?);
-        }
+    each("createContainer", hooks, &state, || {
+        let (mut plan, streams) = with_own_streams()?;
         if let Some(cgroup) = container.cgroup()? {
-            for tasks in cgroup.tasks_fds()? {
-                let tasks = plan.add_fd(tasks);
-                plan.ops.push(Op::JoinCgroup { tasks });
-            }
-            if let Some(directory) = cgroup.launch_fd() {
-                let directory = directory.try_clone_to_owned();
-                let directory = directory.map_err(RuncError::file("failed to hold the cgroup"))?;
-                plan.cgroup = Some(plan.add_fd(directory));
-            }
+            enter_cgroup(&cgroup, &mut plan).map_err(RuncError::Executor)?;
         }
         let gone = || RuncError::State("the container's process has ended".to_owned());
         let ns = plan.add_fd(container.process()?.ok_or_else(gone)?);
         plan.pid_namespace = Some(ns);
-        let kind = NAMESPACES;
-        plan.ops.push(Op::SetNs { ns, kind });
+        let kind = JOINED_NAMESPACES;
         plan.ops.extend([
+            Op::SetNs { ns, kind },
             Op::NewSession,
             Op::Umask(0o022),
             Op::Chdir(staged_root(container)?),
         ]);
-        Ok(plan)
+        Ok((plan, streams))
     })
 }
 
@@ -101,7 +84,7 @@ pub(crate) fn start_container(
     hooks: &[Hook],
 ) -> Result {
     let state = container.oci_state(Status::Created);
-    each("startContainer", hooks, &state, |_| {
+    each("startContainer", hooks, &state, || {
         let mut spec = spec.clone();
         spec.process.terminal = false;
         let mut plan = exec::plan(context, container, spec)?;
@@ -111,24 +94,36 @@ pub(crate) fn start_container(
             file.map_err(RuncError::file("failed to open /dev/null"))
         };
         let streams = [plan.add_fd(null()?.into()), plan.add_fd(null()?.into())];
-        plan.stdio = Some([0, streams[0], streams[1]]);
-        Ok(plan)
+        Ok((plan, streams))
     })
 }
 
-/// Runs hooks by plans of their own.
+/// An empty plan, and in it the standard output and error of this process.
+fn with_own_streams() -> Result<(LaunchPlan, [FdSlot; 2])> {
+    let failed = || RuncError::file("failed to hold the standard streams");
+    let stdout = io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(failed())?;
+    let stderr = io::stderr()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(failed())?;
+    let mut plan = LaunchPlan::default();
+    let streams = [plan.add_fd(stdout), plan.add_fd(stderr)];
+    Ok((plan, streams))
+}
+
+/// Runs hooks, each by a plan that is made for it and tells its standard output and error, with the
+/// state on its standard input; the first failure ends it.
 fn each(
     stage: &'static str,
     hooks: &[Hook],
     state: &serde_json::Value,
-    mut make: impl FnMut(&Hook) -> Result<LaunchPlan>,
+    mut make: impl FnMut() -> Result<(LaunchPlan, [FdSlot; 2])>,
 ) -> Result {
     for hook in hooks {
-        let mut plan = make(hook)?;
-        let [stdout, stderr] = match plan.stdio {
-            Some([_, stdout, stderr]) => [stdout, stderr],
-            None => [0, 1],
-        };
+        let (mut plan, [stdout, stderr]) = make()?;
         let stdin = plan.add_fd(on_stdin(state)?);
         plan.stdio = Some([stdin, stdout, stderr]);
         plan.exec = Some(program(hook)?);
@@ -159,8 +154,16 @@ fn cstr(text: &[u8]) -> Result<CString> {
 
 /// Refuses what cannot be run later.
 pub(crate) fn check(hooks: &Hooks) -> Result {
-    let inside = hooks.create_container.iter().chain(&hooks.start_container);
-    inside.map(program).try_for_each(|made| made.map(drop))
+    let stages = [
+        &hooks.prestart,
+        &hooks.create_runtime,
+        &hooks.create_container,
+        &hooks.start_container,
+        &hooks.poststart,
+        &hooks.poststop,
+    ];
+    let all = stages.into_iter().flatten();
+    all.map(program).try_for_each(|made| made.map(drop))
 }
 
 fn program(hook: &Hook) -> Result<Exec> {
@@ -197,7 +200,7 @@ fn planned(hook: &Hook, plan: &LaunchPlan) -> std::result::Result<(), String> {
             match poll(&mut fds, Some(&timeout)) {
                 Ok(1..) => break,
                 Ok(0) if left.is_zero() => {
-                    pidfd::signal(launched.pidfd.as_fd(), 9).map_err(text)?;
+                    pidfd::signal(launched.pidfd.as_fd(), KILL).map_err(text)?;
                     pidfd::wait(launched.pidfd.as_fd(), Wait::Block).map_err(text)?;
                     return Err("did not end in time".to_owned());
                 }
@@ -207,47 +210,10 @@ fn planned(hook: &Hook, plan: &LaunchPlan) -> std::result::Result<(), String> {
         }
     }
     match pidfd::wait(launched.pidfd.as_fd(), Wait::Block).map_err(text)? {
-        Some(exit) if exit.shell_code() == 0 => Ok(()),
-        Some(exit) => Err(format!("ended with code {}", exit.shell_code())),
+        Some(Exit::Code(0)) => Ok(()),
+        Some(Exit::Code(code)) => Err(format!("ended with exit status: {code}")),
+        Some(Exit::Signal(number)) => Err(format!("ended with signal: {number}")),
         None => Err("cannot be waited for".to_owned()),
-    }
-}
-
-fn one(hook: &Hook, state: &serde_json::Value) -> std::result::Result<(), String> {
-    let mut command = Command::new(&hook.path);
-    if let Some((name, args)) = hook.args.split_first() {
-        command.arg0(name).args(args);
-    }
-    command.env_clear();
-    command.envs(hook.env.iter().filter_map(|pair| pair.split_once('=')));
-    command.stdin(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| error.to_string())?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that does not want to know closes its end.
-        let _ = stdin.write_all(state.to_string().as_bytes());
-    }
-    let deadline = hook
-        .timeout
-        .map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let status = loop {
-        let ended = match deadline {
-            None => child.wait().map(Some),
-            Some(_) => child.try_wait(),
-        };
-        match ended.map_err(|error| error.to_string())? {
-            Some(status) => break status,
-            None if deadline.is_some_and(|end| Instant::now() >= end) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err("did not end in time".to_owned());
-            }
-            None => std::thread::sleep(LOOK),
-        }
-    };
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("ended with {status}"))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::RuncError;
 use crate::state::{Container, Status};
 use crate::{Code, Context};
 
-const KILL: i32 = 9;
+pub(crate) const KILL: i32 = 9;
 const FLAGS: &[Flag] = &[Flag::switch("all", Some('a'))];
 
 /// `kill ID [SIGNAL]`.

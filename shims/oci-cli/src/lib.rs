@@ -44,7 +44,7 @@ pub(crate) struct Context<'a> {
 impl Context<'_> {
     /// As [`out_of_reach`], for a command that seldom enters a container.
     pub(crate) fn out_of_reach(&self) -> Result {
-        try_out_of_reach(self.args).map_err(RuncError::file("failed to protect the program"))
+        out_of_reach(self.args)
     }
 }
 
@@ -119,53 +119,40 @@ pub fn main(args: &[OsString], workload: &dyn Workload) -> ExitCode {
         Err(error) => return fail(&log::Log::default(), &error),
     };
     let log = log::Log::new(&global);
-    if let Some(error) = out_of_reach(&global, args) {
+    let command = global.rest().first().map(String::as_str);
+    if matches!(command, Some("create" | "run" | "exec"))
+        && let Err(error) = out_of_reach(args)
+    {
         return fail(&log, &error);
     }
     match dispatch(&global, log.clone(), args, workload) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let code = fail(&log, &error);
-            let exec = global
-                .rest()
-                .first()
-                .is_some_and(|command| command == "exec");
-            if exec {
-                ExitCode::from(EXEC_FAILED)
-            } else {
-                code
+            match command {
+                Some("exec") => ExitCode::from(EXEC_FAILED),
+                _ => code,
             }
         }
     }
 }
 
-/// Goes on as the same program on a read-only mount that nobody else sees, where a process of this
-/// one's is to enter a container: what is in there could open its program through `/proc` and, as
-/// the host's root, write to it (CVE-2019-5736). Returns only on failure, or when all is well.
-fn out_of_reach(global: &Parsed, args: &[OsString]) -> Option<RuncError> {
-    let command = global.rest().first()?;
-    if !matches!(command.as_str(), "create" | "run" | "exec") {
-        return None;
-    }
-    let failed = |source| RuncError::file("failed to protect the program")(source);
-    match try_out_of_reach(args) {
-        Ok(()) => None,
-        Err(error) => Some(failed(error)),
-    }
-}
-
-fn try_out_of_reach(args: &[OsString]) -> std::io::Result<()> {
+/// Goes on as the same program on a read-only mount that nobody else sees: a process of this one's is
+/// to enter a container, and what is in there could open its program through `/proc` and, as the
+/// host's root, write to it (CVE-2019-5736). Returns only on failure, or when all is well.
+fn out_of_reach(args: &[OsString]) -> Result {
     use std::os::fd::AsRawFd;
     use std::os::unix::process::CommandExt;
-    if amphora_sys::process::self_exe_is_readonly()? {
+    let failed = || RuncError::file("failed to protect the program");
+    if amphora_sys::process::self_exe_is_readonly().map_err(failed())? {
         return Ok(());
     }
-    let program = amphora_sys::process::self_exe_readonly()?;
+    let program = amphora_sys::process::self_exe_readonly().map_err(failed())?;
     let mut command = std::process::Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     if let Some((name, rest)) = args.split_first() {
         command.arg0(name).args(rest);
     }
-    Err(command.exec())
+    Err(failed()(command.exec()))
 }
 
 fn fail(log: &log::Log, error: &RuncError) -> ExitCode {
