@@ -10,8 +10,9 @@ use serde_json::Value;
 use super::args::Args;
 use super::engine::{command, environment, find, output, strings};
 use super::host::Place;
-use super::report::{Budget, Entry, Row};
-use super::timing::{Contestant, Timed, interleave};
+use super::report::{Budget, Row};
+use super::rows::Field;
+use super::timing::Timed;
 
 const OURS: &str = "amphora";
 const NAMES: [&str; 4] = [OURS, "crun", "runc", "youki"];
@@ -120,32 +121,14 @@ fn confine(config: &Path) -> Result<()> {
 }
 
 fn row(args: &Args, place: &Place, names: &[&str], others: usize) -> Row {
-    let mut contestants = Vec::new();
-    let mut entries = Vec::new();
+    let mut field = Field::new(args);
     for &name in names {
-        if args.without.iter().any(|left_out| left_out == name) {
-            continue;
-        }
-        let prepared = Runtime::new(name, place, others).and_then(|held| {
-            let mut timed = held.timed()?;
-            if args.instructions {
-                timed.count_instructions();
-            }
+        field.add_with(name, || {
+            let held = Runtime::new(name, place, others)?;
+            let timed = held.timed()?;
             Ok((held, timed))
         });
-        match prepared {
-            Ok((held, mut timed)) => contestants.push(Contestant {
-                name: name.to_owned(),
-                run: Box::new(move || {
-                    let _alive = &held;
-                    timed.run()
-                }),
-            }),
-            Err(error) => entries.push(Entry::skipped(name, format!("{error:#}"))),
-        }
     }
-    let outcomes = interleave(contestants, args.rounds);
-    entries.extend(outcomes.iter().map(Entry::of));
     let beside = match others {
         0 => String::new(),
         others => format!(", beside {others} created containers"),
@@ -158,7 +141,7 @@ fn row(args: &Args, place: &Place, names: &[&str], others: usize) -> Row {
         first: 0.7,
         goal: 0.5,
     };
-    Row::new(budget, entries)
+    field.race(budget)
 }
 
 pub(super) fn rows(args: &Args, place: &Place) -> Vec<Row> {

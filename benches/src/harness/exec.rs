@@ -5,9 +5,9 @@ use anyhow::Result;
 use super::args::Args;
 use super::engine::{Engine, Kind, environment, output, strings};
 use super::host::Place;
-use super::report::{Budget, Entry, Row};
-use super::rows::bundle;
-use super::timing::{Contestant, Timed, interleave};
+use super::report::{Budget, Row};
+use super::rows::{Field, bundle};
+use super::timing::Timed;
 
 const NAME: &str = "exec";
 
@@ -59,31 +59,14 @@ fn bare(name: &str, place: &Place) -> Result<(Held, Timed)> {
 }
 
 pub(super) fn rows(args: &Args, place: &Place) -> Vec<Row> {
-    let mut contestants = Vec::new();
-    let mut entries = Vec::new();
-    let mut add = |name: &str, prepared: Result<(Held, Timed)>| match prepared {
-        Ok((held, mut timed)) => contestants.push(Contestant {
-            name: name.to_owned(),
-            run: Box::new(move || {
-                let _alive = &held;
-                timed.run()
-            }),
-        }),
-        Err(error) => entries.push(Entry::skipped(name, format!("{error:#}"))),
-    };
-    let takes_part = |name: &str| !args.without.iter().any(|left_out| left_out == name);
+    let mut field = Field::new(args);
     for kind in Kind::ALL {
-        if takes_part(kind.name()) {
-            add(kind.name(), engine(kind, place));
-        }
+        field.add_with(kind.name(), || engine(kind, place));
     }
     for name in ["crun", "runc", "youki"] {
-        if takes_part(name) {
-            add(name, bare(name, place));
-        }
+        field.add_with(name, || bare(name, place));
     }
-    let outcomes = interleave(contestants, args.rounds);
-    entries.extend(outcomes.iter().map(Entry::of));
+    let entries = field.outcomes();
     let budget = |against: &str, yardsticks, first, goal| Budget {
         number: 11,
         title: format!("exec in a running container, against {against}"),

@@ -77,14 +77,14 @@ fn versions(place: &Place) -> Vec<(String, String)> {
 }
 
 /// The contestants of one row: who can take part, and who cannot and why.
-struct Field<'a> {
+pub(super) struct Field<'a> {
     args: &'a Args,
     contestants: Vec<Contestant>,
-    entries: Vec<Entry>,
+    pub(super) entries: Vec<Entry>,
 }
 
 impl<'a> Field<'a> {
-    fn new(args: &'a Args) -> Self {
+    pub(super) fn new(args: &'a Args) -> Self {
         Self {
             args,
             contestants: Vec::new(),
@@ -94,12 +94,25 @@ impl<'a> Field<'a> {
 
     /// Adds a contestant, unless it is left out or its preparation fails.
     fn add(&mut self, name: &str, prepare: impl FnOnce() -> Result<Timed>) {
+        self.add_with(name, || Ok(((), prepare()?)));
+    }
+
+    /// As [`Field::add`], for one that needs something held (a daemon, a container) until the end.
+    pub(super) fn add_with<T: 'static>(
+        &mut self,
+        name: &str,
+        prepare: impl FnOnce() -> Result<(T, Timed)>,
+    ) {
+        let counts = self.args.instructions;
         self.add_any(name, || {
-            let mut timed = prepare()?;
-            if self.args.instructions {
+            let (held, mut timed) = prepare()?;
+            if counts {
                 timed.count_instructions();
             }
-            Ok(Box::new(move || timed.run()))
+            Ok(Box::new(move || {
+                let _alive = &held;
+                timed.run()
+            }))
         });
     }
 
@@ -118,10 +131,15 @@ impl<'a> Field<'a> {
         }
     }
 
-    fn race(mut self, budget: Budget) -> Row {
+    /// Lets them run, and returns what came of each.
+    pub(super) fn outcomes(mut self) -> Vec<Entry> {
         let outcomes = interleave(self.contestants, self.args.rounds);
         self.entries.extend(outcomes.iter().map(Entry::of));
-        Row::new(budget, self.entries)
+        self.entries
+    }
+
+    pub(super) fn race(self, budget: Budget) -> Row {
+        Row::new(budget, self.outcomes())
     }
 }
 
