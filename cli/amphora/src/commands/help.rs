@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 
-use super::{Cli, unsupported, usage};
+use super::{Cli, switches, unsupported, usage};
 use crate::ui;
 
 /// Answers a command line that asks for help so; nothing for all others.
@@ -39,13 +39,11 @@ pub(super) fn asked(args: &[OsString]) -> Option<ExitCode> {
 fn unknown(topic: &[OsString]) -> Option<String> {
     let mut at = Cli::command();
     for (i, word) in topic.iter().enumerate() {
-        let found = word.to_str().and_then(|name| at.find_subcommand(name));
-        let Some(found) = found.cloned() else {
+        let Some(found) = word.to_str().and_then(|name| switches::below(&at, name)) else {
             let left: Vec<_> = topic.iter().skip(i).map(|w| w.to_string_lossy()).collect();
             return Some(left.join(" "));
         };
         at = found;
-        at.build();
     }
     None
 }

@@ -41,12 +41,17 @@ pub(super) fn leaf(args: &[OsString]) -> Option<(Command, usize)> {
     let mut at = <super::Cli as clap::CommandFactory>::command();
     let mut count = 0;
     for name in command.split(' ') {
-        // What is deferred is not there before it is built.
-        at = at.find_subcommand(name)?.clone();
-        at.build();
+        at = below(&at, name)?;
         count += 1;
     }
     Some((at, first + count))
+}
+
+/// A command of a group, built: what is deferred is not there before.
+pub(super) fn below(group: &Command, name: &str) -> Option<Command> {
+    let mut found = group.find_subcommand(name)?.clone();
+    found.build();
+    Some(found)
 }
 
 /// A truth value as Go reads it.
