@@ -11,7 +11,21 @@ use sha2::{Digest as _, Sha256};
 use crate::store::{finish, remove_file, unique};
 use crate::{ContentError, Result, Store};
 
-pub(crate) const HASH_BUFFER_BYTES: usize = 256 << 10;
+const HASH_BUFFER_BYTES: usize = 256 << 10;
+
+/// Adds what is left of a file to a digest; returns the number of bytes.
+pub(crate) fn hash_rest(file: &mut File, hash: &mut Sha256) -> std::io::Result<u64> {
+    let mut buffer = vec![0; HASH_BUFFER_BYTES];
+    let mut done = 0;
+    loop {
+        let n = file.read(&mut buffer)?;
+        let Some(chunk) = buffer.get(..n).filter(|c| !c.is_empty()) else {
+            return Ok(done);
+        };
+        hash.update(chunk);
+        done += n as u64;
+    }
+}
 
 /// A blob on its way in. Partial data stays on drop, for the next attempt to resume; only one
 /// `Ingest` per digest exists at a time, over all processes.
@@ -106,20 +120,7 @@ impl Partial {
         if length == 0 {
             return Ok(0);
         }
-        let mut buffer = vec![0; HASH_BUFFER_BYTES];
-        let mut done = 0;
-        loop {
-            let n = self
-                .file
-                .read(&mut buffer)
-                .map_err(ContentError::io("read", &self.path))?;
-            let Some(chunk) = buffer.get(..n).filter(|c| !c.is_empty()) else {
-                break;
-            };
-            self.hash.update(chunk);
-            done += n as u64;
-        }
-        Ok(done)
+        hash_rest(&mut self.file, &mut self.hash).map_err(ContentError::io("read", &self.path))
     }
 
     fn truncate(&mut self) -> Result<()> {

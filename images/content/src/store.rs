@@ -10,7 +10,7 @@ use amphora_spec::Digest;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
-use crate::ingest::HASH_BUFFER_BYTES;
+use crate::ingest::hash_rest;
 use crate::{ContentError, Result};
 
 /// Largest manifest, index or config that is read into memory.
@@ -95,16 +95,8 @@ impl Store {
             opened => opened?,
         };
         let mut sum = Sha256::new();
-        let mut buffer = vec![0; HASH_BUFFER_BYTES];
-        loop {
-            let n = file
-                .read(&mut buffer)
-                .map_err(ContentError::io("read", &path))?;
-            let Some(chunk) = buffer.get(..n).filter(|c| !c.is_empty()) else {
-                return Ok(finish(sum) == *digest);
-            };
-            sum.update(chunk);
-        }
+        hash_rest(&mut file, &mut sum).map_err(ContentError::io("read", &path))?;
+        Ok(finish(sum) == *digest)
     }
 
     /// Removes a blob that is not what its digest says; says whether it was not.
@@ -175,10 +167,11 @@ impl Store {
     pub fn write_blob(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = sha256(bytes);
         let size = bytes.len() as u64;
-        if self.has(&digest)? == Some(size) && !self.has_whole(&digest, size)? {
-            return self.rewrite_blob(bytes);
-        }
-        if self.has(&digest)? != Some(size) {
+        if self.has(&digest)? == Some(size) {
+            if !self.has_whole(&digest, size)? {
+                return self.rewrite_blob(bytes);
+            }
+        } else {
             let mut ingest = self.ingest(&digest, size)?;
             ingest.restart()?;
             ingest.put(bytes)?;
