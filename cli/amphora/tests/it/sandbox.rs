@@ -15,7 +15,7 @@ use crate::leak::Snapshot;
 /// Longest any command of a test may take.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Longest the engine may take to clean up behind a command.
-const SETTLE: Duration = Duration::from_secs(20);
+pub(crate) const SETTLE: Duration = Duration::from_secs(20);
 
 /// Where the configuration file is.
 const SETTINGS: &str = "/etc/amphora";

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::dockerd::Dockerd;
 use crate::fixtures::{Image, Wrap, dir, file, probe};
-use crate::sandbox::{Sandbox, path, wait_until};
+use crate::sandbox::{SETTLE, Sandbox, path, wait_until};
 use differences::Differences;
 use player::Player;
 use scenario::{Part, parse, render};
@@ -71,13 +71,10 @@ fn name(file: &Path) -> String {
         .into_owned()
 }
 
-/// Longest a removal may take after its command has ended.
-const DEADLINE: std::time::Duration = std::time::Duration::from_secs(20);
-
 /// Waits until nobody removes a container any more: Docker's client waits for that, ours only for the
 /// container's name.
 fn removed(s: &Sandbox) {
-    wait_until("removals to end", DEADLINE, || {
+    wait_until("removals to end", SETTLE, || {
         let running = s.run(&["ps", "-q"]).ok().lines().count();
         crate::leak::keepers() <= running
     });
