@@ -172,8 +172,10 @@ impl Networks {
     /// [`NetworkError`]; a taken host port is a conflict.
     pub fn attach(&self, request: &AttachRequest) -> Result<Attachment> {
         let mut claim = self.claim(request)?;
-        let netns = ns::container_netns().map_err(kernel("create a network namespace"));
-        let netns = netns.inspect_err(|_| self.undo(&claim.host, &claim.undo))?;
+        let made = ns::container_netns().map_err(kernel("create a network namespace"));
+        let netns = made
+            .inspect_err(|_| self.undo(&claim.host, &claim.undo))?
+            .netns;
         let firewall = self.wire(&mut claim, netns.as_fd())?;
         Ok(Attachment {
             netns,
@@ -351,9 +353,9 @@ impl Networks {
 /// # Errors
 /// When the kernel refuses.
 pub fn none() -> Result<OwnedFd> {
-    let netns = ns::container_netns().map_err(kernel("create a network namespace"))?;
-    loopback_up(netns.as_fd())?;
-    Ok(netns)
+    let made = ns::container_netns().map_err(kernel("create a network namespace"))?;
+    loopback_up(made.netns.as_fd())?;
+    Ok(made.netns)
 }
 
 /// Brings `lo` up in a network namespace that has nothing else: network mode `none`.
