@@ -376,14 +376,17 @@ fn add_link(host: &Host, endpoint: &Endpoint, mtu: u32, netns: BorrowedFd<'_>) -
     for peer_index in PEER_INDEXES {
         let veth = Veth {
             name: &endpoint.link,
-            bridge: host.bridge,
             netns,
             peer_index,
             mac: hardware_address(endpoint.address),
             mtu,
         };
         match route::add_veth(&host.route, &veth) {
-            Ok(()) => return Ok(peer_index),
+            Ok(()) => {
+                route::join_bridge(&host.route, &endpoint.link, host.bridge)
+                    .map_err(netlink(step_of(endpoint)))?;
+                return Ok(peer_index);
+            }
             Err(error) if error.is(Errno::BUSY) || error.is(Errno::EXIST) => last = Some(error),
             Err(error) => return Err(netlink(step_of(endpoint))(error)),
         }

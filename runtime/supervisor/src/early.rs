@@ -15,6 +15,7 @@ pub(crate) struct Early {
     /// What the container's mount namespace is cloned from; `None`: the host's is.
     pub(crate) base: Option<Base>,
     /// Through what the settings of the network namespace were made.
+    #[expect(dead_code, reason = "held to be closed in its time")]
     settings: Option<OwnedFd>,
 }
 
