@@ -44,7 +44,7 @@ fn of_kind<'a>(spec: &'a Spec, kind: &str) -> Option<&'a Namespace> {
 /// Whether the caller is the root of where it runs.
 #[must_use]
 pub fn is_privileged() -> bool {
-    geteuid().is_root()
+    userns::is_root()
 }
 
 /// The two maps of a specification.

@@ -361,13 +361,8 @@ pub enum Op {
         /// Its register.
         keep: Reg,
     },
-    /// Attaches a file system that the child has made and kept detached.
-    AttachKept {
-        /// Its register.
-        kept: Reg,
-        /// Where.
-        at: Place,
-    },
+    /// Lets who has the same rights look into this process again.
+    Show,
 }
 
 /// Changes of a tree of mounts.
@@ -525,6 +520,11 @@ impl LaunchPlan {
         let at = self.before_filter();
         let steps = [Op::CheckProgram, Op::CloseRest, Op::Await { release }];
         self.ops.splice(at..at, steps);
+        // A caller without the host's rights finds it again only by its own.
+        let unprivileged = |op: &Op| matches!(op, Op::CloneTree { .. });
+        if self.ops.iter().any(unprivileged) {
+            self.ops.insert(at + 2, Op::Show);
+        }
     }
 
     /// Has the program get descriptors, each at a number of its own: they are put there before a
@@ -750,7 +750,7 @@ impl fmt::Display for Op {
                 write!(f, "mount a file system")?;
                 at.iter().try_for_each(|at| write!(f, " at {at}"))
             }
-            Self::AttachKept { at, .. } => write!(f, "mount {at}"),
+            Self::Show => write!(f, "show itself"),
         }
     }
 }
