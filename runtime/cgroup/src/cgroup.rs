@@ -125,6 +125,12 @@ impl Cgroup {
         }
     }
 
+    /// Stands for a cgroup where there is none: whoever enters it stays where it is.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::new(Version::V1, Vec::new())
+    }
+
     pub(crate) fn at(mut self, location: Location) -> Self {
         self.location = location;
         self

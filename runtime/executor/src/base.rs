@@ -1,16 +1,17 @@
 //! The plan that both kinds of workload share: everything up to the program.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use amphora_spec::runtime::Process;
 use amphora_sys::mount::RDONLY;
-use amphora_sys::plan::{Create, Exec, FdSlot, LaunchPlan, Op, Place, RootSwitch};
+use amphora_sys::plan::{Create, Exec, FdSlot, LaunchPlan, Op, Place, RootSwitch, TreeChanges};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::bundle::SeccompChoice;
 use crate::mounts::Mounts;
 use crate::seccomp::{self, Filter};
+use crate::userns::{self, Users};
 use crate::{Bundle, ExecutorError, caps, cgroup, options, validate};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
@@ -22,8 +23,9 @@ const CLONE_NEWIPC: u64 = 0x0800_0000;
 const CLONE_NEWPID: u64 = 0x2000_0000;
 const CLONE_NEWNET: u64 = 0x4000_0000;
 
-/// What is joined of a running container, beside the pid namespace: that one is for children.
-pub const JOINED_NAMESPACES: i32 =
+/// What is joined of a running container, beside the pid namespace, which is for children, and those
+/// that few containers have.
+pub(crate) const JOINED_NAMESPACES: i32 =
     (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET) as i32;
 
 /// Where programs are looked for when the environment does not say.
@@ -81,21 +83,27 @@ pub fn base_plan(bundle: &Bundle, options: BaseOptions) -> Result<LaunchPlan> {
     let mut plan = LaunchPlan::default();
     let process = &bundle.spec.process;
     let linux = &bundle.spec.linux;
-    let late = namespaces(bundle, &mut plan)?;
+    let users = Users::of(&bundle.spec)?;
+    let late = namespaces(bundle, users.as_ref(), &mut plan)?;
     plan.ops.extend(late);
-    plan.ops
-        .extend([Op::ResetInherited, Op::NewSession, Op::NewKeyring]);
+    match &users {
+        Some(users) => {
+            plan.ops.push(users.enter_ids(process));
+            // Its file system of queues belongs to who makes it.
+            let own = plan.clone_flags & CLONE_NEWIPC;
+            plan.clone_flags &= !own;
+            plan.ops
+                .extend((own != 0).then_some(Op::Unshare { flags: own }));
+        }
+        None => plan.ops.push(Op::ResetInherited),
+    }
+    plan.ops.extend([Op::NewSession, Op::NewKeyring]);
 
-    let root = bundle
-        .root
-        .try_clone()
-        .map_err(ExecutorError::kernel("hold the root"))?;
-    let root = plan.add_fd(root);
-    plan.ops.push(Op::EnterRoot {
-        root,
-        switch: RootSwitch::Pivot,
-    });
-    Mounts::new(bundle, &mut plan).build()?;
+    enter_root(bundle, users.as_ref(), &mut plan)?;
+    Mounts::new(bundle, users.as_ref(), &mut plan).build()?;
+    if users.is_some() {
+        plan.ops.push(Op::LeaveHost);
+    }
     plan.ops.extend(console(process));
     if !bundle.spec.hostname.is_empty() {
         plan.ops
@@ -120,9 +128,43 @@ pub fn base_plan(bundle: &Bundle, options: BaseOptions) -> Result<LaunchPlan> {
         filter: filter.program,
         flags: filter.flags,
     });
-    credentials(process, filter, &mut plan)?;
+    credentials(process, users.as_ref(), filter, &mut plan)?;
     program(process, options.program, &mut plan)?;
     Ok(plan)
+}
+
+/// The steps towards the root file system.
+fn enter_root(bundle: &Bundle, users: Option<&Users>, plan: &mut LaunchPlan) -> Result {
+    let root = bundle
+        .root
+        .try_clone()
+        .map_err(ExecutorError::kernel("hold the root"))?;
+    let path = match users {
+        Some(users) if !users.privileged => Some(userns::path_of(root.as_fd())?),
+        _ => None,
+    };
+    let root = plan.add_fd(root);
+    if users.is_none() {
+        let switch = RootSwitch::Pivot;
+        plan.ops.push(Op::EnterRoot { root, switch });
+        return Ok(());
+    }
+    plan.ops.extend(path.map(|path| Op::CloneTree {
+        source: root,
+        path,
+        recursive: true,
+        changes: TreeChanges {
+            propagation: options::propagation_of("slave").unwrap_or(0),
+            ..TreeChanges::default()
+        },
+    }));
+    // To whoever is not the machine's root, the kernel gives a new /proc and /sys only where the old
+    // ones are still in sight.
+    plan.ops.push(Op::StageRoot {
+        root,
+        at: c"/".to_owned(),
+    });
+    Ok(())
 }
 
 /// The terminal that the process wants.
@@ -141,20 +183,20 @@ fn join_plan(bundle: &Bundle, init: &OwnedFd, options: BaseOptions) -> Result<La
     let mut plan = LaunchPlan::default();
     let process = &bundle.spec.process;
     cgroup::enter(&bundle.cgroup, &mut plan)?;
+    let users = Users::of_running(&bundle.spec, init.as_fd())?;
     let init = init
         .try_clone()
         .map_err(ExecutorError::kernel("hold the container's process"))?;
-    let ns = plan.add_fd(init);
-    plan.pid_namespace = Some(ns);
-    // What is reset is reached through the host's /proc.
-    plan.ops.push(Op::ResetInherited);
-    if let Some(score) = process.oom_score_adj.filter(|score| *score != 0) {
-        plan.ops.push(Op::OomScore(score.to_string().into_bytes()));
+    if let Some(users) = &users {
+        users.before(process, &mut plan);
+    } else {
+        // What is reset is reached through the host's /proc.
+        plan.ops.push(Op::ResetInherited);
+        if let Some(score) = process.oom_score_adj.filter(|score| *score != 0) {
+            plan.ops.push(Op::OomScore(score.to_string().into_bytes()));
+        }
     }
-    plan.ops.push(Op::SetNs {
-        ns,
-        kind: JOINED_NAMESPACES,
-    });
+    userns::join_with(users.as_ref(), &bundle.spec, init, &mut plan)?;
     plan.ops.extend([Op::NewSession, Op::NewKeyring]);
     plan.ops.extend(console(process));
     plan.ops.push(Op::Chdir(cstr(process.cwd.as_str())?));
@@ -162,32 +204,33 @@ fn join_plan(bundle: &Bundle, init: &OwnedFd, options: BaseOptions) -> Result<La
         filter: filter.program,
         flags: filter.flags,
     });
-    credentials(process, filter, &mut plan)?;
+    credentials(process, users.as_ref(), filter, &mut plan)?;
     program(process, options.program, &mut plan)?;
     Ok(plan)
 }
 
 /// Sets the namespaces to be born into, and returns the steps that the child takes for the rest.
-fn namespaces(bundle: &Bundle, plan: &mut LaunchPlan) -> Result<Vec<Op>> {
+fn namespaces(bundle: &Bundle, users: Option<&Users>, plan: &mut LaunchPlan) -> Result<Vec<Op>> {
     let mut ops = Vec::new();
+    let mut joined = Vec::new();
     cgroup::enter(&bundle.cgroup, plan)?;
     if let Some(netns) = &bundle.netns {
         let ns = netns.try_clone();
         let ns = ns.map_err(ExecutorError::kernel("hold the network namespace"))?;
-        ops.push(Op::SetNs {
-            ns: plan.add_fd(ns),
-            kind: CLONE_NEWNET as i32,
-        });
+        joined.push((plan.add_fd(ns), CLONE_NEWNET as i32));
     }
     for ns in &bundle.spec.linux.namespaces {
         let flag = match ns.kind.as_str() {
             "network" if bundle.netns.is_some() => continue,
+            "user" => continue,
+            "time" if ns.path.is_none() => continue,
             "network" => CLONE_NEWNET,
             "pid" => CLONE_NEWPID,
             "mount" => CLONE_NEWNS,
             "ipc" => CLONE_NEWIPC,
             "uts" => CLONE_NEWUTS,
             "cgroup" => CLONE_NEWCGROUP,
+            "time" => userns::CLONE_NEWTIME as u64,
             other => {
                 return Err(ExecutorError::unsupported(format!(
                     "linux.namespaces: {other}"
@@ -196,13 +239,10 @@ fn namespaces(bundle: &Bundle, plan: &mut LaunchPlan) -> Result<Vec<Op>> {
         };
         if let Some(path) = &ns.path {
             let slot = open_namespace(path, plan)?;
-            if flag == CLONE_NEWPID {
+            if flag == CLONE_NEWPID && users.is_none() {
                 plan.pid_namespace = Some(slot);
             } else {
-                ops.push(Op::SetNs {
-                    ns: slot,
-                    kind: flag as i32,
-                });
+                joined.push((slot, flag as i32));
             }
         } else if flag == CLONE_NEWCGROUP {
             // Its root is the cgroup of whoever makes it: the child, once it is in its own.
@@ -213,6 +253,19 @@ fn namespaces(bundle: &Bundle, plan: &mut LaunchPlan) -> Result<Vec<Op>> {
                 ops.push(Op::LoopbackUp);
             }
         }
+    }
+    match users {
+        Some(users) => {
+            users.before(&bundle.spec.process, plan);
+            users.enter(joined, plan)?;
+        }
+        None => ops.extend(joined.into_iter().map(|(ns, kind)| Op::SetNs { ns, kind })),
+    }
+    if let Some(step) = userns::new_time(&bundle.spec) {
+        if users.is_none() {
+            plan.lead.push(Op::Hide);
+        }
+        plan.lead.push(step);
     }
     Ok(ops)
 }
@@ -226,7 +279,12 @@ fn open_namespace(path: &str, plan: &mut LaunchPlan) -> Result<FdSlot> {
 
 /// The last steps, from which on the child can do less and less. Without no_new_privs a filter
 /// needs `CAP_SYS_ADMIN` and goes first; with it, it goes last and sees the fewest calls.
-fn credentials(process: &Process, filter: Option<Op>, plan: &mut LaunchPlan) -> Result {
+fn credentials(
+    process: &Process,
+    users: Option<&Users>,
+    filter: Option<Op>,
+    plan: &mut LaunchPlan,
+) -> Result {
     let user = &process.user;
     if user.uid != 0 && !process.terminal {
         plan.ops.push(Op::OwnStdio { uid: user.uid });
@@ -250,12 +308,11 @@ fn credentials(process: &Process, filter: Option<Op>, plan: &mut LaunchPlan) -> 
     };
     plan.ops.extend(before);
     let (bounding, sets) = caps::sets(process.capabilities.as_ref())?;
-    let groups = user.additional_gids.clone();
+    let (uid, gid, groups) = (user.uid, user.gid, user.additional_gids.clone());
     plan.ops.push(Op::BoundingSet(bounding));
-    plan.ops.push(Op::Ids {
-        uid: user.uid,
-        gid: user.gid,
-        groups,
+    plan.ops.push(match users {
+        Some(users) if !users.groups => Op::IdsOnly { uid, gid },
+        _ => Op::Ids { uid, gid, groups },
     });
     plan.ops.push(Op::Capabilities(sets));
     if process.no_new_privileges {

@@ -6,19 +6,23 @@ pub mod base;
 pub mod bundle;
 mod caps;
 mod cgroup;
+mod devices;
 mod error;
+mod ids;
 mod mounts;
 mod options;
 pub mod seccomp;
 pub mod user;
+mod userns;
 mod validate;
 
-pub use base::{BaseOptions, JOINED_NAMESPACES, Program, base_plan, filter};
+pub use base::{BaseOptions, Program, base_plan, filter};
 pub use bundle::{Bundle, BundleMount, ExecutorKind, Module, SeccompChoice};
 pub use cgroup::enter as enter_cgroup;
 pub use error::ExecutorError;
 pub use options::mount_options;
 pub use user::{ResolvedUser, resolve_groups, resolve_user};
+pub use userns::{is_privileged, join as join_namespaces};
 pub use validate::validate;
 
 use amphora_sys::LaunchPlan;

@@ -12,6 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev, openat};
 
 use crate::base::cstr;
 use crate::options::{self, Options};
+use crate::userns::Users;
 use crate::{Bundle, BundleMount, ExecutorError};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
@@ -48,8 +49,12 @@ pub(crate) fn kind(mount: &Mount, options: &Options) -> Option<Kind> {
 
 /// Adds the steps that build the tree, from the entered root on.
 pub(crate) struct Mounts<'a> {
-    bundle: &'a Bundle,
-    plan: &'a mut LaunchPlan,
+    pub(crate) bundle: &'a Bundle,
+    pub(crate) plan: &'a mut LaunchPlan,
+    /// The container's user namespace.
+    pub(crate) users: Option<&'a Users>,
+    /// The `/dev` that was made outside it.
+    pub(crate) dev: Option<OwnedFd>,
     /// The registers that hold a fresh file system at its usual place.
     fresh: BTreeSet<u8>,
     /// `/dev` is to be read-only in the end.
@@ -57,7 +62,7 @@ pub(crate) struct Mounts<'a> {
 }
 
 /// `/a//b/` as `/a/b`.
-fn normal(path: &str) -> String {
+pub(crate) fn normal(path: &str) -> String {
     let parts = path
         .split('/')
         .filter(|part| !part.is_empty() && *part != ".");
@@ -87,25 +92,31 @@ impl Later<'_> {
 }
 
 impl<'a> Mounts<'a> {
-    pub(crate) fn new(bundle: &'a Bundle, plan: &'a mut LaunchPlan) -> Self {
+    pub(crate) fn new(
+        bundle: &'a Bundle,
+        users: Option<&'a Users>,
+        plan: &'a mut LaunchPlan,
+    ) -> Self {
         Self {
             bundle,
             plan,
+            users,
+            dev: None,
             fresh: BTreeSet::new(),
             dev_readonly: false,
         }
     }
 
-    fn op(&mut self, op: Op) {
+    pub(crate) fn op(&mut self, op: Op) {
         self.plan.ops.push(op);
     }
 
-    fn is_fresh(&self, reg: Reg) -> bool {
+    pub(crate) fn is_fresh(&self, reg: Reg) -> bool {
         self.fresh.contains(&(reg as u8))
     }
 
     /// The place of a path: below one of our own mounts where that is possible.
-    fn place(&self, path: &str, create: Create) -> Result<Place> {
+    pub(crate) fn place(&self, path: &str, create: Create) -> Result<Place> {
         let inside = |dir: &str, reg: Reg| {
             let name = path.strip_prefix(dir)?;
             let plain = self.is_fresh(reg) && !name.is_empty() && !name.contains('/');
@@ -199,6 +210,13 @@ impl<'a> Mounts<'a> {
                 data.push((cstr(key.as_str())?, value.as_deref().map(cstr).transpose()?));
             }
         }
+        if let Some(users) = self.users.filter(|users| users.privileged)
+            && keep == Some(Reg::Dev)
+        {
+            self.dev_from_outside(users, mount, options, attr)?;
+            self.fresh.insert(Reg::Dev as u8);
+            return Ok(());
+        }
         let has_mode = options.data.iter().any(|(key, _)| key == "mode");
         let source = if mount.source.is_empty() {
             fstype.to_owned()
@@ -235,6 +253,9 @@ impl<'a> Mounts<'a> {
             0 => options::propagation_of("private").unwrap_or(0),
             other => other,
         };
+        if self.users.is_some_and(|users| !users.privileged) {
+            return self.bind_inside(path, source, options, propagation);
+        }
         let tree = clone_tree_with(
             source.as_fd(),
             Path::new(""),
@@ -253,6 +274,7 @@ impl<'a> Mounts<'a> {
                     .map_err(ExecutorError::kernel(failed("set mount options of")))?;
             }
         }
+        self.map_ids(mount, options, &tree)?;
         self.attach(path, tree)
     }
 
@@ -265,7 +287,7 @@ impl<'a> Mounts<'a> {
         self.attach(&path, fd)
     }
 
-    fn attach(&mut self, path: &str, tree: OwnedFd) -> Result {
+    pub(crate) fn attach(&mut self, path: &str, tree: OwnedFd) -> Result {
         let stat = fstat(&tree).map_err(ExecutorError::kernel(format!("look at \"{path}\"")))?;
         let create = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Create::Dir,
@@ -279,6 +301,9 @@ impl<'a> Mounts<'a> {
 
     fn cgroup(&mut self, path: &str, options: &Options) -> Result {
         let readonly = options.attr.set & RDONLY != 0;
+        if self.users.is_some_and(|users| !users.privileged) {
+            return self.cgroup_inside(path, options);
+        }
         match self.bundle.cgroup.mounts()? {
             CgroupMounts::V2(fd) => {
                 let at = self.place(path, Create::Dir)?;
@@ -369,7 +394,10 @@ impl<'a> Mounts<'a> {
         }
         nodes.extend(given.iter().cloned());
         for device in &nodes {
-            self.node(device)?;
+            match self.users {
+                Some(users) => self.node_from_outside(users, device)?,
+                None => self.node(device)?,
+            }
         }
         for (target, path) in LINKS {
             let at = self.place(path, Create::No)?;
@@ -418,7 +446,8 @@ impl<'a> Mounts<'a> {
                 value: value.clone().into_bytes(),
             });
         }
-        if let Some(score) = spec.process.oom_score_adj.filter(|score| *score != 0) {
+        let score = spec.process.oom_score_adj.filter(|score| *score != 0);
+        if let Some(score) = score.filter(|_| self.users.is_none()) {
             let path = c"self/oom_score_adj".to_owned();
             self.op(Op::WriteProc {
                 path,
@@ -461,6 +490,9 @@ impl<'a> Mounts<'a> {
     /// A null device of our own, where `/dev` is not: a mount nobody else sees (cloned out of
     /// while detached, kernel 6.15).
     fn null_source(&mut self) -> Result {
+        if let Some(users) = self.users {
+            return self.null_from_outside(users);
+        }
         self.op(Op::NewFs {
             fstype: c"tmpfs".to_owned(),
             source: Some(c"tmpfs".to_owned()),

@@ -34,8 +34,19 @@ pub(crate) struct Options {
     pub(crate) recursive_attr: Attr,
     /// `MS_PRIVATE` …, or 0.
     pub(crate) propagation: u64,
+    /// Ids are mapped (`idmap`), or those of all mounts below too (`ridmap`).
+    pub(crate) ids: Option<IdMap>,
     /// For the file system itself.
     pub(crate) data: Vec<(String, Option<String>)>,
+}
+
+/// How far the ids of a mount are mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdMap {
+    /// Of the mount itself.
+    Top,
+    /// Of all mounts of the tree.
+    All,
 }
 
 fn attribute(word: &str) -> Option<Attr> {
@@ -108,7 +119,7 @@ pub fn mount_options() -> Vec<String> {
         "relatime",
         "norelatime",
     ];
-    const OTHERS: [&str; 16] = [
+    const OTHERS: [&str; 18] = [
         "nostrictatime",
         "private",
         "rprivate",
@@ -120,6 +131,8 @@ pub fn mount_options() -> Vec<String> {
         "runbindable",
         "bind",
         "rbind",
+        "idmap",
+        "ridmap",
         "defaults",
         "async",
         "nomand",
@@ -159,6 +172,8 @@ pub(crate) fn parse(options: &[String]) -> Options {
             match word.as_str() {
                 "bind" => parsed.bind = true,
                 "rbind" => (parsed.bind, parsed.recursive) = (true, true),
+                "idmap" => parsed.ids = Some(IdMap::Top),
+                "ridmap" => parsed.ids = Some(IdMap::All),
                 "defaults" | "async" | "nomand" | "nolazytime" | "silent" | "loud" => {}
                 _ => parsed.data.push(match word.split_once('=') {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use amphora_spec::runtime::{IPC_SYSCTLS, Linux, Mount, Namespace, Process, Spec};
 
-use crate::{Bundle, ExecutorError, caps, mounts, options};
+use crate::ids::Ids;
+use crate::{Bundle, ExecutorError, caps, mounts, options, userns};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
 
@@ -77,13 +78,12 @@ fn namespaces(spec: &Spec) -> Result {
     let mut seen = BTreeSet::new();
     for ns in list {
         match ns.kind.as_str() {
-            "pid" | "network" | "ipc" | "uts" | "cgroup" => {}
+            "pid" | "network" | "ipc" | "uts" | "cgroup" | "user" | "time" => {}
             "mount" if ns.path.is_none() => {}
-            "mount" | "user" | "time" => {
-                return Err(ExecutorError::unsupported(format!(
-                    "linux.namespaces: {}",
-                    ns.kind
-                )));
+            "mount" => {
+                return Err(ExecutorError::unsupported(
+                    "linux.namespaces: mount by path",
+                ));
             }
             kind => return invalid(format!("linux.namespaces: unknown type \"{kind}\"")),
         }
@@ -97,6 +97,7 @@ fn namespaces(spec: &Spec) -> Result {
     if !has(list, "mount") {
         return Err(ExecutorError::unsupported("linux.namespaces without mount"));
     }
+    users_and_time(spec)?;
     let named = !spec.hostname.is_empty() || !spec.domainname.is_empty();
     if named && !has(list, "uts") {
         return invalid("hostname: needs a uts namespace");
@@ -105,6 +106,42 @@ fn namespaces(spec: &Spec) -> Result {
         .sysctl
         .iter()
         .try_for_each(|(name, value)| sysctl(list, name, value))
+}
+
+/// Maps and offsets, and the namespaces that they are for.
+fn users_and_time(spec: &Spec) -> Result {
+    let linux = &spec.linux;
+    let (uids, gids) = userns::maps(spec)?;
+    let user = linux.namespaces.iter().find(|ns| ns.kind == "user");
+    for (field, map) in [("uidMappings", &uids), ("gidMappings", &gids)] {
+        match (user, map.ranges().is_empty()) {
+            (None, false) => return invalid(format!("linux.{field}: needs a user namespace")),
+            (Some(user), true) if user.path.is_none() => {
+                return invalid(format!(
+                    "linux.{field}: a new user namespace needs mappings"
+                ));
+            }
+            _ => {}
+        }
+    }
+    if user.is_some_and(|user| user.path.is_none()) {
+        userns::check_user(&spec.process, &uids, &gids)?;
+    }
+    let time = linux.namespaces.iter().find(|ns| ns.kind == "time");
+    if !linux.time_offsets.is_empty() && time.is_none_or(|time| time.path.is_some()) {
+        return invalid("linux.timeOffsets: needs a new time namespace");
+    }
+    for (clock, offset) in &linux.time_offsets {
+        if !matches!(clock.as_str(), "monotonic" | "boottime") {
+            return invalid(format!("linux.timeOffsets: unknown clock \"{clock}\""));
+        }
+        if offset.nanosecs >= 1_000_000_000 {
+            return invalid(format!(
+                "linux.timeOffsets.{clock}: nanosecs is a second or more"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Only parameters that belong to a namespace of the container's own.
@@ -202,12 +239,17 @@ fn check_mount(mount: &Mount) -> Result {
         .try_for_each(|option| text("mounts.options", option))?;
     let options = options::parse(&mount.options);
     let what = |detail: &str| format!("mounts: \"{}\": {detail}", mount.destination);
-    if options
-        .data
-        .iter()
-        .any(|(key, _)| matches!(key.as_str(), "tmpcopyup" | "idmap" | "ridmap"))
-    {
-        return Err(ExecutorError::unsupported(what("tmpcopyup and idmap")));
+    if options.data.iter().any(|(key, _)| key == "tmpcopyup") {
+        return Err(ExecutorError::unsupported(what("tmpcopyup")));
+    }
+    if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
+        return invalid(what("uidMappings and gidMappings are needed both"));
+    }
+    Ids::new(&what("uidMappings"), &mount.uid_mappings)?;
+    Ids::new(&what("gidMappings"), &mount.gid_mappings)?;
+    let mapped = options.ids.is_some() || !mount.uid_mappings.is_empty();
+    if mapped && mounts::kind(mount, &options) != Some(mounts::Kind::Bind) {
+        return invalid(what("only a bind mount has mapped ids"));
     }
     match mounts::kind(mount, &options) {
         Some(mounts::Kind::Bind) => {

@@ -251,8 +251,48 @@ pub struct Mount {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub source: String,
     /// Options.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub options: Vec<String>,
+    /// Users of an id-mapped mount.
+    #[serde(
+        rename = "uidMappings",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub uid_mappings: Vec<IdMapping>,
+    /// Groups of an id-mapped mount.
+    #[serde(
+        rename = "gidMappings",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+/// A range of ids of a user namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// The first, inside.
+    #[serde(rename = "containerID")]
+    pub container_id: u32,
+    /// The first, outside.
+    #[serde(rename = "hostID")]
+    pub host_id: u32,
+    /// How many.
+    pub size: u32,
+}
+
+/// How far a clock of a time namespace is ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TimeOffset {
+    /// Seconds.
+    pub secs: i64,
+    /// And nanoseconds.
+    pub nanosecs: u32,
 }
 
 /// `linux`.
@@ -261,6 +301,26 @@ pub struct Mount {
 pub struct Linux {
     /// Namespaces.
     pub namespaces: Vec<Namespace>,
+    /// Users of the user namespace.
+    #[serde(
+        rename = "uidMappings",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub uid_mappings: Vec<IdMapping>,
+    /// Groups of the user namespace.
+    #[serde(
+        rename = "gidMappings",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub gid_mappings: Vec<IdMapping>,
+    /// Clocks of the time namespace, by `monotonic` and `boottime`.
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub time_offsets: BTreeMap<String, TimeOffset>,
     /// Device nodes to make.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<Device>,

@@ -18,7 +18,7 @@ pub(crate) const EXISTS: u32 = 1 << 31;
 
 /// Everything the child works with.
 pub(crate) struct Child<'a> {
-    plan: &'a LaunchPlan,
+    pub(crate) plan: &'a LaunchPlan,
     /// The plan's descriptors by number; changed by [`Child::place_fds`] in the child's own copy.
     fds: &'a mut [i32],
     argv: &'a CArray<'a>,
@@ -38,6 +38,8 @@ pub(crate) struct Child<'a> {
     pub(crate) empty: Option<OwnedFd>,
     /// The working directory was out of root's reach; try again as the user.
     retry_chdir: Option<&'a CStr>,
+    /// Where the offsets of a time namespace are written.
+    pub(crate) offsets: Option<OwnedFd>,
 }
 
 impl<'a> Child<'a> {
@@ -64,6 +66,7 @@ impl<'a> Child<'a> {
             root: None,
             empty: None,
             retry_chdir: None,
+            offsets: None,
         }
     }
 }
@@ -80,19 +83,67 @@ pub(crate) extern "C" fn run(child: &mut Child<'_>) -> ! {
     raw::exit_now(127)
 }
 
+/// Works off the steps of who goes ahead, makes the child, and ends; the child goes on from here.
+pub(crate) extern "C" fn run_ahead(child: &mut Child<'_>, args: &raw::CloneArgs) -> ! {
+    let made = child.lead().and_then(|()| {
+        // SAFETY: no memory is shared; the child only makes system calls and ends in an exec or an
+        // exit.
+        unsafe { raw::clone3_fork(args) }
+    });
+    let result = match made {
+        Ok(0) => {
+            hide();
+            child.steps()
+        }
+        Ok(pid) => {
+            child.report.pid.store(pid, Ordering::Release);
+            raw::exit_now(0)
+        }
+        Err(errno) => Err(errno),
+    };
+    if let Err(errno) = result {
+        let errno = errno.raw_os_error();
+        child.report.errno.store(errno, Ordering::Release);
+    }
+    raw::exit_now(127)
+}
+
+/// Nothing may look into this copy of the parent; the exec lifts it again.
+pub(crate) fn hide() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
 impl<'a> Child<'a> {
     fn work(&mut self) -> Sys<()> {
+        hide();
+        self.settle()?;
+        self.steps()
+    }
+
+    fn lead(&mut self) -> Sys<()> {
+        self.settle()?;
+        for op in &self.plan.lead {
+            self.report.step.fetch_add(1, Ordering::Release);
+            self.step(op)?;
+        }
+        Ok(())
+    }
+
+    /// Becomes a process of its own.
+    fn settle(&mut self) -> Sys<()> {
         let plan = self.plan;
-        // Nothing may look into this copy of the parent; the exec lifts it again.
-        let _ =
-            rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
         if let Some([stdin, stdout, stderr]) = plan.stdio {
             self.place_fds(&[(stdin, 0), (stdout, 1), (stderr, 2)])?;
         }
         raw::cloexec_from(3)?;
         raw::default_signals();
         rustix::process::umask(Mode::empty());
-        for op in &plan.ops {
+        Ok(())
+    }
+
+    fn steps(&mut self) -> Sys<()> {
+        for op in &self.plan.ops {
             self.report.step.fetch_add(1, Ordering::Release);
             self.step(op)?;
         }
@@ -202,7 +253,7 @@ impl<'a> Child<'a> {
                 let number = number.unsigned_abs();
                 raw::close_between(number, number)
             }
-            _ => Err(Errno::NOSYS),
+            _ => self.namespace_step(op),
         }
     }
 
@@ -220,6 +271,14 @@ impl<'a> Child<'a> {
             .and_then(Option::as_ref)
             .map(AsFd::as_fd)
             .ok_or(Errno::BADF)
+    }
+
+    /// Has a descriptor of the plan be another from now on.
+    pub(crate) fn replace_fd(&mut self, slot: FdSlot, fd: OwnedFd) -> Sys<()> {
+        let number = self.fds.get_mut(usize::from(slot)).ok_or(Errno::BADF)?;
+        // The exec closes it, as all others.
+        *number = std::os::fd::IntoRawFd::into_raw_fd(fd);
+        Ok(())
     }
 
     /// Moves whatever of ours has a number below `floor` out of the way.
@@ -393,7 +452,7 @@ fn exists(path: &CStr) -> bool {
     rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::EXEC_OK, flags).is_ok()
 }
 
-fn set_ns(ns: BorrowedFd<'_>, kind: i32) -> Sys<()> {
+pub(crate) fn set_ns(ns: BorrowedFd<'_>, kind: i32) -> Sys<()> {
     crate::ns::set_ns(ns, kind)
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
 }
@@ -500,8 +559,12 @@ fn drop_bounding(keep: u64) -> Sys<()> {
 }
 
 fn set_ids(uid: u32, gid: u32, groups: &[u32]) -> Sys<()> {
-    use rustix::fs::{Gid, Uid};
     raw::set_groups(groups)?;
+    set_two_ids(uid, gid)
+}
+
+pub(crate) fn set_two_ids(uid: u32, gid: u32) -> Sys<()> {
+    use rustix::fs::{Gid, Uid};
     let gid = Gid::from_raw(gid);
     thr::set_thread_res_gid(gid, gid, gid)?;
     if uid != 0 {

@@ -102,6 +102,8 @@ pub(crate) struct Report {
     pub(crate) errno: AtomicI32,
     /// Of a failed exec: the candidate, with [`EXISTS`] when that file is there.
     pub(crate) detail: AtomicU32,
+    /// The child, when one that went ahead has made it.
+    pub(crate) pid: AtomicI32,
 }
 
 /// The shared page a report lives in.
@@ -203,9 +205,10 @@ pub fn start_from<'a>(
     );
 
     let home = enter_pid_namespace(plan).map_err(failed("join the pid namespace"))?;
+    let report = shared.report();
     let made = match base {
-        Some(base) => made_inside(base, plan, child),
-        None => make(plan, child),
+        Some(base) => made_inside(base, || make(plan, child, report)),
+        None => make(plan, child, report),
     };
     if let Some(home) = home {
         leave_pid_namespace(home.as_fd()).map_err(failed("come back from the pid namespace"))?;
@@ -219,7 +222,10 @@ pub fn start_from<'a>(
     })
 }
 
-fn make(plan: &LaunchPlan, mut child: Child<'_>) -> io::Result<Launched> {
+fn make(plan: &LaunchPlan, mut child: Child<'_>, report: &Report) -> io::Result<Launched> {
+    if !plan.lead.is_empty() {
+        return make_ahead(plan, child, report);
+    }
     let mut pidfd: i32 = -1;
     let mut args = CloneArgs {
         flags: plan.clone_flags | u64::from(libc::CLONE_PIDFD as u32),
@@ -227,11 +233,7 @@ fn make(plan: &LaunchPlan, mut child: Child<'_>) -> io::Result<Launched> {
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
-    if let Some(cgroup) = plan.cgroup.and_then(|slot| plan.fds.get(usize::from(slot))) {
-        const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = cgroup.as_raw_fd() as u64;
-    }
+    into_cgroup(plan, &mut args);
     // SAFETY: no memory is shared; the child goes into `child::run`, which only makes system
     // calls and ends in an exec or an exit.
     let pid = unsafe { clone3_fork(&args) }?;
@@ -243,9 +245,58 @@ fn make(plan: &LaunchPlan, mut child: Child<'_>) -> io::Result<Launched> {
     Ok(Launched { pid, pidfd })
 }
 
+fn into_cgroup(plan: &LaunchPlan, args: &mut CloneArgs) {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    if let Some(cgroup) = plan.cgroup.and_then(|slot| plan.fds.get(usize::from(slot))) {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+}
+
+/// Has a process go ahead and make the child where it has come to, as its sibling.
+fn make_ahead(plan: &LaunchPlan, mut child: Child<'_>, report: &Report) -> io::Result<Launched> {
+    let mut args = CloneArgs {
+        flags: plan.clone_flags | libc::CLONE_PARENT as u64,
+        ..CloneArgs::default()
+    };
+    into_cgroup(plan, &mut args);
+    let mut pidfd: i32 = -1;
+    let ahead = CloneArgs {
+        flags: u64::from(libc::CLONE_PIDFD as u32),
+        pidfd: std::ptr::from_mut(&mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: no memory is shared; the child goes into `child::run_ahead`, which only makes system
+    // calls and ends in an exec or an exit.
+    let pid = unsafe { clone3_fork(&ahead) }?;
+    if pid == 0 {
+        child::run_ahead(&mut child, &args);
+    }
+    // SAFETY: the kernel has just put a new descriptor there, which nobody else knows.
+    let pidfd = unsafe { own(pidfd) };
+    let wait = |options| loop {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), options) {
+            Err(Errno::INTR) => {}
+            result => break result,
+        }
+    };
+    wait(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)?;
+    let made = report.pid.load(Ordering::Acquire);
+    if made <= 0 {
+        // It has failed itself, and is reaped with the question why.
+        return Ok(Launched { pid, pidfd });
+    }
+    wait(WaitIdOptions::EXITED)?;
+    let child = rustix::process::Pid::from_raw(made).ok_or(Errno::SRCH)?;
+    // It is a child of ours that nobody has reaped: the number is its own.
+    let pidfd = rustix::process::pidfd_open(child, rustix::process::PidfdFlags::empty())?;
+    Ok(Launched { pid: made, pidfd })
+}
+
 /// Makes the child out of the empty namespace. A caller that does not come back has no child.
-fn made_inside(base: &Base, plan: &LaunchPlan, child: Child<'_>) -> io::Result<Launched> {
-    let (made, back) = base.inside(|| make(plan, child))?;
+fn made_inside(base: &Base, make: impl FnOnce() -> io::Result<Launched>) -> io::Result<Launched> {
+    let (made, back) = base.inside(make)?;
     let launched = made?;
     if let Err(error) = back {
         let _ = crate::pidfd::signal(launched.pidfd.as_fd(), libc::SIGKILL);
@@ -298,7 +349,8 @@ impl Pending<'_> {
     pub fn finish(self) -> Result<Launched, LaunchError> {
         while self.read_pipe() > 0 {}
         let report = self.shared.report();
-        let at_exec = report.step.load(Ordering::Acquire) as usize == self.plan.ops.len() + 1;
+        let steps = self.plan.lead.len() + self.plan.ops.len();
+        let at_exec = report.step.load(Ordering::Acquire) as usize == steps + 1;
         if at_exec && report.errno.load(Ordering::Acquire) == 0 {
             return Ok(self.launched);
         }
@@ -328,10 +380,11 @@ impl Pending<'_> {
         let report = self.shared.report();
         let index = report.step.load(Ordering::Acquire) as usize;
         let errno = report.errno.load(Ordering::Acquire);
+        let ahead = self.plan.lead.len();
         let step = index
             .checked_sub(1)
-            .and_then(|index| self.plan.ops.get(index));
-        let at_exec = index == self.plan.ops.len() + 1;
+            .and_then(|index| self.plan.lead.iter().chain(&self.plan.ops).nth(index));
+        let at_exec = index == ahead + self.plan.ops.len() + 1;
         let name = match step {
             Some(op) => op.to_string(),
             None if at_exec => "execute its program".to_owned(),

@@ -14,7 +14,7 @@ pub type FdSlot = u16;
 
 /// Version of the encoded form; a plan never outlives the pair of processes that exchange it, so
 /// a mismatch is refused, not converted.
-const WIRE_VERSION: u32 = 1;
+const WIRE_VERSION: u32 = 2;
 
 /// A flat program for one child process.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -30,6 +30,9 @@ pub struct LaunchPlan {
     /// Connected socket over which [`Op::Console`] sends the terminal's controlling side; set by
     /// whoever owns the stdio.
     pub console: Option<FdSlot>,
+    /// Steps of a process that goes ahead, when there are any: the child is born where they have led
+    /// it, of the same parent. For what a parent would not come back from, or cannot do to itself.
+    pub lead: Vec<Op>,
     /// The steps, in order.
     pub ops: Vec<Op>,
     /// What the child becomes in the end.
@@ -304,6 +307,73 @@ pub enum Op {
     /// Closes a descriptor of the parent's by its number: for plans that are carried out by who made
     /// them.
     Forget(i32),
+    /// Joins existing namespaces, one of users among them or not: those that let themselves be joined
+    /// only with the rights in it come after it.
+    Join {
+        /// The user namespace.
+        user: Option<FdSlot>,
+        /// The others, with their `CLONE_NEW*`.
+        others: Vec<(FdSlot, i32)>,
+    },
+    /// Keeps what is in the namespaces that are about to be joined from looking into this process.
+    Hide,
+    /// Leaves for a new time namespace, with these offsets, in which children are born.
+    NewTime {
+        /// As `/proc/<pid>/timens_offsets` takes them.
+        offsets: Vec<u8>,
+    },
+    /// Raises hard limits to those that the plan sets later: in a user namespace nobody may.
+    RaiseLimits,
+    /// Becomes a user of the user namespace that was joined, without losing capabilities.
+    EnterIds {
+        /// User.
+        uid: u32,
+        /// Group.
+        gid: u32,
+        /// Whether supplementary groups are dropped; a namespace may forbid it.
+        drop_groups: bool,
+    },
+    /// As [`Op::Ids`] where supplementary groups may not be changed.
+    IdsOnly {
+        /// User.
+        uid: u32,
+        /// Group.
+        gid: u32,
+    },
+    /// Clones a mount of the child's copy of the caller's mounts, for a caller who may not clone its
+    /// own: the clone takes the place of the descriptor, which leads to the same file.
+    CloneTree {
+        /// The file, opened as a path.
+        source: FdSlot,
+        /// Its path.
+        path: CString,
+        /// With what is mounted below.
+        recursive: bool,
+        /// Attributes to set and clear, of it and of all below; propagation of all.
+        changes: TreeChanges,
+    },
+    /// Attaches a file system that was made outside, and keeps it as one that the child has made.
+    AttachFs {
+        /// The detached mount.
+        mount: FdSlot,
+        /// Where; `None` leaves it detached in its register.
+        at: Option<Place>,
+        /// Its register.
+        keep: Reg,
+    },
+    /// Lets who has the same rights look into this process again.
+    Show,
+}
+
+/// Changes of a tree of mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TreeChanges {
+    /// `MOUNT_ATTR_*` to set and to clear of the mount itself.
+    pub top: (u64, u64),
+    /// The same of all mounts in the tree.
+    pub all: (u64, u64),
+    /// `MS_PRIVATE` and its like.
+    pub propagation: u64,
 }
 
 /// What the child becomes.
@@ -406,6 +476,18 @@ impl LaunchPlan {
     /// container's.
     pub fn await_before_pivot(&mut self, at: CString, release: OwnedFd, writer: BorrowedFd<'_>) {
         let release = self.add_fd(release);
+        let forget = Op::Forget(writer.as_raw_fd());
+        let leaves = |op: &Op| matches!(op, Op::LeaveHost);
+        if let Some(leave) = self.ops.iter().position(leaves) {
+            self.ops
+                .splice(leave..leave, [forget, Op::Await { release }]);
+            for op in &mut self.ops {
+                if let Op::StageRoot { at: place, .. } = op {
+                    place.clone_from(&at);
+                }
+            }
+            return;
+        }
         let Some(enter) = self
             .ops
             .iter()
@@ -427,7 +509,6 @@ impl LaunchPlan {
         };
         let after = self.ops.iter().skip(enter).position(late);
         let at = after.map_or(self.ops.len(), |after| enter + after);
-        let forget = Op::Forget(writer.as_raw_fd());
         self.ops
             .splice(at..at, [forget, Op::Await { release }, Op::LeaveHost]);
     }
@@ -439,6 +520,11 @@ impl LaunchPlan {
         let at = self.before_filter();
         let steps = [Op::CheckProgram, Op::CloseRest, Op::Await { release }];
         self.ops.splice(at..at, steps);
+        // A caller without the host's rights finds it again only by its own.
+        let unprivileged = |op: &Op| matches!(op, Op::CloneTree { .. });
+        if self.ops.iter().any(unprivileged) {
+            self.ops.insert(at + 2, Op::Show);
+        }
     }
 
     /// Has the program get descriptors, each at a number of its own: they are put there before a
@@ -516,13 +602,19 @@ impl LaunchPlan {
             .flatten()
             .chain(stdio)
             .try_for_each(check)?;
-        for op in &self.ops {
+        for op in self.lead.iter().chain(&self.ops) {
             match op {
+                Op::Join { user, others } => {
+                    let others = others.iter().map(|(slot, _)| *slot);
+                    others.chain(*user).try_for_each(check)?;
+                }
                 Op::JoinCgroup { tasks: slot }
                 | Op::SetNs { ns: slot, .. }
                 | Op::EnterRoot { root: slot, .. }
                 | Op::StageRoot { root: slot, .. }
                 | Op::Attach { mount: slot, .. }
+                | Op::AttachFs { mount: slot, .. }
+                | Op::CloneTree { source: slot, .. }
                 | Op::Await { release: slot } => check(*slot)?,
                 Op::PassFds(list) => list.iter().try_for_each(|(slot, _)| check(*slot))?,
                 _ => {}
@@ -636,6 +728,29 @@ impl fmt::Display for Op {
             Self::Await { .. } => write!(f, "wait for the start"),
             Self::CheckProgram => write!(f, "find the program"),
             Self::CloseRest | Self::Forget(_) => write!(f, "close descriptors"),
+            Self::Join { user: Some(_), .. } => write!(f, "join the user namespace and others"),
+            Self::Join { others, .. } => {
+                let kind = others.iter().fold(0, |all, (_, kind)| all | kind);
+                write!(f, "join the {} namespace", ns_name(kind))
+            }
+            Self::Hide => write!(f, "hide from other processes"),
+            Self::NewTime { offsets } => {
+                let offsets = String::from_utf8_lossy(offsets).trim().replace('\n', ", ");
+                write!(f, "make a time namespace with the offsets \"{offsets}\"")
+            }
+            Self::RaiseLimits => write!(f, "raise resource limits"),
+            Self::EnterIds { uid, gid, .. } => {
+                write!(f, "become {uid}:{gid} of the user namespace")
+            }
+            Self::IdsOnly { uid, gid } => write!(f, "become user {uid}:{gid}"),
+            Self::CloneTree { path, .. } => {
+                write!(f, "clone mount \"{}\"", path.to_string_lossy())
+            }
+            Self::AttachFs { at, .. } => {
+                write!(f, "mount a file system")?;
+                at.iter().try_for_each(|at| write!(f, " at {at}"))
+            }
+            Self::Show => write!(f, "show itself"),
         }
     }
 }
@@ -649,6 +764,7 @@ fn ns_name(kind: i32) -> &'static str {
         libc::CLONE_NEWUTS => "uts",
         libc::CLONE_NEWUSER => "user",
         libc::CLONE_NEWCGROUP => "cgroup",
+        0x80 => "time",
         _ => "container's",
     }
 }
@@ -704,7 +820,7 @@ mod tests {
         other[0] += 1;
         assert!(matches!(
             LaunchPlan::decode(&other, Vec::new()),
-            Err(PlanError::Version(2))
+            Err(PlanError::Version(3))
         ));
         for cut in 0..bytes.len() {
             assert!(LaunchPlan::decode(&bytes[..cut], Vec::new()).is_err());

@@ -226,6 +226,26 @@ pub fn self_exe_is_readonly() -> io::Result<bool> {
     Ok(is_sealed(&program))
 }
 
+/// Says whether the running program's file is another's, who is not root: nobody who has only the
+/// caller's rights can write to it.
+///
+/// # Errors
+/// When `/proc` cannot be used.
+pub fn self_exe_is_anothers() -> io::Result<bool> {
+    if crate::userns::is_root() {
+        return Ok(false);
+    }
+    let user = rustix::process::geteuid();
+    let owner = rustix::fs::stat(SELF)?.st_uid;
+    let writable = rustix::fs::accessat(
+        CWD,
+        SELF,
+        rustix::fs::Access::WRITE_OK,
+        rustix::fs::AtFlags::EACCESS,
+    );
+    Ok(owner != user.as_raw() && writable.is_err())
+}
+
 /// This program's own file, whatever its name is by now.
 const SELF: &std::ffi::CStr = c"/proc/self/exe";
 /// What makes a memfd constant.

@@ -69,6 +69,10 @@ pub(crate) fn root(spec: &Spec, bundle: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory =
         openat(CWD, &path, flags, Mode::empty()).map_err(RuncError::file(what.clone()))?;
+    if !amphora_executor::is_privileged() {
+        // The container's process clones it, which may in its user namespace.
+        return Ok(directory);
+    }
     let propagation = rustix::mount::MountPropagationFlags::DOWNSTREAM.bits();
     clone_tree_with(directory.as_fd(), Path::new(""), true, propagation.into())
         .map_err(RuncError::file(what))

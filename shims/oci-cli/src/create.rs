@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use amphora_cgroup::Cgroup;
-use amphora_spec::runtime::{Hook, Hooks, Spec};
+use amphora_cgroup::{Cgroup, CgroupError};
+use amphora_spec::runtime::{Hook, Hooks, Resources, Spec};
 use amphora_sys::base::Base;
 use amphora_sys::launch::{Pending, start_from};
 use amphora_sys::pidfd;
@@ -42,6 +42,12 @@ struct Attempt<'a> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let log = &self.context.log;
+        if let Some(container) = self.container.as_ref().filter(|c| c.has_no_cgroup())
+            && let Err(error) = delete::end(container)
+        {
+            log.warning(&amphora_spec::error::chain(&error));
+            return;
+        }
         if let Some(cgroup) = self.cgroup.take() {
             let removed = cgroup.kill().and_then(|()| cgroup.remove());
             if let Err(error) = removed {
@@ -144,6 +150,15 @@ fn make(
         ));
     }
     hooks::check(&given)?;
+    let has_users = spec.linux.namespaces.iter().any(|ns| ns.kind == "user");
+    if has_users && wanted.parsed.on("no-pivot") {
+        return Err(RuncError::unsupported("a user namespace with --no-pivot"));
+    }
+    if !has_users && !amphora_executor::is_privileged() {
+        return Err(RuncError::usage(
+            "rootless container requires user namespaces",
+        ));
+    }
     let record = Record::new(wanted.id, wanted.bundle.clone(), &spec)?;
     let mut attempt = Attempt {
         container: Some(Container::claim(&context.root, record)?),
@@ -158,9 +173,10 @@ fn make(
         .ok_or(RuncError::NoSuchContainer)?;
     container.save_config(&wanted.config)?;
     container.save()?;
-    let (parent, name) = &container.record.cgroup;
-    let cgroup = Cgroup::create(parent, name, &spec.linux.resources)?;
-    attempt.cgroup = cgroup.handle().open()?;
+    let cgroup = cgroup(context, container, &spec)?;
+    if !cgroup.paths().is_empty() {
+        attempt.cgroup = cgroup.handle().open()?;
+    }
     container.note_cgroup(&cgroup)?;
 
     let bundle = bundle::bundle(wanted.id, spec, root, cgroup);
@@ -186,6 +202,33 @@ fn make(
     attempt.cgroup = None;
     let made = attempt.container.take();
     Ok((made.ok_or(RuncError::NoSuchContainer)?, process))
+}
+
+/// Makes the container's cgroup; none where the caller has no right to and asks for no limit.
+fn cgroup(context: &Context<'_>, container: &Container, spec: &Spec) -> Result<Cgroup> {
+    let (parent, name) = &container.record.cgroup;
+    let resources = &spec.linux.resources;
+    let made = match Cgroup::create(parent, name, resources) {
+        Err(error) if context.rootless && is_denied(&error) => Err(error),
+        made => return Ok(made?),
+    };
+    // Which devices there are is decided without a cgroup: who has no rights makes none.
+    let mut limits = resources.clone();
+    limits.devices.clear();
+    if limits == Resources::default() {
+        return Ok(Cgroup::none());
+    }
+    Ok(made?)
+}
+
+fn is_denied(error: &CgroupError) -> bool {
+    let (CgroupError::Io { source, .. } | CgroupError::Set { source, .. }) = error else {
+        return matches!(error, CgroupError::NoCgroups(_));
+    };
+    matches!(
+        source.kind(),
+        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 /// Starts the process and waits until it stands before its program.

@@ -34,6 +34,9 @@ pub(crate) fn events(context: &Context<'_>, words: &[String]) -> Code {
             container.record.id
         )));
     }
+    if container.has_no_cgroup() {
+        return Err(RuncError::State("the container has no cgroup".to_owned()));
+    }
     loop {
         if let Some(cgroup) = container.cgroup()? {
             let line = json!({

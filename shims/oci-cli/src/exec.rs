@@ -4,6 +4,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use amphora_cgroup::Cgroup;
 use amphora_spec::runtime::{Process, Spec, User};
 use amphora_sys::plan::LaunchPlan;
 use amphora_sys::supervise::take_inherited;
@@ -102,7 +103,11 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
 pub(crate) fn plan(context: &Context<'_>, container: &Container, spec: Spec) -> Result<LaunchPlan> {
     let stopped = || RuncError::State("cannot exec in a stopped container".to_owned());
     let init = container.process()?.ok_or_else(stopped)?;
-    let cgroup = container.cgroup()?.ok_or_else(stopped)?;
+    let cgroup = if container.has_no_cgroup() {
+        Cgroup::none()
+    } else {
+        container.cgroup()?.ok_or_else(stopped)?
+    };
     let path = format!("/proc/{}/root", container.record.pid);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, &path, flags, Mode::empty())

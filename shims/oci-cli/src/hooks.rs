@@ -5,7 +5,7 @@ use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use amphora_executor::{JOINED_NAMESPACES, enter_cgroup};
+use amphora_executor::{enter_cgroup, join_namespaces};
 use amphora_spec::runtime::{Hook, Hooks, Spec};
 use amphora_sys::launch::launch;
 use amphora_sys::pidfd::{self, Exit, Wait};
@@ -62,11 +62,10 @@ pub(crate) fn create_container(container: &Container, hooks: &[Hook]) -> Result 
             enter_cgroup(&cgroup, &mut plan).map_err(RuncError::Executor)?;
         }
         let gone = || RuncError::State("the container's process has ended".to_owned());
-        let ns = plan.add_fd(container.process()?.ok_or_else(gone)?);
-        plan.pid_namespace = Some(ns);
-        let kind = JOINED_NAMESPACES;
+        let process = container.process()?.ok_or_else(gone)?;
+        let spec = container.config()?;
+        join_namespaces(&spec, process, &mut plan).map_err(RuncError::Executor)?;
         plan.ops.extend([
-            Op::SetNs { ns, kind },
             Op::NewSession,
             Op::Umask(0o022),
             Op::Chdir(staged_root(container)?),

@@ -48,6 +48,16 @@ pub(crate) fn kill(context: &Context<'_>, words: &[String]) -> Code {
 
 /// Every process of the cgroup; none is not an error.
 fn kill_all(container: &Container, number: i32) -> Code {
+    if container.has_no_cgroup() {
+        let failed = || RuncError::file("failed to signal a process of the container");
+        for pid in container.pids()? {
+            let start = pidfd::start_time(pid).unwrap_or_default();
+            if let Some(process) = pidfd::open(pid, start).map_err(failed())? {
+                pidfd::signal(process.as_fd(), number).map_err(failed())?;
+            }
+        }
+        return Ok(0);
+    }
     let Some(cgroup) = container.cgroup()? else {
         return Ok(0);
     };
@@ -72,6 +82,11 @@ fn change(context: &Context<'_>, words: &[String], pause: bool) -> Code {
     let parsed = parse(&[], words, Order::Any)?;
     let container = Container::hold(&context.root, parsed.container()?)?;
     let status = container.status()?;
+    if container.has_no_cgroup() {
+        return Err(RuncError::State(
+            "the container has no cgroup by which it could be paused".to_owned(),
+        ));
+    }
     let cgroup = container.cgroup()?;
     match (pause, status, cgroup) {
         (true, Status::Created | Status::Running, Some(cgroup)) => cgroup.freeze()?,

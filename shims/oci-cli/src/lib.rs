@@ -37,6 +37,8 @@ pub(crate) struct Context<'a> {
     pub(crate) root: std::path::PathBuf,
     pub(crate) workload: &'a dyn Workload,
     pub(crate) log: log::Log,
+    /// A container may do without a cgroup that nobody lets us make.
+    pub(crate) rootless: bool,
     /// The whole command line.
     args: &'a [OsString],
 }
@@ -94,6 +96,8 @@ GLOBAL OPTIONS:
    --log FILE          where errors are written too
    --log-format FORMAT of the log: text or json
    --root DIR          directory of container state
+   --rootless WHEN     do without a cgroup that may not be made: true, false
+                       or auto, for who is not root
    --help, -h          show help
    --version, -v       print the version
 ";
@@ -146,7 +150,8 @@ fn out_of_reach(args: &[OsString]) -> Result {
     use std::os::fd::AsRawFd;
     use std::os::unix::process::CommandExt;
     let failed = || RuncError::file("failed to protect the program");
-    if amphora_sys::process::self_exe_is_readonly().map_err(failed())? {
+    use amphora_sys::process::{self_exe_is_anothers, self_exe_is_readonly};
+    if self_exe_is_readonly().map_err(failed())? || self_exe_is_anothers().map_err(failed())? {
         return Ok(());
     }
     let program = amphora_sys::process::self_exe_readonly().map_err(failed())?;
@@ -183,11 +188,16 @@ fn dispatch(global: &Parsed, log: log::Log, args: &[OsString], workload: &dyn Wo
     if global.on("systemd-cgroup") {
         return Err(RuncError::unsupported("--systemd-cgroup"));
     }
-    if let Some(mode) = global.get("rootless")
-        && !matches!(mode, "false" | "auto")
-    {
-        return Err(RuncError::unsupported("--rootless"));
-    }
+    let rootless = match global.get("rootless").unwrap_or("auto") {
+        "true" => true,
+        "false" => false,
+        "auto" => !amphora_executor::is_privileged(),
+        other => {
+            return Err(RuncError::usage(format!(
+                "invalid value \"{other}\" for flag --rootless"
+            )));
+        }
+    };
     let context = Context {
         root: global
             .get("root")
@@ -195,6 +205,7 @@ fn dispatch(global: &Parsed, log: log::Log, args: &[OsString], workload: &dyn Wo
         workload,
         log,
         args,
+        rootless,
     };
     match command.as_str() {
         "create" => create::create(&context, rest),

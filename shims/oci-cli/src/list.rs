@@ -112,10 +112,7 @@ fn table(rows: &[[String; 6]]) -> String {
 pub(crate) fn ps(context: &Context<'_>, words: &[String]) -> Code {
     let parsed = parse(PS, words, Order::Any)?;
     let container = Container::find(&context.root, parsed.container()?)?;
-    let pids = match container.cgroup()? {
-        Some(cgroup) => cgroup.pids()?,
-        None => Vec::new(),
-    };
+    let pids = container.pids()?;
     match parsed.get("format") {
         Some("json") => print(&format!("{}\n", serde_json::json!(pids))),
         Some("table") | None => {

@@ -19,8 +19,9 @@ const FLAGS: &[Flag] = &[
 /// `spec`: an example to start from.
 pub(crate) fn spec(words: &[String]) -> Code {
     let parsed = parse(FLAGS, words, Order::Any)?;
+    let mut example = example();
     if parsed.on("rootless") {
-        return Err(RuncError::unsupported("spec --rootless"));
+        rootless(&mut example);
     }
     let path = Path::new(parsed.get("bundle").unwrap_or(".")).join("config.json");
     let failed = || RuncError::file(format!("failed to write {}", path.display()));
@@ -29,8 +30,37 @@ pub(crate) fn spec(words: &[String]) -> Code {
         .create_new(true)
         .open(&path)
         .map_err(failed())?;
-    let written = file.write_all(format!("{:#}\n", example()).as_bytes());
+    let written = file.write_all(format!("{example:#}\n").as_bytes());
     written.map_err(failed()).map(|()| 0)
+}
+
+/// What a user without the host's rights can run: the user as root of a user namespace, with the
+/// host's network and nothing that needs rights in it.
+fn rootless(spec: &mut Value) {
+    let user = rustix::process::geteuid().as_raw();
+    let group = rustix::process::getegid().as_raw();
+    let linux = &mut spec["linux"];
+    let map = |id: u32| json!([{"containerID": 0, "hostID": id, "size": 1}]);
+    linux["uidMappings"] = map(user);
+    linux["gidMappings"] = map(group);
+    linux["resources"] = json!({});
+    if let Some(namespaces) = linux["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        namespaces.push(json!({"type": "user"}));
+    }
+    for mount in spec["mounts"].as_array_mut().into_iter().flatten() {
+        if mount["destination"] == "/sys" {
+            *mount = json!({"destination": "/sys", "type": "none", "source": "/sys",
+                "options": ["rbind", "nosuid", "noexec", "nodev", "ro"]});
+        }
+        if let Some(options) = mount["options"].as_array_mut() {
+            let of_others = |option: &Value| {
+                let text = option.as_str().unwrap_or_default();
+                text.starts_with("gid=") || text.starts_with("uid=")
+            };
+            options.retain(|option| !of_others(option));
+        }
+    }
 }
 
 fn example() -> Value {
@@ -97,7 +127,9 @@ pub(crate) fn features(words: &[String]) -> Code {
         ],
         "mountOptions": amphora_executor::mount_options(),
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": [
+                "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
+            ],
             "cgroup": {
                 "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false,
             },
@@ -105,7 +137,7 @@ pub(crate) fn features(words: &[String]) -> Code {
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
             "intelRdt": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": false}},
+            "mountExtensions": {"idmap": {"enabled": true}},
         },
     });
     print(&format!("{features:#}\n"))

@@ -296,6 +296,37 @@ impl Container {
         Ok(ours.then_some(cgroup))
     }
 
+    /// Whether it was made without a cgroup.
+    pub(crate) fn has_no_cgroup(&self) -> bool {
+        self.record.pid != 0 && self.record.cgroup_inodes.is_empty()
+    }
+
+    /// The processes of the cgroup; without one, those of the pid namespace.
+    pub(crate) fn pids(&self) -> Result<Vec<i32>> {
+        if !self.has_no_cgroup() {
+            let cgroup = self.cgroup()?;
+            return Ok(cgroup.map_or_else(|| Ok(Vec::new()), |cgroup| cgroup.pids())?);
+        }
+        if self.process()?.is_none() {
+            return Ok(Vec::new());
+        }
+        let first = self.record.pid;
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let theirs = namespace(&first.to_string());
+        if theirs.is_none() || theirs == namespace("self") {
+            return Ok(vec![first]);
+        }
+        let entries = fs::read_dir("/proc").map_err(RuncError::file("failed to list /proc"))?;
+        let mut pids: Vec<i32> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+            .filter(|name| namespace(name) == theirs)
+            .filter_map(|name| name.parse().ok())
+            .collect();
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
     fn open_cgroup(&self) -> Result<Option<Cgroup>> {
         let (parent, name) = &self.record.cgroup;
         match Cgroup::open(parent, name) {

@@ -37,9 +37,7 @@ pub(crate) fn update(context: &Context<'_>, words: &[String]) -> Code {
         return Err(RuncError::State("container not running".to_owned()));
     }
     let Some(mut cgroup) = container.cgroup()? else {
-        return Err(RuncError::State(
-            "the container's cgroup is gone".to_owned(),
-        ));
+        return Err(RuncError::State("the container has no cgroup".to_owned()));
     };
     if let Some((field, _)) = resources.unknown.iter().find(|(_, value)| !value.is_null()) {
         return Err(RuncError::Unsupported(format!("linux.resources.{field}")));
