@@ -7,8 +7,10 @@ pub mod bundle;
 mod caps;
 mod cgroup;
 mod error;
+pub mod lsm;
 mod mounts;
 mod options;
+mod properties;
 pub mod seccomp;
 pub mod user;
 mod validate;
@@ -18,6 +20,7 @@ pub use bundle::{Bundle, BundleMount, ExecutorKind, Module, SeccompChoice};
 pub use cgroup::enter as enter_cgroup;
 pub use error::ExecutorError;
 pub use options::mount_options;
+pub use properties::cpu_mask;
 pub use user::{ResolvedUser, resolve_groups, resolve_user};
 pub use validate::validate;
 
