@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use amphora_spec::runtime::Process;
 use amphora_sys::mount::RDONLY;
 use amphora_sys::plan::{Create, Exec, FdSlot, LaunchPlan, Op, Place, RootSwitch, TreeChanges};
+use amphora_sys::seccomp::FLAG_NEW_LISTENER;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::bundle::SeccompChoice;
 use crate::mounts::Mounts;
 use crate::seccomp::{self, Filter};
 use crate::userns::{self, Users};
-use crate::{Bundle, ExecutorError, caps, cgroup, options, validate};
+use crate::{Bundle, ExecutorError, caps, cgroup, options, properties, validate};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
 
@@ -124,10 +125,8 @@ pub fn base_plan(bundle: &Bundle, options: BaseOptions) -> Result<LaunchPlan> {
             propagation,
         });
     }
-    let filter = options.seccomp.map(|filter| Op::Seccomp {
-        filter: filter.program,
-        flags: filter.flags,
-    });
+    properties::steps(&bundle.spec, false, &mut plan)?;
+    let filter = options.seccomp.map(load);
     credentials(process, users.as_ref(), filter, &mut plan)?;
     program(process, options.program, &mut plan)?;
     Ok(plan)
@@ -167,6 +166,16 @@ fn enter_root(bundle: &Bundle, users: Option<&Users>, plan: &mut LaunchPlan) -> 
     Ok(())
 }
 
+/// The step that loads a filter.
+fn load(filter: Filter) -> Op {
+    let (filter, flags) = (filter.program, filter.flags);
+    if flags & FLAG_NEW_LISTENER == 0 {
+        return Op::Seccomp { filter, flags };
+    }
+    let ack = None;
+    Op::SeccompListen { filter, flags, ack }
+}
+
 /// The terminal that the process wants.
 fn console(process: &Process) -> Option<Op> {
     let size = process.console_size.unwrap_or_default();
@@ -200,10 +209,8 @@ fn join_plan(bundle: &Bundle, init: &OwnedFd, options: BaseOptions) -> Result<La
     plan.ops.extend([Op::NewSession, Op::NewKeyring]);
     plan.ops.extend(console(process));
     plan.ops.push(Op::Chdir(cstr(process.cwd.as_str())?));
-    let filter = options.seccomp.map(|filter| Op::Seccomp {
-        filter: filter.program,
-        flags: filter.flags,
-    });
+    properties::steps(&bundle.spec, true, &mut plan)?;
+    let filter = options.seccomp.map(load);
     credentials(process, users.as_ref(), filter, &mut plan)?;
     program(process, options.program, &mut plan)?;
     Ok(plan)

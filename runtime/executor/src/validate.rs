@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use amphora_spec::runtime::{IPC_SYSCTLS, Linux, Mount, Namespace, Process, Spec};
 
 use crate::ids::Ids;
-use crate::{Bundle, ExecutorError, caps, mounts, options, userns};
+use crate::{Bundle, ExecutorError, caps, mounts, options, properties, userns};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
 
@@ -28,6 +28,7 @@ pub fn validate(bundle: &Bundle) -> Result {
     text("domainname", &spec.domainname)?;
     namespaces(spec)?;
     process(&spec.process)?;
+    properties::check(spec)?;
     for mount in &spec.mounts {
         check_mount(mount)?;
     }
@@ -38,7 +39,7 @@ pub fn validate(bundle: &Bundle) -> Result {
 }
 
 /// Refuses fields nobody understands, unless they say nothing.
-fn unknown(prefix: &str, fields: &BTreeMap<String, serde_json::Value>) -> Result {
+pub(crate) fn unknown(prefix: &str, fields: &BTreeMap<String, serde_json::Value>) -> Result {
     use serde_json::Value;
     let says_something = |value: &Value| match value {
         Value::Null => false,

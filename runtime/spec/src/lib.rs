@@ -13,6 +13,7 @@ pub mod image;
 pub mod media;
 mod null;
 pub mod platform;
+pub mod properties;
 pub mod reference;
 pub mod release;
 pub mod runtime;

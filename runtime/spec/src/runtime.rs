@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::null::null_default;
+pub use crate::properties::{ExecCpuAffinity, IoPriority, NetDevice, Personality, Scheduler};
 
 /// Kernel parameters of an IPC namespace, beside all below `fs.mqueue.`.
 pub const IPC_SYSCTLS: [&str; 8] = [
@@ -41,7 +42,8 @@ pub const RLIMITS: [&str; 16] = [
     "stack",
 ];
 
-type Unknown = BTreeMap<String, serde_json::Value>;
+/// Fields that are not understood, by name.
+pub type Unknown = BTreeMap<String, serde_json::Value>;
 
 /// `config.json`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -170,6 +172,21 @@ pub struct Process {
     /// `oom_score_adj`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
+    /// Scheduling policy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<Scheduler>,
+    /// I/O priority.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_priority: Option<IoPriority>,
+    /// CPUs of processes that join.
+    #[serde(rename = "execCPUAffinity", skip_serializing_if = "Option::is_none")]
+    pub exec_cpu_affinity: Option<ExecCpuAffinity>,
+    /// AppArmor profile.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub apparmor_profile: String,
+    /// SELinux label.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub selinux_label: String,
     /// Fields that are not understood.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -344,6 +361,18 @@ pub struct Linux {
     /// `private`, `slave`, `shared`, `unbindable` of the root.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub rootfs_propagation: String,
+    /// SELinux label of the container's file systems.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mount_label: String,
+    /// Execution domain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub personality: Option<Personality>,
+    /// Interfaces of the host, by name, that become the container's.
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub net_devices: BTreeMap<String, NetDevice>,
     /// Fields that are not understood.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -562,13 +591,28 @@ pub struct Seccomp {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub default_errno_ret: Option<u32>,
     /// `SCMP_ARCH_*`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub architectures: Vec<String>,
     /// `SECCOMP_FILTER_FLAG_*`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub flags: Vec<String>,
+    /// Socket of who answers for `SCMP_ACT_NOTIFY`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub listener_path: String,
+    /// What they are told beside the state.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub listener_metadata: String,
     /// Rules.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub syscalls: Vec<SeccompRule>,
     /// Fields that are not understood.
     #[serde(flatten)]
@@ -580,6 +624,7 @@ pub struct Seccomp {
 #[serde(rename_all = "camelCase", default)]
 pub struct SeccompRule {
     /// Syscall names.
+    #[serde(deserialize_with = "null_default")]
     pub names: Vec<String>,
     /// `SCMP_ACT_*`.
     pub action: String,
@@ -587,7 +632,10 @@ pub struct SeccompRule {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errno_ret: Option<u32>,
     /// All must hold.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub args: Vec<SeccompArg>,
 }
 

@@ -23,7 +23,7 @@ pub(crate) struct Child<'a> {
     fds: &'a mut [i32],
     argv: &'a CArray<'a>,
     envp: &'a CArray<'a>,
-    report: &'a Report,
+    pub(crate) report: &'a Report,
     /// Write end of the launch pipe.
     pipe: i32,
     /// The machine's own limit of pending signals.
@@ -235,7 +235,7 @@ impl<'a> Child<'a> {
                 Ok(())
             }
             Op::NoNewPrivs => thr::set_no_new_privs(true),
-            Op::Seccomp { filter, flags } => raw::load_seccomp(filter, *flags),
+            Op::Seccomp { filter, flags } => raw::load_seccomp(filter, *flags).map(drop),
             Op::BoundingSet(keep) => drop_bounding(*keep),
             Op::Ids { uid, gid, groups } => set_ids(*uid, *gid, groups),
             Op::Capabilities(sets) => {
@@ -313,7 +313,7 @@ impl<'a> Child<'a> {
         }
     }
 
-    fn wait(&self, release: FdSlot) -> Sys<()> {
+    pub(crate) fn wait(&self, release: FdSlot) -> Sys<()> {
         // SAFETY: the launch pipe stays open until the exec.
         let pipe = unsafe { raw::borrow(self.pipe) };
         rustix::io::write(pipe, &[1])?;

@@ -44,7 +44,7 @@ impl<'a> Child<'a> {
                 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
                 set_dumpable_behavior(DumpableBehavior::Dumpable)
             }
-            _ => Err(Errno::NOSYS),
+            _ => self.property_step(op),
         }
     }
 

@@ -342,6 +342,23 @@ impl Pending<'_> {
         }
     }
 
+    /// Waits until the child has loaded its filter ([`Op::SeccompListen`]), and fetches its listener.
+    ///
+    /// # Errors
+    /// The step that failed; or that the child's descriptors may not be fetched.
+    pub fn listener(&self) -> Result<OwnedFd, LaunchError> {
+        use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+        self.wait_ready()?;
+        let number = self.shared.report().detail.load(Ordering::Acquire);
+        let number = i32::try_from(number).unwrap_or(-1);
+        pidfd_getfd(&self.launched.pidfd, number, PidfdGetfdFlags::empty()).map_err(|errno| {
+            LaunchError::Start {
+                step: "fetch the listener of the seccomp filter",
+                source: errno.into(),
+            }
+        })
+    }
+
     /// Waits until the program has been executed.
     ///
     /// # Errors

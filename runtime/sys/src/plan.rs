@@ -9,6 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
+use crate::properties::Scheduling;
+
 /// Index into [`LaunchPlan::fds`].
 pub type FdSlot = u16;
 
@@ -363,6 +365,32 @@ pub enum Op {
     },
     /// Lets who has the same rights look into this process again.
     Show,
+    /// Sets the execution domain (`PER_*`).
+    Personality(u32),
+    /// Sets the scheduling policy.
+    Scheduler(Scheduling),
+    /// Sets the I/O priority (class and level as `ioprio_set(2)` has them).
+    IoPriority(u32),
+    /// Has the process run on these CPUs only (bit 0 of byte 0 is CPU 0).
+    CpuAffinity(Vec<u8>),
+    /// Has a security module label the program: `label` goes to the first of `files`, below a
+    /// procfs that nobody else sees, that is there.
+    LsmLabel {
+        /// Paths below `/proc`.
+        files: Vec<CString>,
+        /// What is written.
+        label: Vec<u8>,
+    },
+    /// Loads a seccomp filter that asks somebody outside, and waits until they have its listener
+    /// ([`crate::launch::Pending::listener`]).
+    SeccompListen {
+        /// The filter.
+        filter: Vec<u8>,
+        /// `SECCOMP_FILTER_FLAG_*`, with that of a listener.
+        flags: u32,
+        /// Read end of a pipe ([`LaunchPlan::answer_filter`]).
+        ack: Option<FdSlot>,
+    },
 }
 
 /// Changes of a tree of mounts.
@@ -425,6 +453,9 @@ pub enum PlanError {
     /// [`Op::Console`] without [`LaunchPlan::console`].
     #[error("launch plan wants a terminal and has no socket to send it over")]
     NoConsole,
+    /// [`Op::SeccompListen`] without [`LaunchPlan::answer_filter`].
+    #[error("launch plan has a seccomp filter that asks and nobody who answers")]
+    NoListener,
 }
 
 impl LaunchPlan {
@@ -500,11 +531,18 @@ impl LaunchPlan {
         {
             *op = Op::StageRoot { root, at };
         }
-        // The first steps that go by the child's own `/`.
+        // The first steps that go by the child's own `/`, and those that take away or need what is
+        // made meanwhile: parameters of interfaces, masks.
         let late = |op: &Op| {
             matches!(
                 op,
-                Op::Console { .. } | Op::Hostname(_) | Op::Domainname(_) | Op::Chdir(_)
+                Op::Console { .. }
+                    | Op::Hostname(_)
+                    | Op::Domainname(_)
+                    | Op::Chdir(_)
+                    | Op::WriteProc { .. }
+                    | Op::ReadonlyPath { .. }
+                    | Op::MaskPath { .. }
             )
         };
         let after = self.ops.iter().skip(enter).position(late);
@@ -541,6 +579,32 @@ impl LaunchPlan {
         let at = self.ops.iter().rposition(umask);
         let at = at.unwrap_or(self.ops.len());
         self.ops.insert(at, Op::PassFds(list));
+    }
+
+    /// Leaves the child in its caller's session keyring.
+    pub fn keep_keyring(&mut self) {
+        self.ops.retain(|op| *op != Op::NewKeyring);
+    }
+
+    /// Says whether the plan's filter asks somebody outside.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        let listens = |op: &Op| matches!(op, Op::SeccompListen { .. });
+        self.ops.iter().any(listens)
+    }
+
+    /// Has the child that has loaded a filter which asks wait for a byte from `ack`; it ends when
+    /// `writer`, the parent's end, goes.
+    pub fn answer_filter(&mut self, ack: OwnedFd, writer: BorrowedFd<'_>) {
+        let listens = |op: &Op| matches!(op, Op::SeccompListen { .. });
+        let Some(at) = self.ops.iter().position(listens) else {
+            return;
+        };
+        let slot = self.add_fd(ack);
+        if let Some(Op::SeccompListen { ack, .. }) = self.ops.get_mut(at) {
+            *ack = Some(slot);
+        }
+        self.ops.insert(at, Op::Forget(writer.as_raw_fd()));
     }
 
     fn before_filter(&self) -> usize {
@@ -583,6 +647,13 @@ impl LaunchPlan {
         if wants_console && self.console.is_none() {
             return Err(PlanError::NoConsole);
         }
+        if self
+            .ops
+            .iter()
+            .any(|op| matches!(op, Op::SeccompListen { ack: None, .. }))
+        {
+            return Err(PlanError::NoListener);
+        }
         Ok(())
     }
 
@@ -615,6 +686,9 @@ impl LaunchPlan {
                 | Op::Attach { mount: slot, .. }
                 | Op::AttachFs { mount: slot, .. }
                 | Op::CloneTree { source: slot, .. }
+                | Op::SeccompListen {
+                    ack: Some(slot), ..
+                }
                 | Op::Await { release: slot } => check(*slot)?,
                 Op::PassFds(list) => list.iter().try_for_each(|(slot, _)| check(*slot))?,
                 _ => {}
@@ -751,6 +825,14 @@ impl fmt::Display for Op {
                 at.iter().try_for_each(|at| write!(f, " at {at}"))
             }
             Self::Show => write!(f, "show itself"),
+            Self::Personality(domain) => write!(f, "set personality {domain:#x}"),
+            Self::Scheduler(wanted) => write!(f, "set scheduling policy {}", wanted.policy),
+            Self::IoPriority(value) => write!(f, "set I/O priority {value:#x}"),
+            Self::CpuAffinity(_) => write!(f, "set the CPU affinity"),
+            Self::SeccompListen { .. } => write!(f, "load the seccomp filter that asks"),
+            Self::LsmLabel { label, .. } => {
+                write!(f, "set the label \"{}\"", String::from_utf8_lossy(label))
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 pub(crate) type Sys<T> = Result<T, Errno>;
 
-fn check(result: c_long) -> Sys<c_long> {
+pub(crate) fn check(result: c_long) -> Sys<c_long> {
     if result >= 0 {
         return Ok(result);
     }
@@ -280,8 +280,9 @@ pub(crate) fn new_session_keyring() -> Sys<()> {
     }
 }
 
-/// Loads a seccomp filter given as the bytes of an array of `sock_filter`.
-pub(crate) fn load_seccomp(filter: &[u8], flags: u32) -> Sys<()> {
+/// Loads a seccomp filter given as the bytes of an array of `sock_filter`; returns the listener when
+/// the flags ask for one, else 0.
+pub(crate) fn load_seccomp(filter: &[u8], flags: u32) -> Sys<c_int> {
     /// `struct sock_fprog`.
     #[repr(C)]
     struct Program {
@@ -294,7 +295,7 @@ pub(crate) fn load_seccomp(filter: &[u8], flags: u32) -> Sys<()> {
         filter: filter.as_ptr(),
     };
     // SAFETY: the program describes the borrowed bytes, which the kernel copies and verifies.
-    check(unsafe {
+    let result = check(unsafe {
         libc::syscall(
             libc::SYS_seccomp,
             c_long::from(libc::SECCOMP_SET_MODE_FILTER),
@@ -302,7 +303,7 @@ pub(crate) fn load_seccomp(filter: &[u8], flags: u32) -> Sys<()> {
             std::ptr::from_ref(&program),
         )
     })?;
-    Ok(())
+    Ok(c_int::try_from(result).unwrap_or(-1))
 }
 
 pub(crate) fn set_groups(groups: &[u32]) -> Sys<()> {

@@ -16,7 +16,7 @@ use crate::args::{Flag, Order, Parsed, parse};
 use crate::console::{Console, Foreground};
 use crate::error::{Result, RuncError};
 use crate::state::{Container, Record, Status, write_file};
-use crate::{Code, Context, bundle, delete, exec, hooks};
+use crate::{Code, Context, activation, bundle, delete, exec, hooks, listener, netdev};
 
 const CREATE: &[Flag] = &[
     Flag::value("bundle", Some('b')),
@@ -71,19 +71,18 @@ struct Wanted<'a> {
     spec: Spec,
     config: Vec<u8>,
     bundle: std::path::PathBuf,
-    /// `--preserve-fds`.
+    /// Activation sockets, and what `--preserve-fds` says.
     inherited: Vec<(OwnedFd, i32)>,
 }
 
 fn wanted(parsed: &Parsed) -> Result<Wanted<'_>> {
     // First, while no descriptor of ours can have such a number.
-    let inherited = exec::inherited(parsed)?;
-    if parsed.on("no-new-keyring") {
-        return Err(RuncError::unsupported("--no-new-keyring"));
-    }
+    let sockets = activation::sockets();
+    let inherited = exec::inherited(parsed, sockets)?;
     let id = parsed.container()?;
     let bundle = bundle::directory(parsed.get("bundle"))?;
-    let (spec, config) = bundle::read_spec(&bundle.join("config.json"))?;
+    let (mut spec, config) = bundle::read_spec(&bundle.join("config.json"))?;
+    activation::announce(sockets, &mut spec.process.env);
     Ok(Wanted {
         id,
         parsed,
@@ -159,7 +158,8 @@ fn make(
             "rootless container requires user namespaces",
         ));
     }
-    let record = Record::new(wanted.id, wanted.bundle.clone(), &spec)?;
+    let mut record = Record::new(wanted.id, wanted.bundle.clone(), &spec)?;
+    record.no_new_keyring = wanted.parsed.on("no-new-keyring");
     let mut attempt = Attempt {
         container: Some(Container::claim(&context.root, record)?),
         cgroup: None,
@@ -242,47 +242,76 @@ fn launch(
     console.attach(plan)?;
     plan.pass_fds(std::mem::take(&mut wanted.inherited));
     plan.await_alone(make_fifo(container)?);
-    let early = !(given.prestart.is_empty() && given.create_runtime.is_empty());
-    let release = if early {
+    if container.record.no_new_keyring {
+        plan.keep_keyring();
+    }
+    let devices = &wanted.spec.linux.net_devices;
+    let of_runtime = given.prestart.iter().chain(&given.create_runtime);
+    let hooked = of_runtime.chain(&given.create_container).count() > 0;
+    let no_pivot = wanted.parsed.on("no-pivot");
+    // Without the host's tree there is no moment when both trees are there.
+    let early = if !devices.is_empty() || (no_pivot && hooked) {
         let (read, write) = pipe()?;
         plan.await_before_root(read, write.as_fd());
         Some(write)
     } else {
         None
     };
-    let pivot = if given.create_container.is_empty() {
-        None
-    } else {
+    let pivot = if hooked && !no_pivot {
         let (read, write) = pipe()?;
         plan.await_before_pivot(hooks::staged_root(container)?, read, write.as_fd());
         Some(write)
+    } else {
+        None
     };
-    let base = if wanted.parsed.on("no-pivot") && plan.enters_root() {
+    let ack = listener::expect(plan)?;
+    let base = if no_pivot && plan.enters_root() {
         plan.cover_root();
         Some(Base::new().map_err(RuncError::file("failed to make an empty mount namespace"))?)
     } else {
         None
     };
     let pending = start_from(plan, base.as_ref()).map_err(RuncError::Launch)?;
-    if let Some(release) = release {
+    let mut moved = None;
+    if let Some(release) = early {
         pending.wait_ready().map_err(RuncError::Launch)?;
         note(container, &pending)?;
-        let state = container.oci_state(Status::Creating);
-        hooks::run("prestart", &given.prestart, &state)?;
-        hooks::run("createRuntime", &given.create_runtime, &state)?;
+        if !devices.is_empty() {
+            moved = Some(netdev::attach(devices, container.record.pid)?);
+        }
+        if no_pivot {
+            before_pivot(container, given)?;
+        }
         go_on(&release)?;
     }
-    if let Some(pivot) = pivot {
+    if let Some(release) = pivot {
         pending.wait_ready().map_err(RuncError::Launch)?;
         note(container, &pending)?;
-        hooks::create_container(container, &given.create_container)?;
-        go_on(&pivot)?;
+        before_pivot(container, given)?;
+        go_on(&release)?;
+    }
+    if let Some(ack) = ack {
+        listener::hand_over(&pending, &ack, &wanted.spec, || {
+            note(container, &pending)?;
+            Ok(container.oci_state(Status::Creating))
+        })?;
     }
     pending.wait_ready().map_err(RuncError::Launch)?;
     note(container, &pending)?;
     container.save()?;
+    if let Some(moved) = moved {
+        moved.keep();
+    }
     let process = pending.launched().pidfd.try_clone();
     process.map_err(RuncError::file("failed to hold the container's process"))
+}
+
+/// Runs the hooks that see the container's namespaces, and its root beside the host's tree.
+fn before_pivot(container: &Container, given: &Hooks) -> Result {
+    let state = container.oci_state(Status::Creating);
+    hooks::run("prestart", &given.prestart, &state)?;
+    hooks::run("createRuntime", &given.create_runtime, &state)?;
+    hooks::create_container(container, &given.create_container)
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {
@@ -342,12 +371,29 @@ pub(crate) fn start(context: &Context<'_>, words: &[String]) -> Code {
     begin(context, &mut container, &spec).map(|()| 0)
 }
 
+/// Runs the hooks `startContainer`. They may take as long as they like: nobody else is kept from the
+/// container meanwhile, but from starting it.
+fn run_inside(
+    context: &Context<'_>,
+    container: &mut Container,
+    spec: &Spec,
+    hooks: &[Hook],
+) -> Result {
+    let _starting = container.begin_start()?;
+    container.unlock();
+    let ran = hooks::start_container(context, container, spec, hooks);
+    let again = container.hold_again(&context.root);
+    if ran.is_err() && again.is_ok() {
+        delete::end(container)?;
+    }
+    ran.and(again)
+}
+
 /// Lets the process go on. Whoever asks for the container after that need not wait for us.
 fn begin(context: &Context<'_>, container: &mut Container, spec: &Spec) -> Result {
     let hooks = spec.hooks.clone().unwrap_or_default();
-    if let Err(error) = hooks::start_container(context, container, spec, &hooks.start_container) {
-        delete::end(container)?;
-        return Err(error);
+    if !hooks.start_container.is_empty() {
+        run_inside(context, container, spec, &hooks.start_container)?;
     }
     let path = container.fifo();
     let failed = || RuncError::file(format!("failed to start by {}", path.display()));

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use amphora_cgroup::Cgroup;
+use amphora_executor::cpu_mask;
 use amphora_spec::runtime::{Process, Spec, User};
 use amphora_sys::plan::LaunchPlan;
 use amphora_sys::supervise::take_inherited;
@@ -14,7 +15,7 @@ use crate::args::{Flag, Order, Parsed, parse};
 use crate::console::{Console, Foreground};
 use crate::error::{Result, RuncError};
 use crate::state::{Container, Status, write_file};
-use crate::{Code, Context, bundle};
+use crate::{Code, Context, bundle, listener};
 
 const FLAGS: &[Flag] = &[
     Flag::value("console-socket", None),
@@ -34,10 +35,11 @@ const FLAGS: &[Flag] = &[
 /// More descriptors than this are not meant.
 const FDS_MAX: u32 = 512;
 
-/// Takes the descriptors of `--preserve-fds` over, from 3 on. To be called before anything else is
-/// opened.
-pub(crate) fn inherited(parsed: &Parsed) -> Result<Vec<(OwnedFd, i32)>> {
+/// Takes the descriptors of `--preserve-fds` over, from 3 on and after `more` others. To be called
+/// before anything else is opened.
+pub(crate) fn inherited(parsed: &Parsed, more: u32) -> Result<Vec<(OwnedFd, i32)>> {
     let count: u32 = parsed.parse("preserve-fds")?.unwrap_or(0);
+    let count = count.saturating_add(more);
     if count > FDS_MAX {
         return Err(RuncError::usage(format!(
             "--preserve-fds: {count} is too many"
@@ -56,7 +58,7 @@ pub(crate) fn inherited(parsed: &Parsed) -> Result<Vec<(OwnedFd, i32)>> {
 /// `exec`.
 pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     let parsed = parse(FLAGS, words, Order::StopAfterOne)?;
-    let inherited = inherited(&parsed)?;
+    let inherited = inherited(&parsed, 0)?;
     let Some((id, command)) = parsed.rest().split_first() else {
         return Err(RuncError::usage("exec takes a container id and a command"));
     };
@@ -80,7 +82,12 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     let terminal = spec.process.terminal;
     let detach = parsed.on("detach");
     let console = Console::of(&parsed, terminal)?;
-    let mut plan = plan(context, &container, spec)?;
+    let affinity = spec.process.exec_cpu_affinity.clone().unwrap_or_default();
+    let mut plan = plan(context, &container, spec.clone())?;
+    if let Some(mask) = cpu_mask(&affinity.initial).map_err(RuncError::Executor)? {
+        let failed = RuncError::file("process.execCPUAffinity.initial");
+        amphora_sys::properties::set_affinity(&mask).map_err(failed)?;
+    }
     console.attach(&mut plan)?;
     plan.pass_fds(inherited);
     let foreground = if detach {
@@ -88,7 +95,9 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     } else {
         Some(Foreground::new()?)
     };
-    let launched = amphora_sys::launch::launch(&plan).map_err(RuncError::Launch)?;
+    let launched = listener::launch(&mut plan, &spec, || {
+        Ok(container.oci_state(container.status()?))
+    })?;
     drop(plan);
     if let Some(path) = parsed.get("pid-file") {
         write_file(Path::new(path), launched.pid.to_string().as_bytes(), 0o644)?;
@@ -116,7 +125,11 @@ pub(crate) fn plan(context: &Context<'_>, container: &Container, spec: Spec) -> 
     bundle.join = Some(init);
     let executor = context.workload;
     executor.validate(&bundle).map_err(RuncError::Executor)?;
-    executor.prepare(&bundle).map_err(RuncError::Executor)
+    let mut plan = executor.prepare(&bundle).map_err(RuncError::Executor)?;
+    if container.record.no_new_keyring {
+        plan.keep_keyring();
+    }
+    Ok(plan)
 }
 
 /// The process: that of `--process`, else the container's own with another command.

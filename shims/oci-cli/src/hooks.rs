@@ -17,11 +17,11 @@ use crate::error::{Result, RuncError};
 use crate::kill::KILL;
 use crate::log::Log;
 use crate::state::{Container, Status};
-use crate::{Context, exec};
+use crate::{Context, exec, listener};
 
 /// Runs the hooks of one stage in order where this process is; the first failure ends it.
 pub(crate) fn run(stage: &'static str, hooks: &[Hook], state: &serde_json::Value) -> Result {
-    each(stage, hooks, state, || {
+    each(stage, hooks, state, None, || {
         let (mut plan, streams) = with_own_streams()?;
         // The child begins without one.
         let umask = rustix::process::umask(Mode::empty());
@@ -56,7 +56,7 @@ pub(crate) fn staged_root(container: &Container) -> Result<CString> {
 /// as the host's root and from there.
 pub(crate) fn create_container(container: &Container, hooks: &[Hook]) -> Result {
     let state = container.oci_state(Status::Creating);
-    each("createContainer", hooks, &state, || {
+    each("createContainer", hooks, &state, None, || {
         let (mut plan, streams) = with_own_streams()?;
         if let Some(cgroup) = container.cgroup()? {
             enter_cgroup(&cgroup, &mut plan).map_err(RuncError::Executor)?;
@@ -83,7 +83,7 @@ pub(crate) fn start_container(
     hooks: &[Hook],
 ) -> Result {
     let state = container.oci_state(Status::Created);
-    each("startContainer", hooks, &state, || {
+    each("startContainer", hooks, &state, Some(spec), || {
         let mut spec = spec.clone();
         spec.process.terminal = false;
         let mut plan = exec::plan(context, container, spec)?;
@@ -114,11 +114,13 @@ fn with_own_streams() -> Result<(LaunchPlan, [FdSlot; 2])> {
 }
 
 /// Runs hooks, each by a plan that is made for it and tells its standard output and error, with the
-/// state on its standard input; the first failure ends it.
+/// state on its standard input; the first failure ends it. `spec` is that of the container whose filter
+/// they have, if they have one.
 fn each(
     stage: &'static str,
     hooks: &[Hook],
     state: &serde_json::Value,
+    spec: Option<&Spec>,
     mut make: impl FnMut() -> Result<(LaunchPlan, [FdSlot; 2])>,
 ) -> Result {
     for hook in hooks {
@@ -126,7 +128,7 @@ fn each(
         let stdin = plan.add_fd(on_stdin(state)?);
         plan.stdio = Some([stdin, stdout, stderr]);
         plan.exec = Some(program(hook)?);
-        planned(hook, &plan).map_err(|why| RuncError::Hook {
+        planned(hook, &mut plan, spec, state).map_err(|why| RuncError::Hook {
             stage,
             path: hook.path.clone(),
             why,
@@ -187,8 +189,17 @@ fn program(hook: &Hook) -> Result<Exec> {
     })
 }
 
-fn planned(hook: &Hook, plan: &LaunchPlan) -> std::result::Result<(), String> {
-    let launched = launch(plan).map_err(|error| amphora_spec::error::chain(&error))?;
+fn planned(
+    hook: &Hook,
+    plan: &mut LaunchPlan,
+    spec: Option<&Spec>,
+    state: &serde_json::Value,
+) -> std::result::Result<(), String> {
+    let launched = match spec {
+        Some(spec) => listener::launch(plan, spec, || Ok(state.clone()))
+            .map_err(|error| amphora_spec::error::chain(&error))?,
+        None => launch(plan).map_err(|error| amphora_spec::error::chain(&error))?,
+    };
     let text = |error: io::Error| error.to_string();
     if let Some(seconds) = hook.timeout {
         let end = Instant::now() + Duration::from_secs(seconds);

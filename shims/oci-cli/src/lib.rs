@@ -7,6 +7,7 @@
 //!
 //! Must not know: executors (one is handed in), networks, images.
 
+mod activation;
 mod args;
 mod bundle;
 mod console;
@@ -18,7 +19,9 @@ mod exec;
 mod hooks;
 mod kill;
 mod list;
+mod listener;
 mod log;
+mod netdev;
 mod spec;
 mod state;
 mod update;
@@ -127,14 +130,14 @@ pub fn main(args: &[OsString], workload: &dyn Workload) -> ExitCode {
     if matches!(command, Some("create" | "run" | "exec"))
         && let Err(error) = out_of_reach(args)
     {
-        return fail(&log, &error);
+        return fail_as(doing(command), &log, &error);
     }
     // Not before: the program may just have been about to start anew.
     amphora_sys::arena::enable();
     match dispatch(&global, log.clone(), args, workload) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let code = fail(&log, &error);
+            let code = fail_as(doing(command), &log, &error);
             match command {
                 Some("exec") => ExitCode::from(EXEC_FAILED),
                 _ => code,
@@ -163,8 +166,22 @@ fn out_of_reach(args: &[OsString]) -> Result {
 }
 
 fn fail(log: &log::Log, error: &RuncError) -> ExitCode {
-    log.error(&amphora_spec::error::chain(error));
+    fail_as("", log, error)
+}
+
+fn fail_as(doing: &str, log: &log::Log, error: &RuncError) -> ExitCode {
+    log.error(&format!("{doing}{}", amphora_spec::error::chain(error)));
     ExitCode::FAILURE
+}
+
+/// What runc puts before an error of a command; engines pass it on, and people look for it.
+fn doing(command: Option<&str>) -> &'static str {
+    match command {
+        Some("create") => "runc create failed: ",
+        Some("run") => "runc run failed: ",
+        Some("exec") => "exec failed: ",
+        _ => "",
+    }
 }
 
 fn dispatch(global: &Parsed, log: log::Log, args: &[OsString], workload: &dyn Workload) -> Code {

@@ -20,6 +20,8 @@ const VERSION: u32 = 1;
 /// Where the first process of a created container waits.
 const FIFO: &str = "exec.fifo";
 const LOCK: &str = "lock";
+/// Locked while hooks run that come before the program.
+const STARTING: &str = "starting";
 const RECORD: &str = "state.json";
 /// The configuration as it was at `create`: a bundle may change.
 const CONFIG: &str = "config.json";
@@ -43,6 +45,9 @@ pub(crate) struct Record {
     pub(crate) cgroup: (String, String),
     /// Inode numbers of its directories, once it is made: another's of that name is not ours.
     pub(crate) cgroup_inodes: Vec<u64>,
+    /// `--no-new-keyring`, which holds for `exec` too.
+    #[serde(default)]
+    pub(crate) no_new_keyring: bool,
 }
 
 impl Record {
@@ -60,6 +65,7 @@ impl Record {
             annotations: spec.annotations.clone(),
             cgroup: crate::bundle::cgroup_place(spec, id)?,
             cgroup_inodes: Vec::new(),
+            no_new_keyring: false,
         })
     }
 }
@@ -188,6 +194,38 @@ impl Container {
         let mut found = Self::find(root, id)?;
         found.lock = lock;
         Ok(found)
+    }
+
+    /// Says that the container is being started, until what is returned goes.
+    pub(crate) fn begin_start(&self) -> Result<fs::File> {
+        let failed = || RuncError::file(format!("failed to lock {}", self.dir.display()));
+        let mut options = fs::OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(self.dir.join(STARTING)).map_err(failed())?;
+        match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(file),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => Err(RuncError::State(
+                "cannot start a container that is being started".to_owned(),
+            )),
+            Err(errno) => Err(failed()(errno.into())),
+        }
+    }
+
+    /// Keeps others from changing the container again, if it still is the same and waits.
+    pub(crate) fn hold_again(&mut self, root: &Path) -> Result {
+        let now = Self::hold(root, &self.record.id)?;
+        let same = |record: &Record| (record.pid, record.start_time);
+        if same(&now.record) != same(&self.record) {
+            return Err(RuncError::NoSuchContainer);
+        }
+        *self = now;
+        match self.status()? {
+            Status::Created => Ok(()),
+            other => Err(RuncError::State(format!(
+                "the container is {} and no longer waits for its start",
+                other.word()
+            ))),
+        }
     }
 
     /// Removes what a killed `create` left without a record; `false` when there is one by now.

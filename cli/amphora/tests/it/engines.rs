@@ -21,13 +21,19 @@ fn dockerd_runs_containers_through_it() {
     let run = |args: &[&str]| docker.docker(&[&["run", "--runtime", "amphora"], args].concat());
     assert_eq!(run(&["--rm", "box", "echo", "hello"]).ok(), "hello\n");
     assert_eq!(run(&["--rm", "box", "sh", "-c", "exit 42"]).code, 42);
-    run(&["--rm", "box", "nothing"]).fails(127, "executable file not found in $PATH");
+    let missing =
+        r#"unable to start container process: exec: "nothing": executable file not found in $PATH"#;
+    let text = format!("runc create failed: {missing}: unknown");
+    run(&["--rm", "box", "nothing"]).fails(127, &text);
     run(&["-d", "--name", "cc", "-p", "8099:80", "box", "sleep", "600"]).ok();
     let ip = docker
         .docker(&["exec", "cc", "ip", "addr", "show", "eth0"])
         .ok();
     assert!(ip.contains("inet "), "{ip}");
     assert_eq!(docker.docker(&["exec", "cc", "sh", "-c", "exit 3"]).code, 3);
+    let text = format!("OCI runtime exec failed: exec failed: {missing}: unknown");
+    let said = docker.docker(&["exec", "cc", "nothing"]);
+    assert!(said.stdout.contains(&text), "{said:?}");
     assert!(docker.docker(&["top", "cc"]).ok().contains("sleep 600"));
     docker.docker(&["pause", "cc"]).ok();
     docker.docker(&["unpause", "cc"]).ok();

@@ -51,6 +51,7 @@ mod options;
 mod parallel;
 mod ports;
 mod power;
+mod process;
 
 mod prune;
 mod ps;

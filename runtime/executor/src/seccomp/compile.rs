@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use amphora_spec::runtime::Seccomp;
+use amphora_sys::seccomp::FLAG_NEW_LISTENER;
 
 use super::arch::X32_BIT;
 use super::assemble::{Label, Program, Target, Test};
-use super::rules::{Cond, KILL_PROCESS, Op, Rule, Rules};
+use super::rules::{Cond, KILL_PROCESS, NOTIFY_NAME, Op, Rule, Rules};
 use super::{Arch, SeccompError};
 
 /// `BPF_MAXINSNS`.
@@ -19,6 +20,7 @@ const ARGS: u32 = 16;
 
 const FLAG_LOG: u32 = 1 << 1;
 const FLAG_SPEC_ALLOW: u32 = 1 << 2;
+const FLAG_WAIT_KILLABLE_RECV: u32 = 1 << 5;
 
 /// A compiled profile.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +59,7 @@ pub fn compile_for(native: Arch, profile: &Seccomp) -> Result<Filter, SeccompErr
         ));
     }
     let flags = flags(profile)?;
+    listener(profile)?;
     let mut arches = vec![native];
     for name in &profile.architectures {
         match Arch::parse(name)? {
@@ -83,14 +86,47 @@ pub fn compile_for(native: Arch, profile: &Seccomp) -> Result<Filter, SeccompErr
     })
 }
 
+/// Whether a rule asks somebody outside.
+fn asks(profile: &Seccomp) -> bool {
+    profile
+        .syscalls
+        .iter()
+        .any(|rule| rule.action == NOTIFY_NAME)
+}
+
+fn listener(profile: &Seccomp) -> Result<(), SeccompError> {
+    let field = "linux.seccomp.listenerPath";
+    let path = profile.listener_path.as_str();
+    if path.is_empty() && asks(profile) {
+        return Err(SeccompError::invalid(
+            format!("{field} for {NOTIFY_NAME}"),
+            path,
+        ));
+    }
+    if path.is_empty() && !profile.listener_metadata.is_empty() {
+        let metadata = &profile.listener_metadata;
+        return Err(SeccompError::invalid(
+            "linux.seccomp.listenerMetadata without listenerPath",
+            metadata,
+        ));
+    }
+    if path.contains('\0') || !(path.is_empty() || path.starts_with('/')) {
+        return Err(SeccompError::invalid(field, path));
+    }
+    Ok(())
+}
+
 fn flags(profile: &Seccomp) -> Result<u32, SeccompError> {
-    let mut flags = 0;
+    let asks = asks(profile);
+    let mut flags = if asks { FLAG_NEW_LISTENER } else { 0 };
     for flag in &profile.flags {
         match flag.as_str() {
             // A process that loads its filter before it has threads has none to synchronise.
             "SECCOMP_FILTER_FLAG_TSYNC" => {}
             "SECCOMP_FILTER_FLAG_LOG" => flags |= FLAG_LOG,
             "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => flags |= FLAG_SPEC_ALLOW,
+            // The kernel takes it beside a listener only.
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" if asks => flags |= FLAG_WAIT_KILLABLE_RECV,
             other => return Err(SeccompError::unsupported("linux.seccomp.flags", other)),
         }
     }

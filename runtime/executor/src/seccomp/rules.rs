@@ -12,6 +12,9 @@ const TRAP: u32 = 0x0003_0000;
 const ERRNO: u32 = 0x0005_0000;
 const TRACE: u32 = 0x7ff0_0000;
 const LOG: u32 = 0x7ffc_0000;
+/// `SECCOMP_RET_USER_NOTIF`.
+const NOTIFY: u32 = 0x7fc0_0000;
+pub(super) const NOTIFY_NAME: &str = "SCMP_ACT_NOTIFY";
 /// `SECCOMP_RET_ALLOW`.
 pub(super) const ALLOW: u32 = 0x7fff_0000;
 
@@ -62,6 +65,12 @@ impl Rules {
     /// Checks a profile and looks its names up. Names that this architecture does not have are
     /// left out, as other runtimes do: profiles list the calls of all kernels.
     pub(super) fn new(profile: &Seccomp, arch: Arch) -> Result<Self, SeccompError> {
+        if profile.default_action == NOTIFY_NAME {
+            return Err(SeccompError::invalid(
+                "linux.seccomp.defaultAction",
+                NOTIFY_NAME,
+            ));
+        }
         let default = action(
             &profile.default_action,
             profile.default_errno_ret,
@@ -75,6 +84,13 @@ impl Rules {
         for (index, rule) in profile.syscalls.iter().enumerate() {
             let field = |part: &str| format!("linux.seccomp.syscalls[{index}].{part}");
             let action = action(&rule.action, rule.errno_ret, &field("action"))?;
+            // The child says by it that its listener is there, before anybody can answer.
+            if action == NOTIFY && rule.names.iter().any(|name| name == "write") {
+                return Err(SeccompError::invalid(
+                    field("names with SCMP_ACT_NOTIFY"),
+                    "write",
+                ));
+            }
             let first = rules.rules.len();
             let alternatives = alternatives(rule, &field("args"))?;
             rules
@@ -108,6 +124,12 @@ impl Rules {
 
 fn action(name: &str, errno: Option<u32>, field: &str) -> Result<u32, SeccompError> {
     let data = errno.unwrap_or(EPERM);
+    if let Some(errno) = errno
+        && !matches!(name, "SCMP_ACT_ERRNO" | "SCMP_ACT_TRACE")
+    {
+        let field = format!("{field}: errnoRet beside {name}");
+        return Err(SeccompError::invalid(field, errno));
+    }
     let with_data = |base: u32, max: u32| {
         if data > max {
             return Err(SeccompError::invalid(format!("{field} (errnoRet)"), data));
@@ -122,7 +144,7 @@ fn action(name: &str, errno: Option<u32>, field: &str) -> Result<u32, SeccompErr
         "SCMP_ACT_TRAP" => Ok(TRAP),
         "SCMP_ACT_TRACE" => with_data(TRACE, 0xffff),
         "SCMP_ACT_LOG" => Ok(LOG),
-        "SCMP_ACT_NOTIFY" => Err(SeccompError::unsupported(field, name)),
+        NOTIFY_NAME => Ok(NOTIFY),
         other => Err(SeccompError::invalid(field, other)),
     }
 }

@@ -296,7 +296,7 @@ fn malformed_profiles_are_refused_by_field() {
         assert!(error.contains(part), "{error}");
     };
     refuse(r#"{"defaultAction":"SCMP_ACT_MAYBE"}"#, "defaultAction");
-    refuse(r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#, "not supported");
+    refuse(r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#, "defaultAction");
     refuse(
         r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":5000}"#,
         "errnoRet",
@@ -310,8 +310,31 @@ fn malformed_profiles_are_refused_by_field() {
         "flags",
     );
     refuse(
-        r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/x"}"#,
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"x"}"#,
         "listenerPath",
+    );
+    refuse(
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerMetadata":"x"}"#,
+        "listenerMetadata",
+    );
+    refuse(
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]}"#,
+        "WAIT_KILLABLE_RECV",
+    );
+    refuse(
+        r#"{"defaultAction":"SCMP_ACT_ALLOW","defaultErrnoRet":1}"#,
+        "errnoRet beside SCMP_ACT_ALLOW",
+    );
+    let notify = |name: &str, path: &str| {
+        format!(
+            r#"{{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"{path}","syscalls":[
+            {{"names":["{name}"],"action":"SCMP_ACT_NOTIFY"}}]}}"#
+        )
+    };
+    refuse(&notify("mkdir", ""), "listenerPath for SCMP_ACT_NOTIFY");
+    refuse(
+        &notify("write", "/x"),
+        "syscalls[0].names with SCMP_ACT_NOTIFY",
     );
     let rule = |args: &str| {
         format!(
