@@ -136,7 +136,8 @@ fn make(
     wanted: &mut Wanted<'_>,
     console: &Console,
 ) -> Result<(Container, OwnedFd)> {
-    let spec = wanted.spec.clone();
+    let mut spec = wanted.spec.clone();
+    bundle::allow_tunnels(&mut spec);
     let given = spec.hooks.clone().unwrap_or_default();
     if wanted.parsed.on("no-pivot") && !given.create_container.is_empty() {
         return Err(RuncError::unsupported(
@@ -160,7 +161,7 @@ fn make(
     container.save()?;
     let (parent, name) = &container.record.cgroup;
     let cgroup = Cgroup::create(parent, name, &spec.linux.resources)?;
-    attempt.cgroup = cgroup.handle().open()?;
+    attempt.cgroup = Some(cgroup.try_clone()?);
     container.note_cgroup(&cgroup)?;
 
     let bundle = bundle::bundle(wanted.id, spec, root, cgroup);

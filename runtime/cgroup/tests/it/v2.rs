@@ -125,6 +125,13 @@ fn device_policies_are_programs() {
 }
 
 #[test]
+fn devices_change_while_it_runs() {
+    let Some(mut scene) = scene() else { return };
+    scene.parent.push_str("-own");
+    crate::support::devices_change(&scene);
+}
+
+#[test]
 fn remove_takes_along_what_was_made_below() {
     let Some(scene) = scene() else { return };
     let cgroup = scene.create("nested", "{}");
