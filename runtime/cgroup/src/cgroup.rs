@@ -11,10 +11,11 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::devices::Policy;
 use crate::dir::Dir;
-use crate::hierarchy::Hierarchies;
+use crate::hierarchy::{DEFAULT_PARENT, Hierarchies, below};
 use crate::settings::{self, Present};
-use crate::{CgroupError, Stats, Version, kill, stats, v1, v2};
+use crate::{CgroupError, Detail, OomWatch, Stats, Version, detail, kill, stats, v1, v2};
 
 /// How long freezing may take.
 const FREEZE_DEADLINE: Duration = Duration::from_secs(10);
@@ -65,8 +66,19 @@ pub struct Handle {
 }
 
 /// Limits as they were before an update.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Previous(pub(crate) Vec<settings::Setting>);
+#[derive(Debug, Default)]
+pub struct Previous {
+    settings: Vec<settings::Setting>,
+    devices: Option<PreviousDevices>,
+}
+
+/// A device policy as it was.
+#[derive(Debug)]
+enum PreviousDevices {
+    /// What `devices.list` said.
+    V1(String),
+    V2(Option<OwnedFd>),
+}
 
 /// One directory of a [`Handle`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,10 +212,31 @@ impl Cgroup {
         }
     }
 
+    /// Opens it once more, for somebody else to hold.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn try_clone(&self) -> Result<Self, CgroupError> {
+        let part = |part: &Part| {
+            let fd = part.dir.fd.try_clone();
+            let fd = fd.map_err(|source| part.dir.error("hold", "", source))?;
+            let path = part.dir.path.clone();
+            Ok(Part {
+                controllers: part.controllers.clone(),
+                dir: Dir { path, fd },
+            })
+        };
+        Ok(Self {
+            version: self.version,
+            parts: self.parts.iter().map(part).collect::<Result<_, _>>()?,
+            location: self.location.clone(),
+        })
+    }
+
     /// Returns its path relative to each hierarchy's root, with a leading slash.
     #[must_use]
     pub fn path(&self) -> String {
-        format!("/{}/{}", self.location.parent, self.location.name)
+        format!("/{}", below(&self.location.parent, &self.location.name))
     }
 
     /// Returns its directories.
@@ -273,6 +306,38 @@ impl Cgroup {
     /// When a file that exists cannot be read.
     pub fn stats(&self) -> Result<Stats, CgroupError> {
         stats::read(self)
+    }
+
+    /// Reads everything that is counted. `pid` is a process in it: what it has no directory for, it
+    /// shares with others.
+    ///
+    /// # Errors
+    /// When a file that exists cannot be read.
+    pub fn detail(&self, pid: i32) -> Result<Detail, CgroupError> {
+        detail::read(self, pid)
+    }
+
+    /// Listens for memory running out; `None` where nobody would tell.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn oom_watch(&self) -> Result<Option<OomWatch>, CgroupError> {
+        OomWatch::new(self)
+    }
+
+    /// The directory of a v1 hierarchy that a process is in.
+    pub(crate) fn hierarchy_dir(&self, controller: &str, pid: i32) -> Option<Dir> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = text.lines().find_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (names, path) = rest.split_once(':')?;
+            names
+                .split(',')
+                .any(|name| name == controller)
+                .then_some(path)
+        })?;
+        let root = Dir::open(&self.location.root.join(controller)).ok()?;
+        root.child(path.trim_start_matches('/')).ok()
     }
 
     /// Counts the processes that the kernel killed because memory ran out.
@@ -424,12 +489,7 @@ impl Cgroup {
     /// Whatever is refused, by field, before anything is changed; otherwise what the kernel
     /// answers: what had been changed is then as it was before.
     pub fn update(&mut self, resources: &Resources) -> Result<Previous, CgroupError> {
-        if !resources.devices.is_empty() {
-            return Err(CgroupError::Unsupported {
-                field: "changing linux.resources.devices".to_owned(),
-                version: self.version,
-            });
-        }
+        let policy = self.other_policy(resources)?;
         let present = match self.dir_of("cpu") {
             Some(dir) if self.version == Version::V2 => dir.read_optional("cpu.max")?,
             _ => None,
@@ -438,21 +498,81 @@ impl Cgroup {
             .as_deref()
             .and_then(|text| text.split(' ').next())
             .unwrap_or("max");
-        let present = Some(Present { cpu_quota: quota });
+        let memory_bytes = match self.dir_of("memory") {
+            Some(dir) if self.version == Version::V2 => dir.read_number("memory.current")?,
+            _ => None,
+        };
+        let present = Some(Present {
+            cpu_quota: quota,
+            memory_bytes: memory_bytes.unwrap_or(0),
+        });
         let settings = settings::from_resources(self.version, resources, present)?;
         self.extend(&settings)?;
-        let previous = settings::present(&settings, |controller| self.dir_of(controller));
+        let mut previous = Previous {
+            settings: settings::present(&settings, |controller| self.dir_of(controller)),
+            devices: None,
+        };
         let applied = settings::apply(&settings, |controller| self.dir_of(controller));
+        let applied = applied.and_then(|()| {
+            previous.devices = policy
+                .map(|policy| self.change_policy(&policy))
+                .transpose()?;
+            Ok(())
+        });
         if applied.is_err() {
             self.restore(&previous);
         }
         applied.map(|()| previous)
     }
 
+    /// The device policy that an update asks for. One that many share cannot be changed for one.
+    fn other_policy(&self, resources: &Resources) -> Result<Option<Policy>, CgroupError> {
+        const FIELD: &str = "linux.resources.devices";
+        if resources.devices.is_empty() {
+            return Ok(None);
+        }
+        let policy = Policy::from_rules(&resources.devices)?;
+        if self.location.parent != DEFAULT_PARENT {
+            return Ok(Some(policy));
+        }
+        if policy == Policy::standard() {
+            return Ok(None);
+        }
+        Err(CgroupError::Unsupported {
+            field: format!("changing {FIELD}"),
+            version: self.version,
+        })
+    }
+
+    fn change_policy(&self, policy: &Policy) -> Result<PreviousDevices, CgroupError> {
+        if self.version == Version::V2 {
+            let old = v2::replace_policy(self.first()?, policy)?;
+            return Ok(PreviousDevices::V2(old));
+        }
+        let missing = || CgroupError::MissingController {
+            controller: "devices".to_owned(),
+            field: "linux.resources.devices".to_owned(),
+        };
+        let dir = self.dir_of("devices").ok_or_else(missing)?;
+        v1::change_policy(dir, policy).map(PreviousDevices::V1)
+    }
+
     /// Takes an update back as far as the kernel lets it.
     pub fn restore(&self, previous: &Previous) {
         // Whoever calls this reports the failure that led here.
-        let _ = settings::apply(&previous.0, |controller| self.dir_of(controller));
+        for setting in &previous.settings {
+            let _ = settings::apply(std::slice::from_ref(setting), |name| self.dir_of(name));
+        }
+        let _ = settings::apply(&previous.settings, |controller| self.dir_of(controller));
+        match (&previous.devices, self.first()) {
+            (Some(PreviousDevices::V1(list)), _) => {
+                if let Some(dir) = self.dir_of("devices") {
+                    v1::restore_policy(dir, list);
+                }
+            }
+            (Some(PreviousDevices::V2(old)), Ok(dir)) => v2::restore_program(dir, old.as_ref()),
+            _ => {}
+        }
     }
 
     /// Brings in controllers that no limit has needed so far.
@@ -520,9 +640,9 @@ fn remove_tree(dir: &Dir, deadline: Instant, depth: usize) -> Result<(), CgroupE
         Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
             if !looked && depth < DEPTH_MAX {
                 looked = true;
-                for below in dir.subdirs().unwrap_or_default() {
-                    if let Ok(below) = dir.child(&below) {
-                        remove_tree(&below, deadline, depth + 1)?;
+                for name in dir.subdirs().unwrap_or_default() {
+                    if let Ok(inner) = dir.child(&name) {
+                        remove_tree(&inner, deadline, depth + 1)?;
                     }
                 }
             }

@@ -152,6 +152,26 @@ impl Policy {
         lines
     }
 
+    /// Files and lines that lead from what `devices.list` says to this policy: what is used under both
+    /// is never refused meanwhile.
+    pub(crate) fn v1_changes(&self, list: &str) -> Vec<(&'static str, String)> {
+        let Some(old) = parse_v1_list(list).filter(|_| !self.allow) else {
+            return self.v1_lines();
+        };
+        let beyond = |a: &BTreeMap<Device, u8>, b: &BTreeMap<Device, u8>| {
+            let more = |(device, access): (&Device, &u8)| {
+                let more = access & !b.get(device).copied().unwrap_or(0);
+                (more != 0).then(|| line(device.0, device.1, device.2, more))
+            };
+            a.iter().filter_map(more).collect::<Vec<_>>()
+        };
+        let allow = beyond(&self.exceptions, &old);
+        let deny = beyond(&old, &self.exceptions);
+        let allow = allow.into_iter().map(|line| ("devices.allow", line));
+        let deny = deny.into_iter().map(|line| ("devices.deny", line));
+        allow.chain(deny).collect()
+    }
+
     /// Whether `devices.list` says exactly this policy.
     pub(crate) fn equals_v1_list(&self, list: &str) -> bool {
         if self.allow {
@@ -245,6 +265,30 @@ fn line(kind: Kind, major: Option<u32>, minor: Option<u32>, access: u8) -> Strin
         }
     }
     text
+}
+
+/// The exceptions of a list that denies by default.
+fn parse_v1_list(list: &str) -> Option<BTreeMap<Device, u8>> {
+    let mut found = BTreeMap::new();
+    for line in list.lines() {
+        let mut words = line.split_whitespace();
+        let (kind, number, access) = (words.next()?, words.next()?, words.next()?);
+        let kind = match kind {
+            "c" => Kind::Char,
+            "b" => Kind::Block,
+            _ => return None,
+        };
+        let (major, minor) = number.split_once(':')?;
+        let number = |text: &str| match text {
+            "*" => Some(None),
+            text => text.parse().ok().map(Some),
+        };
+        let access = parse_access(access, "").ok()?;
+        *found
+            .entry((kind, number(major)?, number(minor)?))
+            .or_default() |= access;
+    }
+    Some(found)
 }
 
 fn parse_access(text: &str, field: &str) -> Result<u8, CgroupError> {

@@ -174,3 +174,24 @@ fn v1_list_is_compared_as_a_set() {
     assert!(!policy.equals_v1_list(&lines.join("\n")));
     assert!(!policy.equals_v1_list("a *:* rwm\n"));
 }
+
+#[test]
+fn a_change_allows_before_it_denies_and_leaves_the_rest() {
+    let old = Policy::from_rules(&[rule(true, "c", Some(10), Some(229), "rw")]).expect("valid");
+    let list: Vec<String> = old.v1_lines().into_iter().skip(1).map(|l| l.1).collect();
+    let new = Policy::from_rules(&[
+        rule(true, "c", Some(10), Some(229), "rm"),
+        rule(true, "b", Some(7), None, "r"),
+    ])
+    .expect("valid");
+    let want = [
+        ("devices.allow", "c 10:229 m"),
+        ("devices.allow", "b 7:* r"),
+        ("devices.deny", "c 10:229 w"),
+    ]
+    .map(|(file, line)| (file, line.to_owned()));
+    assert_eq!(new.v1_changes(&list.join("\n")), want);
+    assert_eq!(new.v1_changes("a *:* rwm\n"), new.v1_lines());
+    let all = Policy::from_rules(&[rule(true, "a", None, None, "rwm")]).expect("valid");
+    assert_eq!(all.v1_changes(&list.join("\n")), all.v1_lines());
+}

@@ -39,8 +39,13 @@ impl Dir {
         })
     }
 
-    /// Opens a directory below; `name` may have several components, already checked.
+    /// Opens a directory below; `name` may have several components, already checked, or none.
     pub(crate) fn child(&self, name: &str) -> io::Result<Self> {
+        if name.is_empty() {
+            let fd = openat(&self.fd, c".", DIRECTORY, Mode::empty())?;
+            let path = self.path.clone();
+            return Ok(Self { path, fd });
+        }
         let fd = openat(&self.fd, name, DIRECTORY, Mode::empty())?;
         Ok(Self {
             path: self.path.join(name),
@@ -131,6 +136,18 @@ impl Dir {
             let name = entry.file_name().to_string_lossy();
             if entry.file_type() == FileType::Directory && name != "." && name != ".." {
                 names.push(name.into_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Names of the files in it.
+    pub(crate) fn files(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in ReadDir::read_from(&self.fd)? {
+            let entry = entry?;
+            if entry.file_type() == FileType::RegularFile {
+                names.push(entry.file_name().to_string_lossy().into_owned());
             }
         }
         Ok(names)

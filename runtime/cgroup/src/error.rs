@@ -44,6 +44,14 @@ pub enum CgroupError {
         /// Field of the runtime specification.
         field: String,
     },
+    /// The kernel has no such limit.
+    #[error("{field} is not supported by this kernel, which has no file \"{file}\"")]
+    MissingFile {
+        /// The file it would be written to.
+        file: String,
+        /// Field of the runtime specification.
+        field: String,
+    },
     /// A field that is not honoured on this cgroup version, or at all.
     #[error("{field} is not supported on cgroup {version}")]
     Unsupported {
@@ -104,9 +112,10 @@ impl Classify for CgroupError {
                 }
                 _ => io_kind(source),
             },
-            Self::MissingController { .. } | Self::Unsupported { .. } | Self::NoCgroups(_) => {
-                ErrorKind::Unsupported
-            }
+            Self::MissingController { .. }
+            | Self::MissingFile { .. }
+            | Self::Unsupported { .. }
+            | Self::NoCgroups(_) => ErrorKind::Unsupported,
             Self::Invalid { .. } => ErrorKind::InvalidArgument,
             Self::Exists(_) => ErrorKind::Conflict,
             Self::NotFound(_) => ErrorKind::NotFound,

@@ -224,14 +224,14 @@ impl Hierarchies {
         }
         for parent in candidates {
             let found = match self.version {
-                Version::V1 => v1::open(self, &format!("{parent}/{name}"))?,
-                Version::V2 => v2::open(self, &format!("{parent}/{name}"))?,
+                Version::V1 => v1::open(self, &below(parent, name))?,
+                Version::V2 => v2::open(self, &below(parent, name))?,
             };
             if let Some(found) = found {
                 return Ok(found.at(self.location(parent, name)));
             }
         }
-        Err(CgroupError::NotFound(format!("{parent}/{name}")))
+        Err(CgroupError::NotFound(below(parent, name)))
     }
 
     fn create_in(&self, parent: &Parent, request: &Request) -> Result<Cgroup, CgroupError> {
@@ -280,9 +280,20 @@ impl Request {
     }
 }
 
-/// Strips slashes at both ends and refuses what would lead elsewhere.
+/// A path below a parent, which may be the hierarchy's root.
+pub(crate) fn below(parent: &str, name: &str) -> String {
+    if parent.is_empty() {
+        return name.to_owned();
+    }
+    format!("{parent}/{name}")
+}
+
+/// Strips slashes at both ends and refuses what would lead elsewhere. Nothing is the root.
 fn checked_parent(parent: &str) -> Result<&str, CgroupError> {
     let trimmed = parent.trim_matches('/');
+    if trimmed.is_empty() {
+        return Ok(trimmed);
+    }
     for part in trimmed.split('/') {
         check_component(part, "cgroup parent", parent)?;
     }
@@ -320,11 +331,13 @@ mod tests {
 
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
-        for bad in ["", "..", "a/../b", "a//b", ".", "x\n"] {
+        for bad in ["..", "a/../b", "a//b", ".", "x\n", "/..", "/./"] {
             assert!(checked_parent(bad).is_err(), "{bad:?}");
         }
+        assert_eq!(checked_parent("/").expect("the root"), "");
         assert_eq!(checked_parent("/a/b/").expect("fine"), "a/b");
         assert!(checked_name("a/b").is_err());
+        assert!(checked_name("").is_err());
         assert!(checked_name(&"x".repeat(256)).is_err());
         assert!(checked_name("0123abc").is_ok());
     }

@@ -9,11 +9,16 @@
 
 mod block_io;
 mod cgroup;
+mod cpu;
+mod detail;
 mod devices;
 mod dir;
 mod error;
+mod extra;
 mod hierarchy;
 mod kill;
+mod memory;
+mod oom;
 mod policies;
 mod settings;
 mod stats;
@@ -22,7 +27,9 @@ mod v1;
 mod v2;
 
 pub use cgroup::{Cgroup, CgroupMounts, Handle, HandleDir, Previous};
+pub use detail::{BlockCount, CpuSet, Detail, Usage};
 pub use error::CgroupError;
 pub use hierarchy::{DEFAULT_PARENT, Hierarchies, Version};
+pub use oom::OomWatch;
 pub use stats::Stats;
 pub use supervisors::{SupervisorCgroup, supervisor_cgroup};

@@ -28,7 +28,7 @@ pub(crate) fn program(root: &Dir, parent: &str, policy: &Policy) -> io::Result<O
     let path = format!("{parent}/{name}");
     if name.len() <= NAME_MAX
         && let Ok(dir) = root.child(&path)
-        && let Ok(Some(program)) = bpf::attached_device_program(dir.fd.as_fd())
+        && let Ok(Some(program)) = bpf::own_device_program(dir.fd.as_fd())
     {
         return Ok(program);
     }

@@ -2,10 +2,9 @@
 
 use std::borrow::Cow;
 
-use amphora_spec::runtime::{Cpu, Memory, Resources};
+use amphora_spec::runtime::Resources;
 use serde_json::Value;
 
-use crate::cgroup::Previous;
 use crate::dir::Dir;
 use crate::{CgroupError, Version};
 
@@ -17,6 +16,19 @@ pub(crate) struct Setting {
     pub(crate) value: String,
     /// The field that asked for it.
     pub(crate) field: Cow<'static, str>,
+    pub(crate) absent: Absent,
+}
+
+/// What to do when the kernel does not have the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) enum Absent {
+    /// Nobody may believe that the limit holds.
+    #[default]
+    Refuse,
+    /// What was asked for is so without it.
+    Skip,
+    /// The same in another file and its own measure.
+    Instead(&'static str, String),
 }
 
 /// What an update has to know of the present state.
@@ -24,11 +36,9 @@ pub(crate) struct Setting {
 pub(crate) struct Present<'a> {
     /// First word of `cpu.max`.
     pub(crate) cpu_quota: &'a str,
+    /// `memory.current`.
+    pub(crate) memory_bytes: u64,
 }
-
-const MEMORY_LIMIT: &str = "linux.resources.memory.limit";
-const MEMORY_SWAP: &str = "linux.resources.memory.swap";
-const CPU_PERIOD: &str = "linux.resources.cpu.period";
 
 /// Files that are the engine's own business.
 const UNIFIED_REFUSED: [&str; 8] = [
@@ -65,6 +75,10 @@ pub(crate) fn from_resources(
             "blockIO.",
             resources.block_io.as_ref().map(|part| &part.unknown),
         ),
+        (
+            "network.",
+            resources.network.as_ref().map(|part| &part.unknown),
+        ),
     ];
     for (prefix, unknown) in parts {
         if let Some((key, _)) = unknown.into_iter().flatten().find(|(_, value)| asks(value)) {
@@ -77,37 +91,33 @@ pub(crate) fn from_resources(
     let mut out = Vec::new();
     if let Some(memory) = &resources.memory {
         match version {
-            Version::V1 => memory_v1(&mut out, memory)?,
-            Version::V2 => memory_v2(&mut out, memory)?,
+            Version::V1 => crate::memory::v1(&mut out, memory)?,
+            Version::V2 => crate::memory::v2(&mut out, memory, present)?,
         }
     }
     if let Some(cpu) = &resources.cpu {
         match version {
-            Version::V1 => cpu_v1(&mut out, cpu),
-            Version::V2 => cpu_v2(&mut out, cpu, present),
+            Version::V1 => crate::cpu::v1(&mut out, cpu),
+            Version::V2 => crate::cpu::v2(&mut out, cpu, present)?,
         }
     }
     if let Some(block_io) = &resources.block_io {
-        crate::block_io::settings(&mut out, version, block_io);
+        crate::block_io::settings(&mut out, version, block_io)?;
     }
-    if let Some(pids) = &resources.pids
-        && (pids.limit > 0 || present.is_some())
-    {
-        let value = if pids.limit > 0 {
-            pids.limit.to_string()
-        } else {
-            "max".to_owned()
-        };
-        add(
-            &mut out,
-            "pids",
-            "pids.max",
-            value,
-            "linux.resources.pids.limit",
-        );
-    }
+    pids(&mut out, resources, present.is_some());
+    crate::extra::settings(&mut out, version, resources)?;
     unified(&mut out, resources)?;
     Ok(out)
+}
+
+/// A new cgroup has no limit; one that has is told so.
+fn pids(out: &mut Vec<Setting>, resources: &Resources, exists: bool) {
+    let value = match &resources.pids {
+        Some(pids) if pids.limit > 0 => pids.limit.to_string(),
+        Some(_) if exists => "max".to_owned(),
+        _ => return,
+    };
+    add(out, "pids", "pids.max", value, "linux.resources.pids.limit");
 }
 
 /// Whether a value that is not understood asks for anything.
@@ -134,254 +144,20 @@ pub(crate) fn add(
         file: file.into(),
         value,
         field: field.into(),
+        absent: Absent::Refuse,
     });
+}
+
+/// Says what the last added setting means to a kernel without its file.
+pub(crate) fn last_absent(out: &mut [Setting], absent: Absent) {
+    if let Some(last) = out.last_mut() {
+        last.absent = absent;
+    }
 }
 
 /// Zero means "not given", as Docker sends it.
-fn given(value: Option<i64>) -> Option<i64> {
+pub(crate) fn given(value: Option<i64>) -> Option<i64> {
     value.filter(|value| *value != 0)
-}
-
-fn check_swap(memory: &Memory) -> Result<(), CgroupError> {
-    let (Some(limit), Some(swap)) = (given(memory.limit), given(memory.swap)) else {
-        return Ok(());
-    };
-    if limit > 0 && swap > 0 && swap < limit {
-        return Err(CgroupError::invalid(
-            MEMORY_SWAP,
-            format!("{swap} is memory and swap together, and less than the memory limit {limit}"),
-        ));
-    }
-    if limit < 0 && swap > 0 {
-        return Err(CgroupError::invalid(MEMORY_SWAP, "it needs a memory limit"));
-    }
-    Ok(())
-}
-
-fn memory_v1(out: &mut Vec<Setting>, memory: &Memory) -> Result<(), CgroupError> {
-    check_swap(memory)?;
-    if let Some(limit) = given(memory.limit) {
-        add(
-            out,
-            "memory",
-            "memory.limit_in_bytes",
-            limit.max(-1).to_string(),
-            MEMORY_LIMIT,
-        );
-    }
-    if let Some(swap) = given(memory.swap) {
-        add(
-            out,
-            "memory",
-            "memory.memsw.limit_in_bytes",
-            swap.max(-1).to_string(),
-            MEMORY_SWAP,
-        );
-    }
-    if let Some(low) = given(memory.reservation) {
-        let field = "linux.resources.memory.reservation";
-        add(
-            out,
-            "memory",
-            "memory.soft_limit_in_bytes",
-            low.max(-1).to_string(),
-            field,
-        );
-    }
-    if let Some(swappiness) = memory.swappiness {
-        let field = "linux.resources.memory.swappiness";
-        if swappiness > 100 {
-            return Err(CgroupError::invalid(
-                field,
-                format!("{swappiness} is not 0 to 100"),
-            ));
-        }
-        add(
-            out,
-            "memory",
-            "memory.swappiness",
-            swappiness.to_string(),
-            field,
-        );
-    }
-    if memory.disable_oom_killer == Some(true) {
-        let field = "linux.resources.memory.disableOOMKiller";
-        add(out, "memory", "memory.oom_control", "1".to_owned(), field);
-    }
-    Ok(())
-}
-
-fn memory_v2(out: &mut Vec<Setting>, memory: &Memory) -> Result<(), CgroupError> {
-    check_swap(memory)?;
-    let unsupported = |field: &str| {
-        Err(CgroupError::Unsupported {
-            field: format!("linux.resources.memory.{field}"),
-            version: Version::V2,
-        })
-    };
-    if memory.swappiness.is_some() {
-        return unsupported("swappiness");
-    }
-    if memory.disable_oom_killer == Some(true) {
-        return unsupported("disableOOMKiller");
-    }
-    let bytes = |value: i64| {
-        if value < 0 {
-            "max".to_owned()
-        } else {
-            value.to_string()
-        }
-    };
-    let limit = given(memory.limit);
-    if let Some(limit) = limit {
-        add(out, "memory", "memory.max", bytes(limit), MEMORY_LIMIT);
-    }
-    match (given(memory.swap), limit) {
-        (None, Some(..0)) => add(out, "memory", "memory.swap.max", bytes(-1), MEMORY_SWAP),
-        (None, _) => {}
-        (Some(..0), _) => add(out, "memory", "memory.swap.max", bytes(-1), MEMORY_SWAP),
-        (Some(swap), Some(limit)) => {
-            add(
-                out,
-                "memory",
-                "memory.swap.max",
-                bytes(swap - limit),
-                MEMORY_SWAP,
-            );
-        }
-        (Some(_), None) => {
-            return Err(CgroupError::invalid(MEMORY_SWAP, "it needs a memory limit"));
-        }
-    }
-    if let Some(low) = given(memory.reservation) {
-        add(
-            out,
-            "memory",
-            "memory.low",
-            bytes(low),
-            "linux.resources.memory.reservation",
-        );
-    }
-    Ok(())
-}
-
-fn cpu_v1(out: &mut Vec<Setting>, cpu: &Cpu) {
-    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
-        add(
-            out,
-            "cpu",
-            "cpu.shares",
-            shares.to_string(),
-            "linux.resources.cpu.shares",
-        );
-    }
-    if let Some(period) = cpu.period.filter(|period| *period != 0) {
-        add(
-            out,
-            "cpu",
-            "cpu.cfs_period_us",
-            period.to_string(),
-            CPU_PERIOD,
-        );
-    }
-    if let Some(quota) = given(cpu.quota) {
-        let field = "linux.resources.cpu.quota";
-        add(
-            out,
-            "cpu",
-            "cpu.cfs_quota_us",
-            quota.max(-1).to_string(),
-            field,
-        );
-    }
-    cpuset(out, cpu);
-}
-
-fn cpu_v2(out: &mut Vec<Setting>, cpu: &Cpu, present: Option<Present<'_>>) {
-    if let Some(shares) = cpu.shares.filter(|shares| *shares != 0) {
-        let weight = weight_from_shares(shares).to_string();
-        add(
-            out,
-            "cpu",
-            "cpu.weight",
-            weight,
-            "linux.resources.cpu.shares",
-        );
-    }
-    let period = cpu.period.filter(|period| *period != 0);
-    let quota = given(cpu.quota).map(|q| {
-        if q < 0 {
-            "max".to_owned()
-        } else {
-            q.to_string()
-        }
-    });
-    match (quota, period) {
-        (None, None) => {}
-        (Some(quota), None) => {
-            add(out, "cpu", "cpu.max", quota, "linux.resources.cpu.quota");
-        }
-        (Some(quota), Some(period)) => {
-            add(
-                out,
-                "cpu",
-                "cpu.max",
-                format!("{quota} {period}"),
-                "linux.resources.cpu.quota",
-            );
-        }
-        (None, Some(period)) => {
-            let quota = present.map_or("max", |present| present.cpu_quota);
-            add(
-                out,
-                "cpu",
-                "cpu.max",
-                format!("{quota} {period}"),
-                CPU_PERIOD,
-            );
-        }
-    }
-    cpuset(out, cpu);
-}
-
-fn cpuset(out: &mut Vec<Setting>, cpu: &Cpu) {
-    if !cpu.cpus.is_empty() {
-        add(
-            out,
-            "cpuset",
-            "cpuset.cpus",
-            cpu.cpus.clone(),
-            "linux.resources.cpu.cpus",
-        );
-    }
-    if !cpu.mems.is_empty() {
-        add(
-            out,
-            "cpuset",
-            "cpuset.mems",
-            cpu.mems.clone(),
-            "linux.resources.cpu.mems",
-        );
-    }
-}
-
-/// Maps shares (2 to 262144, 1024 is normal) to a weight (1 to 10000, 100 is normal): a quadratic
-/// in the logarithm through the three points that must correspond, (2, 1), (1024, 100) and
-/// (262144, 10000).
-fn weight_from_shares(shares: u64) -> u32 {
-    let shares = shares.clamp(2, 262_144);
-    // `shares` fits 18 bits and the weight 14: both casts are exact enough by far.
-    #[expect(clippy::cast_precision_loss, reason = "at most 18 bits")]
-    let log = (shares as f64).log2();
-    let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
-    let weight = 10f64.powf(exponent).ceil().clamp(1.0, 10_000.0);
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "1 to 10000"
-    )]
-    let weight = weight as u32;
-    weight
 }
 
 fn unified(out: &mut Vec<Setting>, resources: &Resources) -> Result<(), CgroupError> {
@@ -398,6 +174,7 @@ fn unified(out: &mut Vec<Setting>, resources: &Resources) -> Result<(), CgroupEr
             file: file.clone().into(),
             value: value.clone(),
             field: field.into(),
+            absent: Absent::Refuse,
         });
     }
     Ok(())
@@ -423,22 +200,58 @@ pub(crate) fn apply<'a>(
     Ok(())
 }
 
-/// Returns settings that bring back what the files hold now. A file that holds more than one
-/// value of its own form is left out: what is written there is no limit of an update.
+/// Returns settings that bring back what the files hold now.
 pub(crate) fn present<'a>(
     settings: &'a [Setting],
     dir_of: impl Fn(&str) -> Option<&'a Dir>,
-) -> Previous {
+) -> Vec<Setting> {
     let before = |setting: &Setting| {
-        let text = dir_of(&setting.controller)?.read(&setting.file).ok()?;
-        let value = text.trim().to_owned();
-        (!value.contains('\n')).then(|| Setting {
+        let dir = dir_of(&setting.controller)?;
+        let (file, wanted) = match (&setting.absent, dir.read(&setting.file)) {
+            (Absent::Instead(file, value), Err(_)) => (Cow::Borrowed(*file), value.as_str()),
+            _ => (setting.file.clone(), setting.value.as_str()),
+        };
+        let value = previous_value(&file, wanted, &dir.read(&file).ok()?)?;
+        Some(Setting {
+            file,
             value,
+            absent: Absent::Skip,
             ..setting.clone()
         })
     };
     // Backwards, so that what had to come last is taken back first.
-    Previous(settings.iter().rev().filter_map(before).collect())
+    settings.iter().rev().filter_map(before).collect()
+}
+
+/// What to write to get back from `wanted` to what a file says. Most say one value; the others have a
+/// line for each device, interface or state.
+fn previous_value(file: &str, wanted: &str, says: &str) -> Option<String> {
+    if file == "memory.oom_control" {
+        return crate::dir::keyed(says, "oom_kill_disable").map(|value| value.to_string());
+    }
+    let per_device = file.ends_with("_device")
+        || file == "net_prio.ifpriomap"
+        || matches!(file, "io.max" | "rdma.max")
+        || (matches!(file, "io.weight" | "io.bfq.weight") && wanted.contains(':'));
+    if !per_device {
+        let weight = says.lines().find_map(|line| line.strip_prefix("default "));
+        return Some(weight.unwrap_or(says).trim().to_owned());
+    }
+    let (device, rest) = wanted.split_once(' ')?;
+    let line = says.lines().find(|line| {
+        let name = line.split_once(' ').map(|(name, _)| name);
+        name == Some(device)
+    });
+    let nothing = match file {
+        "io.max" | "rdma.max" => {
+            let keys = rest.split(' ').filter_map(|pair| pair.split_once('='));
+            let unlimited: Vec<String> = keys.map(|(key, _)| format!("{key}=max")).collect();
+            unlimited.join(" ")
+        }
+        "io.weight" | "io.bfq.weight" => "default".to_owned(),
+        _ => "0".to_owned(),
+    };
+    Some(line.map_or_else(|| format!("{device} {nothing}"), str::to_owned))
 }
 
 fn write<'a>(
@@ -450,14 +263,18 @@ fn write<'a>(
         field: setting.field.to_string(),
     };
     let dir = dir_of(&setting.controller).ok_or_else(missing)?;
-    match dir.write(&setting.file, &setting.value) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(CgroupError::MissingController {
-                controller: setting.file.to_string(),
-                field: setting.field.to_string(),
-            })
-        }
-        result => Ok(result),
+    let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let written = match (dir.write(&setting.file, &setting.value), &setting.absent) {
+        (Err(error), Absent::Skip) if absent(&error) => Ok(()),
+        (Err(error), Absent::Instead(file, value)) if absent(&error) => dir.write(file, value),
+        (written, _) => written,
+    };
+    match written {
+        Err(error) if absent(&error) => Err(CgroupError::MissingFile {
+            file: setting.file.to_string(),
+            field: setting.field.to_string(),
+        }),
+        written => Ok(written),
     }
 }
 

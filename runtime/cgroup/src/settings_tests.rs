@@ -2,8 +2,9 @@
 
 use amphora_spec::runtime::Resources;
 
-use super::{Present, from_resources, weight_from_shares};
+use super::{Present, from_resources, previous_value};
 use crate::Version;
+use crate::cpu::weight_from_shares;
 
 fn parse(json: &str) -> Resources {
     serde_json::from_str(json).expect("test input")
@@ -93,17 +94,105 @@ fn zero_means_not_given() {
 }
 
 #[test]
+fn the_rest_of_memory_and_cpu_is_written_too() {
+    let json = r#"{"memory":{"limit":-1,"kernel":4096,"kernelTCP":8192,"useHierarchy":true,
+            "disableOOMKiller":true,"checkBeforeUpdate":true},
+        "cpu":{"quota":5000,"burst":1000,"realtimePeriod":1000000,"realtimeRuntime":500,"idle":1}}"#;
+    let want = pairs(&[
+        ("memory.limit_in_bytes", "-1"),
+        ("memory.kmem.limit_in_bytes", "4096"),
+        ("memory.kmem.tcp.limit_in_bytes", "8192"),
+        ("memory.memsw.limit_in_bytes", "-1"),
+        ("memory.use_hierarchy", "1"),
+        ("memory.oom_control", "1"),
+        ("cpu.cfs_quota_us", "5000"),
+        ("cpu.cfs_burst_us", "1000"),
+        ("cpu.rt_period_us", "1000000"),
+        ("cpu.rt_runtime_us", "500"),
+        ("cpu.idle", "1"),
+    ]);
+    assert_eq!(files(Version::V1, json), Ok(want));
+    let json = r#"{"memory":{"useHierarchy":true},"cpu":{"quota":5000,"burst":1000,"idle":1}}"#;
+    let want = pairs(&[
+        ("cpu.max", "5000"),
+        ("cpu.max.burst", "1000"),
+        ("cpu.idle", "1"),
+    ]);
+    assert_eq!(files(Version::V2, json), Ok(want));
+}
+
+#[test]
+fn a_limit_below_what_is_used_is_refused_when_asked() {
+    let present = Some(Present {
+        cpu_quota: "max",
+        memory_bytes: 5000,
+    });
+    let check = |json| from_resources(Version::V2, &parse(json), present).is_ok();
+    assert!(!check(
+        r#"{"memory":{"limit":5000,"checkBeforeUpdate":true}}"#
+    ));
+    assert!(check(
+        r#"{"memory":{"limit":5001,"checkBeforeUpdate":true}}"#
+    ));
+    assert!(check(
+        r#"{"memory":{"limit":4000,"checkBeforeUpdate":false}}"#
+    ));
+    assert!(check(r#"{"memory":{"limit":-1,"checkBeforeUpdate":true}}"#));
+}
+
+#[test]
+fn every_kind_of_file_gives_back_what_it_said() {
+    let cases = [
+        ("memory.max", "1", "max\n", "max"),
+        (
+            "memory.oom_control",
+            "1",
+            "oom_kill_disable 0\nunder_oom 0\n",
+            "0",
+        ),
+        (
+            "io.max",
+            "8:0 rbps=5",
+            "8:16 rbps=1 wbps=max\n",
+            "8:0 rbps=max",
+        ),
+        (
+            "io.max",
+            "8:0 rbps=5",
+            "8:0 rbps=1 wbps=2\n",
+            "8:0 rbps=1 wbps=2",
+        ),
+        ("io.weight", "200", "default 100\n8:0 50\n", "100"),
+        ("io.weight", "8:0 200", "default 100\n", "8:0 default"),
+        ("io.bfq.weight", "200", "100\n", "100"),
+        ("blkio.throttle.read_bps_device", "8:0 5", "", "8:0 0"),
+        (
+            "blkio.throttle.read_bps_device",
+            "8:0 5",
+            "8:0 7\n",
+            "8:0 7",
+        ),
+        ("net_prio.ifpriomap", "lo 5", "lo 0\neth0 3\n", "lo 0"),
+    ];
+    for (file, wanted, says, back) in cases {
+        let value = previous_value(file, wanted, says);
+        assert_eq!(value.as_deref(), Some(back), "{file} {wanted}");
+    }
+}
+
+#[test]
 fn what_is_not_honoured_is_refused_by_name() {
     let both = [
-        (
-            r#"{"memory":{"kernel":1000}}"#,
-            "linux.resources.memory.kernel",
-        ),
-        (r#"{"cpu":{"burst":1000}}"#, "linux.resources.cpu.burst"),
         (
             r#"{"memory":{"limit":1000,"swap":999}}"#,
             "linux.resources.memory.swap",
         ),
+        (
+            r#"{"memory":{"nosuch":1}}"#,
+            "linux.resources.memory.nosuch",
+        ),
+        (r#"{"cpu":{"nosuch":1}}"#, "linux.resources.cpu.nosuch"),
+        (r#"{"nosuch":{"x":1}}"#, "linux.resources.nosuch"),
     ];
     for (json, field) in both {
         for version in [Version::V1, Version::V2] {
@@ -112,6 +201,18 @@ fn what_is_not_honoured_is_refused_by_name() {
         }
     }
     let v2 = [
+        (
+            r#"{"memory":{"kernel":1000}}"#,
+            "linux.resources.memory.kernel",
+        ),
+        (r#"{"memory":{"kernelTCP":1000}}"#, "memory.kernelTCP"),
+        (
+            r#"{"memory":{"useHierarchy":false}}"#,
+            "memory.useHierarchy",
+        ),
+        (r#"{"cpu":{"realtimeRuntime":5}}"#, "cpu.realtimeRuntime"),
+        (r#"{"cpu":{"realtimePeriod":5}}"#, "cpu.realtimePeriod"),
+        (r#"{"blockIO":{"leafWeight":500}}"#, "blockIO.leafWeight"),
         (r#"{"memory":{"swappiness":10}}"#, "memory.swappiness"),
         (
             r#"{"memory":{"disableOOMKiller":true}}"#,
@@ -136,7 +237,10 @@ fn what_is_not_honoured_is_refused_by_name() {
 #[test]
 fn a_period_alone_keeps_the_quota() {
     let resources = parse(r#"{"cpu":{"period":50000}}"#);
-    let present = Some(Present { cpu_quota: "20000" });
+    let present = Some(Present {
+        cpu_quota: "20000",
+        memory_bytes: 0,
+    });
     let settings = from_resources(Version::V2, &resources, present).expect("valid");
     assert_eq!(settings[0].value, "20000 50000");
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
-use crate::dir::keyed;
+use crate::dir::{Dir, keyed};
 use crate::{CgroupError, Version};
 
 /// From this on, v1 means "no limit": it rounds its maximum down to a page.
@@ -83,15 +83,20 @@ fn io_bytes(text: &str) -> (u64, u64) {
 }
 
 pub(crate) fn oom_kills(cgroup: &Cgroup) -> Result<u64, CgroupError> {
-    let file = match cgroup.version() {
-        Version::V1 => "memory.oom_control",
-        Version::V2 => "memory.events",
-    };
     let Some(dir) = cgroup.dir_of("memory") else {
         return Ok(0);
     };
-    let text = dir.read_optional(file)?.unwrap_or_default();
-    Ok(keyed(&text, "oom_kill").unwrap_or(0))
+    Ok(oom_kills_in(dir, cgroup.version())?.unwrap_or(0))
+}
+
+/// `None` when it is gone or does not count.
+pub(crate) fn oom_kills_in(dir: &Dir, version: Version) -> Result<Option<u64>, CgroupError> {
+    let file = match version {
+        Version::V1 => "memory.oom_control",
+        Version::V2 => "memory.events",
+    };
+    let text = dir.read_optional(file)?;
+    Ok(text.and_then(|text| keyed(&text, "oom_kill")))
 }
 
 fn read_v2(cgroup: &Cgroup) -> Result<Stats, CgroupError> {

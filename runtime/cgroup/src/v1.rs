@@ -5,13 +5,15 @@ use rustix::fs::{FlockOperation, XattrFlags, fgetxattr, flock, fsetxattr};
 use crate::cgroup::{Cgroup, Location, Part};
 use crate::devices::Policy;
 use crate::dir::{CGROUP_MAGIC, CGROUP2_MAGIC, Dir};
-use crate::hierarchy::{Hierarchies, Parent, ParentDir, READY, Request};
+use crate::hierarchy::{Hierarchies, Parent, ParentDir, READY, Request, below};
 use crate::{CgroupError, Version, settings};
 
 /// Controllers every container has a directory for, where they exist.
 pub(crate) const ALWAYS: [&str; 6] = ["devices", "memory", "pids", "cpu", "cpuacct", "freezer"];
 /// Those that cost a directory only when something is limited by them.
 pub(crate) const ON_DEMAND: [&str; 2] = ["cpuset", "blkio"];
+/// Those that few hosts mount and nobody is in who does not ask.
+const SELDOM: [&str; 4] = ["hugetlb", "net_cls", "net_prio", "rdma"];
 
 const DEVICES_FIELD: &str = "linux.resources.devices";
 
@@ -67,7 +69,8 @@ pub(crate) fn open_or_make(
     controller: &str,
     parent: &str,
 ) -> Result<Option<Dir>, CgroupError> {
-    if let Ok(dir) = host.root.child(&format!("{controller}/{parent}")) {
+    let path = format!("{controller}/{parent}");
+    if let (false, Ok(dir)) = (parent.is_empty(), host.root.child(&path)) {
         return Ok(Some(dir));
     }
     let Ok(root) = host.root.child(controller) else {
@@ -75,6 +78,9 @@ pub(crate) fn open_or_make(
     };
     if !matches!(root.magic(), Ok(CGROUP_MAGIC | CGROUP2_MAGIC)) {
         return Ok(None);
+    }
+    if parent.is_empty() {
+        return Ok(Some(root));
     }
     let dir = root.make_all(parent)?;
     if controller == "cpuset" {
@@ -155,6 +161,36 @@ fn write_policy(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Changes the policy of a cgroup in use; says what was there.
+pub(crate) fn change_policy(dir: &Dir, policy: &Policy) -> Result<String, CgroupError> {
+    let list = dir
+        .read("devices.list")
+        .map_err(|source| dir.error("read", "devices.list", source))?;
+    for (file, value) in policy.v1_changes(&list) {
+        if let Err(source) = dir.write(file, &value) {
+            restore_policy(dir, &list);
+            return Err(CgroupError::Set {
+                field: DEVICES_FIELD.to_owned(),
+                value,
+                path: dir.path.join(file),
+                source,
+            });
+        }
+    }
+    Ok(list)
+}
+
+/// Brings back what `devices.list` said.
+pub(crate) fn restore_policy(dir: &Dir, list: &str) {
+    let all = list.lines().any(|line| line.starts_with("a "));
+    let base = if all { "devices.allow" } else { "devices.deny" };
+    // What led here is told, and what the parent has taken back meanwhile cannot come again.
+    let _ = dir.write(base, "a");
+    for line in list.lines().filter(|line| !line.starts_with("a ")) {
+        let _ = dir.write("devices.allow", line);
+    }
+}
+
 /// Makes the container's directories and writes its limits.
 pub(crate) fn create(parent: &Parent, request: &Request) -> Result<Cgroup, CgroupError> {
     for setting in &request.settings {
@@ -207,7 +243,7 @@ pub(crate) fn extend(
     location: &Location,
     controller: &str,
 ) -> Result<Option<Part>, CgroupError> {
-    let path = format!("{}/{}", location.parent, location.name);
+    let path = below(&location.parent, &location.name);
     let dir = open_or_make(host, controller, &path)?;
     Ok(dir.map(|dir| Part {
         controllers: vec![controller.to_owned()],
@@ -219,7 +255,7 @@ pub(crate) fn extend(
 pub(crate) fn open(host: &Hierarchies, path: &str) -> Result<Option<Cgroup>, CgroupError> {
     let mut found = Cgroup::new(Version::V1, Vec::new());
     let mut devices: Vec<u64> = Vec::new();
-    for controller in ALWAYS.iter().chain(&ON_DEMAND) {
+    for controller in ALWAYS.iter().chain(&ON_DEMAND).chain(&SELDOM) {
         let name = format!("{controller}/{path}");
         let dir = match host.root.child(&name) {
             Ok(dir) if dir.magic().ok() == Some(CGROUP_MAGIC) => dir,

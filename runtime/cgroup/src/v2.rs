@@ -4,7 +4,7 @@ use std::io;
 
 use amphora_sys::bpf;
 use rustix::fs::{FlockOperation, XattrFlags, fgetxattr, flock, fsetxattr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::cgroup::{Cgroup, Part};
 use crate::devices::Policy;
@@ -52,6 +52,9 @@ fn enabled(dir: &Dir) -> Result<Vec<String>, CgroupError> {
 /// missed by whoever needs it.
 fn enable_down(host: &Hierarchies, parent: &str, extra: &[&str]) -> Result<(), CgroupError> {
     enable(&host.root, extra)?;
+    if parent.is_empty() {
+        return Ok(());
+    }
     let mut path = String::new();
     for part in parent.split('/') {
         if !path.is_empty() {
@@ -139,6 +142,34 @@ fn share_policy(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
 fn attach(dir: &Dir, program: &OwnedFd) -> Result<(), CgroupError> {
     bpf::attach_device_program(dir.fd.as_fd(), program.as_fd())
         .map_err(|source| dir.error("attach a device policy to", "", source))
+}
+
+/// Puts the policy in the place of the one that was attached here before, at once; says which it was.
+pub(crate) fn replace_policy(dir: &Dir, policy: &Policy) -> Result<Option<OwnedFd>, CgroupError> {
+    let program = bpf::load_device_program(&policy.program())
+        .map_err(|source| dir.error("load a device policy for", "", source))?;
+    replace_program(dir, program.as_fd())
+}
+
+/// Brings back what [`replace_policy`] found. What led here is told.
+pub(crate) fn restore_program(dir: &Dir, old: Option<&OwnedFd>) {
+    if let Some(old) = old {
+        let _ = replace_program(dir, old.as_fd());
+    } else if let Ok(Some(own)) = bpf::own_device_program(dir.fd.as_fd()) {
+        let _ = bpf::detach_device_program(dir.fd.as_fd(), own.as_fd());
+    }
+}
+
+/// Attaches a program in the place of ours.
+fn replace_program(dir: &Dir, program: BorrowedFd<'_>) -> Result<Option<OwnedFd>, CgroupError> {
+    let failed = |source| dir.error("attach a device policy to", "", source);
+    let old = bpf::own_device_program(dir.fd.as_fd()).map_err(failed)?;
+    match &old {
+        Some(old) => bpf::replace_device_program(dir.fd.as_fd(), program, old.as_fd()),
+        None => bpf::attach_device_program(dir.fd.as_fd(), program),
+    }
+    .map_err(failed)?;
+    Ok(old)
 }
 
 /// Makes the container's directory and writes its limits.

@@ -238,7 +238,8 @@ fn block_io(limits: &BlockLimits) -> Result<Option<BlockIo>> {
     let weight = |d: ThrottleDevice| WeightDevice {
         major: d.major,
         minor: d.minor,
-        weight: u16::try_from(d.rate).unwrap_or(u16::MAX),
+        weight: Some(u16::try_from(d.rate).unwrap_or(u16::MAX)),
+        leaf_weight: None,
     };
     Ok(Some(BlockIo {
         weight: (limits.weight != 0).then_some(limits.weight),

@@ -418,7 +418,10 @@ pub struct Device {
 #[serde(rename_all = "camelCase", default)]
 pub struct Resources {
     /// Device access list, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub devices: Vec<DeviceCgroup>,
     /// Memory.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -432,8 +435,26 @@ pub struct Resources {
     /// Block devices.
     #[serde(rename = "blockIO", skip_serializing_if = "Option::is_none")]
     pub block_io: Option<BlockIo>,
+    /// Huge pages, by size.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub hugepage_limits: Vec<HugepageLimit>,
+    /// Marks on network traffic (v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkMarks>,
+    /// RDMA devices, by name.
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub rdma: BTreeMap<String, Rdma>,
     /// cgroup v2 files, verbatim.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_default"
+    )]
     pub unified: BTreeMap<String, String>,
     /// Fields that are not understood.
     #[serde(flatten)]
@@ -472,12 +493,24 @@ pub struct Memory {
     /// Memory and swap together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap: Option<i64>,
+    /// Kernel memory (v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<i64>,
+    /// Buffers of TCP connections (v1).
+    #[serde(rename = "kernelTCP", skip_serializing_if = "Option::is_none")]
+    pub kernel_tcp: Option<i64>,
     /// 0 to 100.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swappiness: Option<u64>,
     /// No OOM killer.
     #[serde(rename = "disableOOMKiller", skip_serializing_if = "Option::is_none")]
     pub disable_oom_killer: Option<bool>,
+    /// What is used below counts here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub use_hierarchy: Option<bool>,
+    /// A limit below the present use is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check_before_update: Option<bool>,
     /// Fields that are not understood.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -496,6 +529,18 @@ pub struct Cpu {
     /// Period in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period: Option<u64>,
+    /// Microseconds by which a quota may be exceeded when some was left over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u64>,
+    /// Microseconds per realtime period (v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_runtime: Option<i64>,
+    /// Realtime period in microseconds (v1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_period: Option<u64>,
+    /// 1 lets it run only when nobody else wants to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<i64>,
     /// CPU list.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cpus: String,
@@ -515,6 +560,56 @@ pub struct Pids {
     pub limit: i64,
 }
 
+/// `linux.resources.hugepageLimits[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HugepageLimit {
+    /// For example `2MB`.
+    pub page_size: String,
+    /// Bytes.
+    pub limit: u64,
+}
+
+/// `linux.resources.network`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NetworkMarks {
+    /// Class of packets, for the host's traffic control.
+    #[serde(rename = "classID", skip_serializing_if = "Option::is_none")]
+    pub class_id: Option<u32>,
+    /// Priorities, by interface.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "null_default"
+    )]
+    pub priorities: Vec<InterfacePriority>,
+    /// Fields that are not understood.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// `linux.resources.network.priorities[]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct InterfacePriority {
+    /// Name of the interface.
+    pub name: String,
+    /// Its priority.
+    pub priority: u32,
+}
+
+/// `linux.resources.rdma.*`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rdma {
+    /// Most handles.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hca_handles: Option<u32>,
+    /// Most objects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hca_objects: Option<u32>,
+}
+
 /// `linux.resources.blockIO`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -522,6 +617,9 @@ pub struct BlockIo {
     /// Weight, 10 to 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
+    /// Weight of its own tasks against cgroups below (v1, CFQ).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaf_weight: Option<u16>,
     /// Weight for single devices.
     #[serde(
         skip_serializing_if = "Vec::is_empty",
@@ -560,14 +658,19 @@ pub struct BlockIo {
 }
 
 /// A weight for one block device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct WeightDevice {
     /// Major number.
     pub major: u32,
     /// Minor number.
     pub minor: u32,
     /// Weight, 10 to 1000.
-    pub weight: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u16>,
+    /// Weight of its own tasks against cgroups below (v1, CFQ).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaf_weight: Option<u16>,
 }
 
 /// A rate for one block device.

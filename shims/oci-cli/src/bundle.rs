@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use amphora_cgroup::Cgroup;
 use amphora_executor::{Bundle, SeccompChoice};
-use amphora_spec::runtime::Spec;
+use amphora_spec::runtime::{DeviceCgroup, Spec};
 use amphora_sys::mount::clone_tree_with;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
@@ -76,6 +76,18 @@ pub(crate) fn root(spec: &Spec, bundle: &Path) -> Result<OwnedFd> {
     let propagation = rustix::mount::MountPropagationFlags::DOWNSTREAM.bits();
     clone_tree_with(directory.as_fd(), Path::new(""), true, propagation.into())
         .map_err(RuncError::file(what))
+}
+
+/// Beside what every container may use, runc allows the device of network tunnels, and engines rely
+/// on it: whoever may make a node and has the right over a network may make a tunnel.
+pub(crate) fn allow_tunnels(spec: &mut Spec) {
+    spec.linux.resources.devices.push(DeviceCgroup {
+        allow: true,
+        kind: "c".to_owned(),
+        major: Some(10),
+        minor: Some(200),
+        access: "rwm".to_owned(),
+    });
 }
 
 /// An environment in which each name stands once: programs look for the first, and mean the last.

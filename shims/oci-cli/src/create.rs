@@ -141,7 +141,8 @@ fn make(
     wanted: &mut Wanted<'_>,
     console: &Console,
 ) -> Result<(Container, OwnedFd)> {
-    let spec = wanted.spec.clone();
+    let mut spec = wanted.spec.clone();
+    bundle::allow_tunnels(&mut spec);
     let given = spec.hooks.clone().unwrap_or_default();
     if wanted.parsed.on("no-pivot") && !given.create_container.is_empty() {
         return Err(RuncError::unsupported(
@@ -175,7 +176,7 @@ fn make(
     container.save()?;
     let cgroup = cgroup(context, container, &spec)?;
     if !cgroup.paths().is_empty() {
-        attempt.cgroup = cgroup.handle().open()?;
+        attempt.cgroup = Some(cgroup.try_clone()?);
     }
     container.note_cgroup(&cgroup)?;
 

@@ -8,10 +8,11 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use amphora_cgroup::{Cgroup, CgroupError};
-use amphora_spec::runtime::Spec;
+use amphora_spec::runtime::{Resources, Spec};
 use amphora_sys::pidfd;
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::error::{Result, RuncError};
 
@@ -302,6 +303,22 @@ impl Container {
         crate::bundle::read_spec(&self.dir.join(CONFIG)).map(|(spec, _)| spec)
     }
 
+    /// Writes down which limits hold now, where they stood at `create`.
+    pub(crate) fn note_resources(&self, changed: &Resources) -> Result {
+        let path = self.dir.join(CONFIG);
+        let malformed = |source| RuncError::Malformed {
+            what: path.display().to_string(),
+            source,
+        };
+        let failed = RuncError::file(format!("failed to read {}", path.display()));
+        let text = fs::read(&path).map_err(failed)?;
+        let mut config: Value = serde_json::from_slice(&text).map_err(malformed)?;
+        let changed = serde_json::to_value(changed).map_err(malformed)?;
+        merge(&mut config, json!({"linux": {"resources": changed}}));
+        let text = serde_json::to_vec(&config).map_err(malformed)?;
+        self.save_config(&text)
+    }
+
     pub(crate) fn fifo(&self) -> PathBuf {
         self.dir.join(FIFO)
     }
@@ -442,6 +459,18 @@ impl Container {
     }
 }
 
+/// Puts the fields of one object into those of another.
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
 /// A lock of this process alone, in a container's directory: the container's process starts as a copy
 /// of this one, and is to hold nothing while it waits. Where `make` is not given and nobody has made
 /// the file, or where the directory went meanwhile, there is no such container.
@@ -527,6 +556,17 @@ fn replace(open: &fs::OpenOptions, new: &Path, path: &Path, bytes: &[u8], mode: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changed_limits_stand_beside_the_others() {
+        let mut config = json!({"linux": {"resources": {"cpu": {"shares": 5, "quota": 7}}}});
+        merge(
+            &mut config,
+            json!({"linux": {"resources": {"cpu": {"shares": 6}, "pids": {"limit": 1}}}}),
+        );
+        let want = json!({"cpu": {"shares": 6, "quota": 7}, "pids": {"limit": 1}});
+        assert_eq!(config["linux"]["resources"], want);
+    }
 
     #[test]
     fn names_cannot_leave_the_directory() {

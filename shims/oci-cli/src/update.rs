@@ -12,11 +12,20 @@ use crate::{Code, Context};
 const FLAGS: &[Flag] = &[
     Flag::value("resources", Some('r')),
     Flag::value("blkio-weight", None),
+    Flag::value("cpu-burst", None),
+    Flag::value("cpu-idle", None),
     Flag::value("cpu-period", None),
     Flag::value("cpu-quota", None),
+    Flag::value("cpu-rt-period", None),
+    Flag::value("cpu-rt-runtime", None),
     Flag::value("cpu-share", None),
+    Flag::value("cpu-shares", None),
     Flag::value("cpuset-cpus", None),
     Flag::value("cpuset-mems", None),
+    Flag::value("kernel-memory", None),
+    Flag::value("kernel-memory-tcp", None),
+    Flag::value("l3-cache-schema", None),
+    Flag::value("mem-bw-schema", None),
     Flag::value("memory", None),
     Flag::value("memory-reservation", None),
     Flag::value("memory-swap", None),
@@ -28,23 +37,29 @@ const BYTES_MAX: u64 = 1 << 20;
 /// `update`.
 pub(crate) fn update(context: &Context<'_>, words: &[String]) -> Code {
     let parsed = parse(FLAGS, words, Order::Any)?;
+    for flag in ["l3-cache-schema", "mem-bw-schema"] {
+        if parsed.get(flag).is_some() {
+            return Err(RuncError::unsupported(&format!("--{flag}")));
+        }
+    }
     let mut container = Container::hold(&context.root, parsed.container()?)?;
-    let resources = match parsed.get("resources") {
+    let mut resources = match parsed.get("resources") {
         Some(path) => from_file(path)?,
         None => from_flags(&parsed)?,
     };
+    // runc's word for "as it is"; none is -1.
+    resources.pids = resources.pids.filter(|pids| pids.limit != 0);
     if container.status()? == Status::Stopped {
         return Err(RuncError::State("container not running".to_owned()));
     }
     let Some(mut cgroup) = container.cgroup()? else {
         return Err(RuncError::State("the container has no cgroup".to_owned()));
     };
-    if let Some((field, _)) = resources.unknown.iter().find(|(_, value)| !value.is_null()) {
-        return Err(RuncError::Unsupported(format!("linux.resources.{field}")));
-    }
-    cgroup.update(&resources)?;
-    container.note_cgroup(&cgroup)?;
-    Ok(0)
+    let previous = cgroup.update(&resources)?;
+    let noted = container
+        .note_resources(&resources)
+        .and_then(|()| container.note_cgroup(&cgroup));
+    noted.inspect_err(|_| cgroup.restore(&previous)).map(|()| 0)
 }
 
 fn from_file(path: &str) -> Result<Resources> {
@@ -92,12 +107,18 @@ fn from_flags(parsed: &Parsed) -> Result<Resources> {
         limit: bytes(parsed, "memory")?,
         reservation: bytes(parsed, "memory-reservation")?,
         swap: bytes(parsed, "memory-swap")?,
+        kernel: bytes(parsed, "kernel-memory")?,
+        kernel_tcp: bytes(parsed, "kernel-memory-tcp")?,
         ..Memory::default()
     };
     let cpu = Cpu {
-        shares: parsed.parse("cpu-share")?,
+        shares: parsed.parse("cpu-share")?.or(parsed.parse("cpu-shares")?),
         quota: parsed.parse("cpu-quota")?,
         period: parsed.parse("cpu-period")?,
+        burst: parsed.parse("cpu-burst")?,
+        realtime_runtime: parsed.parse("cpu-rt-runtime")?,
+        realtime_period: parsed.parse("cpu-rt-period")?,
+        idle: parsed.parse("cpu-idle")?,
         cpus: text("cpuset-cpus"),
         mems: text("cpuset-mems"),
         ..Cpu::default()

@@ -128,6 +128,52 @@ pub(crate) fn run(cgroup: &Cgroup, script: &str) -> Output {
     spawn(cgroup, script).wait_with_output().expect("wait")
 }
 
+/// A node that is made inside, allowed, refused again, and as before after a refused update; a
+/// process that has another one open all the time is not disturbed.
+pub(crate) fn devices_change(scene: &Scene) {
+    let kmsg = |allow: bool, more: &str| {
+        format!(
+            r#"{{"devices":[{{"allow":false,"access":"rwm"}},
+            {{"allow":{allow},"type":"c","major":1,"minor":11,"access":"rwm"}}]{more}}}"#
+        )
+    };
+    let mut cgroup = scene.create("devices", &kmsg(false, ""));
+    let dir = std::env::temp_dir().join(&scene.parent);
+    std::fs::create_dir_all(&dir).expect("make a directory");
+    let node = dir.join("node");
+    let node = node.display();
+    let made = run(&cgroup, &format!("mknod {node} c 1 11"));
+    assert!(made.status.success(), "{made:?}");
+    let opens = |cgroup: &Cgroup| {
+        let output = run(cgroup, &format!("echo x > /dev/null && exec 3< {node}"));
+        let refused = stderr(&output).contains("not permitted");
+        assert_ne!(output.status.success(), refused, "{output:?}");
+        !refused
+    };
+    let script = "while echo x > /dev/null; do :; done 2> /dev/null; exit 3";
+    let mut child = spawn(&cgroup, script);
+    assert!(!opens(&cgroup));
+    for round in [true, false, true] {
+        cgroup.update(&parse(&kmsg(round, ""))).expect("update");
+        assert_eq!(opens(&cgroup), round);
+    }
+    let refused = kmsg(false, r#","unified":{"nosuch.max":"1"}"#);
+    cgroup.update(&parse(&refused)).expect_err("no such file");
+    assert!(opens(&cgroup), "a refused update has changed the devices");
+    let before = cgroup.update(&parse(&kmsg(false, ""))).expect("update");
+    assert!(!opens(&cgroup));
+    cgroup.restore(&before);
+    assert!(opens(&cgroup));
+    assert!(
+        child.try_wait().expect("look").is_none(),
+        "it was disturbed"
+    );
+    cgroup.kill().expect("kill");
+    child.wait().expect("wait");
+    cgroup.remove().expect("remove");
+    std::fs::remove_dir_all(&dir).expect("remove the directory");
+}
+
 pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

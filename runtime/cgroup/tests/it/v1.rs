@@ -211,10 +211,13 @@ fn update_changes_limits_up_and_down() {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("status");
     assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
     let error = cgroup
-        .update(&parse(r#"{"cpu":{"burst":5}}"#))
-        .expect_err("refused")
+        .update(&parse(
+            r#"{"pids":{"limit":9},"blockIO":{"leafWeight":500}}"#,
+        ))
+        .expect_err("no scheduler of this kernel has it")
         .to_string();
-    assert!(error.contains("linux.resources.cpu.burst"), "{error}");
+    assert!(error.contains("blockIO.leafWeight"), "{error}");
+    assert_eq!(cgroup.stats().expect("stats").pids_limit, Some(7));
     cgroup.kill().expect("kill");
     drop(child.wait_with_output());
     cgroup.remove().expect("remove");
@@ -310,4 +313,11 @@ fn cost_of_create_and_remove() {
         times.sort();
         println!("{what}: median {:?}, best {:?}", times[100], times[0]);
     }
+}
+
+#[test]
+fn devices_change_while_it_runs() {
+    let Some(mut scene) = scene() else { return };
+    scene.parent.push_str("-own");
+    crate::support::devices_change(&scene);
 }

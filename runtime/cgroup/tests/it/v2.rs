@@ -126,6 +126,13 @@ fn device_policies_are_programs() {
 }
 
 #[test]
+fn devices_change_while_it_runs() {
+    let Some(mut scene) = scene() else { return };
+    scene.parent.push_str("-own");
+    crate::support::devices_change(&scene);
+}
+
+#[test]
 fn remove_takes_along_what_was_made_below() {
     let Some(scene) = scene() else { return };
     let cgroup = scene.create("nested", "{}");
@@ -198,7 +205,7 @@ fn a_private_v2_view_is_detected() {
 /// The kernel's number of the device program that is attached to a cgroup.
 fn program_id(cgroup: &Cgroup) -> String {
     let dir = std::fs::File::open(cgroup.paths()[0]).expect("open");
-    let program = amphora_sys::bpf::attached_device_program(dir.as_fd()).expect("query");
+    let program = amphora_sys::bpf::own_device_program(dir.as_fd()).expect("query");
     let program = program.expect("a program");
     let number = program.as_raw_fd();
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).expect("fdinfo");
