@@ -62,4 +62,5 @@ mod stats;
 mod supervisor;
 mod terminal;
 mod upgrade;
+mod userns;
 mod v2;
