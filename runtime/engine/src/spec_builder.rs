@@ -258,6 +258,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Mount
         kind: kind.to_owned(),
         source: source.to_owned(),
         options: options.iter().map(|s| (*s).to_owned()).collect(),
+        ..Mount::default()
     }
 }
 

@@ -63,4 +63,5 @@ mod stats;
 mod supervisor;
 mod terminal;
 mod upgrade;
+mod userns;
 mod v2;

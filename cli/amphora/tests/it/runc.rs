@@ -528,6 +528,23 @@ fn a_failing_hook_inside_ends_it(w: &World) {
     w.done();
 }
 
+/// The descriptor that comes over a socket.
+pub(crate) fn received(connection: &std::os::unix::net::UnixStream) -> std::os::fd::OwnedFd {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0; 4096];
+    let mut into = [std::io::IoSliceMut::new(&mut bytes)];
+    let flags = rustix::net::RecvFlags::CMSG_CLOEXEC;
+    rustix::net::recvmsg(connection, &mut into, &mut control, flags).unwrap();
+    let mut fds = control.drain().filter_map(|message| match message {
+        rustix::net::RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    fds.next()
+        .and_then(|mut fds| fds.next())
+        .expect("a descriptor")
+}
+
 fn a_terminal_goes_to_the_console_socket(w: &World) {
     let socket = w.s.dir.join("console");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -549,20 +566,7 @@ fn a_terminal_goes_to_the_console_socket(w: &World) {
     let args = ["create", "--console-socket", path(&socket), "one"];
     w.detached(&args).ok();
     let (connection, _) = listener.accept().unwrap();
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = [0; 4096];
-    let mut into = [std::io::IoSliceMut::new(&mut bytes)];
-    let flags = rustix::net::RecvFlags::CMSG_CLOEXEC;
-    rustix::net::recvmsg(&connection, &mut into, &mut control, flags).unwrap();
-    let mut fds = control.drain().filter_map(|message| match message {
-        rustix::net::RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    let terminal = fds
-        .next()
-        .and_then(|mut fds| fds.next())
-        .expect("a descriptor");
+    let terminal = received(&connection);
     w.run(&["start", "one"]).ok();
     let mut reader = std::io::BufReader::new(std::fs::File::from(terminal));
     let mut line = String::new();

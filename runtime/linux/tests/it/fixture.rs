@@ -70,6 +70,7 @@ fn mount(destination: &str, kind: &str, options: &[&str]) -> Mount {
         kind: kind.into(),
         source: kind.into(),
         options: strings(options),
+        ..Mount::default()
     }
 }
 

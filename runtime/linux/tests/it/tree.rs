@@ -102,6 +102,7 @@ fn bind_mounts_of_the_spec_take_their_options() {
         options: ["rbind", "ro", "nosuid", "noatime"]
             .map(str::to_owned)
             .to_vec(),
+        ..Mount::default()
     });
     let out = container.says();
     assert!(
@@ -131,6 +132,7 @@ fn tmpfs_takes_the_mode_of_what_it_covers_unless_one_is_given() {
             kind: "tmpfs".into(),
             source: "tmpfs".into(),
             options: vec![options.into()],
+            ..Mount::default()
         });
     }
     assert_eq!(container.says(), "700\n750\n1777\n1777\n");

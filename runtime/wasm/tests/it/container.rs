@@ -30,6 +30,7 @@ fn mount(destination: &str, kind: &str, options: &[&str]) -> Mount {
         kind: kind.to_owned(),
         source: kind.to_owned(),
         options: options.iter().map(|&option| option.to_owned()).collect(),
+        ..Mount::default()
     }
 }
 
