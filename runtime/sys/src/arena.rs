@@ -40,10 +40,15 @@ pub struct Arena;
 /// Turns the region on; for processes that end soon. Without memory for it everything stays as
 /// it was.
 pub fn enable() {
+    enable_for(USUAL);
+}
+
+/// As [`enable`], for a process that usually needs this many bytes of it.
+pub fn enable_for(usual: usize) {
     if BEGIN.load(Ordering::Relaxed) != 0 {
         return;
     }
-    if let Some(begin) = map(REGION, USUAL) {
+    if let Some(begin) = map(REGION, usual.min(REGION)) {
         BEGIN.store(begin, Ordering::Relaxed);
         END.store(begin + REGION, Ordering::Relaxed);
         NEXT.store(begin, Ordering::Release);

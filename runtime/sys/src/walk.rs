@@ -60,9 +60,16 @@ pub(crate) fn ensure(
     create: Create,
 ) -> Sys<OwnedFd> {
     match open(base, path, confine, OFlags::PATH) {
-        Err(Errno::NOENT) if create != Create::No => {}
-        result => return result,
+        Err(Errno::NOENT) if create != Create::No => make(base, path, confine, create),
+        result => result,
     }
+}
+
+/// Walks the path, making what is missing. On its own: it needs more of the stack than a child of the
+/// launch otherwise touches.
+#[cold]
+#[inline(never)]
+fn make(base: BorrowedFd<'_>, path: &CStr, confine: Confine, create: Create) -> Sys<OwnedFd> {
     let mut buffer = Buffer::new(path.to_bytes())?;
     for _ in 0..MAX_LINKS {
         match buffer.walk(base, confine, create)? {

@@ -219,6 +219,7 @@ fn readable(terminal: &OwnedFd) -> bool {
 
 /// Copies what is there once; 0 at the end. What cannot be written is lost: a reader that went away
 /// is no reason to take the container's terminal from it.
+#[inline(never)]
 fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> rustix::io::Result<usize> {
     let mut buffer = [0; CHUNK];
     let length = rustix::io::read(from, &mut buffer)?;

@@ -56,6 +56,8 @@ impl Context<'_> {
 /// What a command ends with.
 pub(crate) type Code = Result<u8>;
 
+/// Memory that `run` takes for a configuration with a seccomp profile.
+const ARENA: usize = 176 << 10;
 /// The exit code of `exec` when nothing was run.
 const EXEC_FAILED: u8 = 255;
 
@@ -133,7 +135,7 @@ pub fn main(args: &[OsString], workload: &dyn Workload) -> ExitCode {
         return fail_as(doing(command), &log, &error);
     }
     // Not before: the program may just have been about to start anew.
-    amphora_sys::arena::enable();
+    amphora_sys::arena::enable_for(ARENA);
     match dispatch(&global, log.clone(), args, workload) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
