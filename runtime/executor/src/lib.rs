@@ -9,6 +9,7 @@ mod cgroup;
 mod error;
 pub mod lsm;
 mod mounts;
+mod new_fs;
 mod options;
 mod properties;
 pub mod seccomp;

@@ -206,13 +206,20 @@ fn check_mount(mount: &Mount) -> Result {
     if options
         .data
         .iter()
-        .any(|(key, _)| matches!(key.as_str(), "tmpcopyup" | "idmap" | "ridmap"))
+        .any(|(key, _)| matches!(key.as_str(), "idmap" | "ridmap"))
     {
-        return Err(ExecutorError::unsupported(what("tmpcopyup and idmap")));
+        return Err(ExecutorError::unsupported(what("idmap")));
     }
-    match mounts::kind(mount, &options) {
-        Some(mounts::Kind::Bind) => {
-            absolute("mounts.source", &mount.source)?;
+    let kind = mounts::kind(mount, &options);
+    if options.copy_up && kind != Some(mounts::Kind::Tmpfs) {
+        return invalid(what("tmpcopyup: needs a tmpfs"));
+    }
+    match kind {
+        Some(kind @ (mounts::Kind::Bind | mounts::Kind::Remount)) => {
+            if kind == mounts::Kind::Bind {
+                absolute("mounts.source", &mount.source)?;
+            }
+            // A file system that is there already is not made another.
             match options.data.first() {
                 Some((key, _)) => invalid(what(&format!("unknown option \"{key}\""))),
                 None => Ok(()),

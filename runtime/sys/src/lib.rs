@@ -11,6 +11,7 @@ pub mod channel;
 mod child;
 mod child_fs;
 mod child_properties;
+pub mod copy;
 pub mod inherited;
 pub mod init;
 pub mod launch;
