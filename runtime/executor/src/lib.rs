@@ -11,6 +11,7 @@ mod error;
 mod ids;
 pub mod lsm;
 mod mounts;
+mod new_fs;
 mod options;
 mod properties;
 pub mod seccomp;

@@ -13,7 +13,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev, openat};
 use crate::base::cstr;
 use crate::options::{self, Options};
 use crate::userns::Users;
-use crate::{Bundle, BundleMount, ExecutorError};
+use crate::{Bundle, BundleMount, ExecutorError, new_fs};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
 
@@ -31,10 +31,15 @@ pub(crate) enum Kind {
     Devpts,
     Mqueue,
     Cgroup,
+    /// Any other that the kernel has: it belongs to no namespace and is made outside.
+    Other,
+    /// None: the mount that is there already changes.
+    Remount,
 }
 
 pub(crate) fn kind(mount: &Mount, options: &Options) -> Option<Kind> {
     match mount.kind.as_str() {
+        _ if options.remount => Some(Kind::Remount),
         _ if options.bind => Some(Kind::Bind),
         "bind" => Some(Kind::Bind),
         "proc" => Some(Kind::Proc),
@@ -43,7 +48,8 @@ pub(crate) fn kind(mount: &Mount, options: &Options) -> Option<Kind> {
         "devpts" => Some(Kind::Devpts),
         "mqueue" => Some(Kind::Mqueue),
         "cgroup" | "cgroup2" => Some(Kind::Cgroup),
-        _ => None,
+        "" | "none" => None,
+        _ => Some(Kind::Other),
     }
 }
 
@@ -156,7 +162,7 @@ impl<'a> Mounts<'a> {
                 continue;
             }
             let kind = self.any_spec_mount(&path, mount)?;
-            if path == "/dev" && kind == Kind::Bind {
+            if path == "/dev" && matches!(kind, Kind::Bind | Kind::Other) {
                 dev_is_ours = false;
             }
             if path == "/dev" && kind == Kind::Tmpfs {
@@ -191,6 +197,9 @@ impl<'a> Mounts<'a> {
         let (fstype, reg, usual) = match kind {
             Kind::Bind => return self.bind(path, mount, options),
             Kind::Cgroup => return self.cgroup(path, options),
+            Kind::Other => return self.other(path, mount, options),
+            Kind::Remount => return self.remount(path, options),
+            Kind::Tmpfs if options.copy_up => return self.copied(path, mount, options),
             Kind::Proc => (c"proc", Some(Reg::Proc), "/proc"),
             Kind::Sysfs => (c"sysfs", Some(Reg::Sys), "/sys"),
             Kind::Devpts => (c"devpts", Some(Reg::Pts), "/dev/pts"),
@@ -210,6 +219,12 @@ impl<'a> Mounts<'a> {
                 data.push((cstr(key.as_str())?, value.as_deref().map(cstr).transpose()?));
             }
         }
+        // The kernel's own instances of the others have their labels already.
+        if matches!(kind, Kind::Tmpfs | Kind::Devpts)
+            && let Some(label) = new_fs::label(&self.bundle.spec)
+        {
+            data.push((c"context".to_owned(), Some(cstr(label)?)));
+        }
         if let Some(users) = self.users.filter(|users| users.privileged)
             && keep == Some(Reg::Dev)
         {
@@ -224,11 +239,6 @@ impl<'a> Mounts<'a> {
             cstr(&*mount.source)?
         };
         let at = self.place(path, Create::Dir)?;
-        if options.propagation != 0 && keep.is_none() {
-            return Err(ExecutorError::unsupported(format!(
-                "mounts: \"{path}\": propagation"
-            )));
-        }
         self.op(Op::NewFs {
             fstype: fstype.to_owned(),
             source: Some(source),
@@ -238,9 +248,65 @@ impl<'a> Mounts<'a> {
             keep,
             inherit_mode: kind == Kind::Tmpfs && !has_mode,
         });
-        if let Some(reg) = keep {
-            self.fresh.insert(reg as u8);
+        let at = match keep {
+            Some(reg) => {
+                self.fresh.insert(reg as u8);
+                Place::reg(reg, c".".to_owned(), Create::No)
+            }
+            None => self.place(path, Create::No)?,
+        };
+        self.propagate(at, options);
+        Ok(())
+    }
+
+    /// Sets the propagation of a new mount, which is private by itself.
+    fn propagate(&mut self, at: Place, options: &Options) {
+        let private = options::propagation_of("private").unwrap_or(0);
+        if options.propagation != 0 && options.propagation != private {
+            self.op(Op::SetAttr {
+                at,
+                attr: 0,
+                propagation: options.propagation,
+            });
         }
+    }
+
+    /// A file system of any other type, made outside: what it is made of are the host's files.
+    fn other(&mut self, path: &str, mount: &Mount, options: &Options) -> Result {
+        let made = new_fs::make(path, mount, options, &self.bundle.spec)?;
+        self.attach(path, made)?;
+        let at = self.place(path, Create::No)?;
+        self.propagate(at, options);
+        Ok(())
+    }
+
+    fn copied(&mut self, path: &str, mount: &Mount, options: &Options) -> Result {
+        let earlier = self.bundle.spec.mounts.iter();
+        let earlier = earlier.take_while(|other| !std::ptr::eq(*other, mount));
+        for other in earlier {
+            let place = normal(&other.destination);
+            if place == path || under(path, &place) || under(&place, path) {
+                return Err(ExecutorError::unsupported(format!(
+                    "mounts: \"{path}\": tmpcopyup of what is mounted at \"{place}\""
+                )));
+            }
+        }
+        let made = new_fs::copied(path, mount, options, self.bundle)?;
+        self.attach(path, made)?;
+        let at = self.place(path, Create::No)?;
+        self.propagate(at, options);
+        Ok(())
+    }
+
+    fn remount(&mut self, path: &str, options: &Options) -> Result {
+        let attr = options.remounted();
+        let at = self.place(path, Create::No)?;
+        self.op(Op::ChangeMount {
+            at,
+            set: attr.set,
+            clear: attr.clear,
+            propagation: options.propagation,
+        });
         Ok(())
     }
 

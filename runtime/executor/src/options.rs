@@ -38,6 +38,10 @@ pub(crate) struct Options {
     pub(crate) ids: Option<IdMap>,
     /// For the file system itself.
     pub(crate) data: Vec<(String, Option<String>)>,
+    /// The mount that is there already gets other attributes (`remount`).
+    pub(crate) remount: bool,
+    /// A new tmpfs begins with what it covers (`tmpcopyup`).
+    pub(crate) copy_up: bool,
 }
 
 /// How far the ids of a mount are mapped.
@@ -48,6 +52,9 @@ pub(crate) enum IdMap {
     /// Of all mounts of the tree.
     All,
 }
+
+/// Every attribute but the access time mode.
+const PLAIN: u64 = RDONLY | NOSUID | NODEV | NOEXEC | NODIRATIME | NOSYMFOLLOW;
 
 fn attribute(word: &str) -> Option<Attr> {
     let set = |set| Some(Attr { set, clear: 0 });
@@ -100,7 +107,7 @@ pub(crate) fn propagation_of(word: &str) -> Option<u64> {
 /// Every option that is understood, besides those of the file systems themselves.
 #[must_use]
 pub fn mount_options() -> Vec<String> {
-    const ATTRIBUTES: [&str; 17] = [
+    const ATTRIBUTES: [&str; 18] = [
         "ro",
         "rw",
         "nosuid",
@@ -118,9 +125,20 @@ pub fn mount_options() -> Vec<String> {
         "atime",
         "relatime",
         "norelatime",
-    ];
-    const OTHERS: [&str; 18] = [
         "nostrictatime",
+    ];
+    const OTHERS: [&str; 28] = [
+        "acl",
+        "noacl",
+        "dirsync",
+        "sync",
+        "iversion",
+        "noiversion",
+        "lazytime",
+        "nolazytime",
+        "mand",
+        "remount",
+        "tmpcopyup",
         "private",
         "rprivate",
         "slave",
@@ -150,6 +168,18 @@ pub fn mount_options() -> Vec<String> {
     all
 }
 
+impl Options {
+    /// The attributes that `remount` leaves: those that are named, and no others, as `mount(2)` has
+    /// it. The access time mode stays unless it is named.
+    pub(crate) fn remounted(&self) -> Attr {
+        let set = self.attr.set;
+        Attr {
+            set,
+            clear: (PLAIN & !set) | (self.attr.clear & ATIME),
+        }
+    }
+}
+
 impl Attr {
     /// The later word wins.
     fn merge(&mut self, later: Self) {
@@ -174,7 +204,12 @@ pub(crate) fn parse(options: &[String]) -> Options {
                 "rbind" => (parsed.bind, parsed.recursive) = (true, true),
                 "idmap" => parsed.ids = Some(IdMap::Top),
                 "ridmap" => parsed.ids = Some(IdMap::All),
-                "defaults" | "async" | "nomand" | "nolazytime" | "silent" | "loud" => {}
+                "remount" => parsed.remount = true,
+                "tmpcopyup" => parsed.copy_up = true,
+                // What a file system does unless told otherwise; what the kernels of today decide
+                // for each file system by themselves; what goes to their log.
+                "defaults" | "async" | "nomand" | "nolazytime" | "acl" | "noacl" | "iversion"
+                | "noiversion" | "silent" | "loud" => {}
                 _ => parsed.data.push(match word.split_once('=') {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                     None => (word.clone(), None),
@@ -223,8 +258,21 @@ mod tests {
     fn every_option_that_is_told_is_understood() {
         for word in mount_options() {
             let parsed = parse(std::slice::from_ref(&word));
-            assert!(parsed.data.is_empty(), "{word}");
+            // Those of every file system go to it by their names.
+            let common = ["dirsync", "sync", "lazytime", "mand"].contains(&word.as_str());
+            assert_eq!(parsed.data.is_empty(), !common, "{word}");
         }
+    }
+
+    #[test]
+    fn a_remount_leaves_what_is_named() {
+        let remount = parsed("bind,remount,ro,nosuid");
+        assert!(remount.remount && remount.bind);
+        let Attr { set, clear } = remount.remounted();
+        assert_eq!(set, RDONLY | NOSUID);
+        assert_eq!(clear, NODEV | NOEXEC | NODIRATIME | NOSYMFOLLOW);
+        let Attr { set, clear } = parsed("remount,noatime").remounted();
+        assert_eq!((set, clear & ATIME), (NOATIME, ATIME));
     }
 
     #[test]

@@ -240,9 +240,6 @@ fn check_mount(mount: &Mount) -> Result {
         .try_for_each(|option| text("mounts.options", option))?;
     let options = options::parse(&mount.options);
     let what = |detail: &str| format!("mounts: \"{}\": {detail}", mount.destination);
-    if options.data.iter().any(|(key, _)| key == "tmpcopyup") {
-        return Err(ExecutorError::unsupported(what("tmpcopyup")));
-    }
     if mount.uid_mappings.is_empty() != mount.gid_mappings.is_empty() {
         return invalid(what("uidMappings and gidMappings are needed both"));
     }
@@ -252,9 +249,16 @@ fn check_mount(mount: &Mount) -> Result {
     if mapped && mounts::kind(mount, &options) != Some(mounts::Kind::Bind) {
         return invalid(what("only a bind mount has mapped ids"));
     }
-    match mounts::kind(mount, &options) {
-        Some(mounts::Kind::Bind) => {
-            absolute("mounts.source", &mount.source)?;
+    let kind = mounts::kind(mount, &options);
+    if options.copy_up && kind != Some(mounts::Kind::Tmpfs) {
+        return invalid(what("tmpcopyup: needs a tmpfs"));
+    }
+    match kind {
+        Some(kind @ (mounts::Kind::Bind | mounts::Kind::Remount)) => {
+            if kind == mounts::Kind::Bind {
+                absolute("mounts.source", &mount.source)?;
+            }
+            // A file system that is there already is not made another.
             match options.data.first() {
                 Some((key, _)) => invalid(what(&format!("unknown option \"{key}\""))),
                 None => Ok(()),

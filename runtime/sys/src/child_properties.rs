@@ -1,4 +1,4 @@
-//! The child's steps about properties of its process.
+//! The child's steps about properties of its process, and others that are seldom asked for.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use rustix::io::Errno;
 
 use crate::child::Child;
+use crate::mount::{MountAttr, set_attr};
 use crate::plan::Op;
 use crate::properties;
 use crate::raw::{self, Sys};
@@ -32,6 +33,21 @@ impl Child<'_> {
                 self.wait(ack)?;
                 self.report.detail.store(0, Ordering::Release);
                 Ok(())
+            }
+            Op::ChangeMount {
+                at,
+                set,
+                clear,
+                propagation,
+            } => {
+                let change = MountAttr {
+                    attr_set: *set,
+                    attr_clr: *clear,
+                    propagation: *propagation,
+                    ..MountAttr::default()
+                };
+                set_attr(self.ensure(at)?.as_fd(), false, &change)
+                    .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
             }
             _ => Err(Errno::NOSYS),
         }

@@ -12,6 +12,7 @@ mod child;
 mod child_fs;
 mod child_ns;
 mod child_properties;
+pub mod copy;
 pub mod inherited;
 pub mod init;
 pub mod launch;

@@ -391,6 +391,17 @@ pub enum Op {
         /// Read end of a pipe ([`LaunchPlan::answer_filter`]).
         ack: Option<FdSlot>,
     },
+    /// As [`Op::SetAttr`], which clears nothing.
+    ChangeMount {
+        /// The mount.
+        at: Place,
+        /// `MOUNT_ATTR_*` to set.
+        set: u64,
+        /// `MOUNT_ATTR_*` to clear.
+        clear: u64,
+        /// `MS_PRIVATE` and its like, or 0.
+        propagation: u64,
+    },
 }
 
 /// Changes of a tree of mounts.
@@ -761,7 +772,9 @@ impl fmt::Display for Op {
                 at.iter().try_for_each(|at| write!(f, " at {at}"))
             }
             Self::Attach { at, .. } => write!(f, "mount {at}"),
-            Self::SetAttr { at, .. } => write!(f, "set mount options of {at}"),
+            Self::SetAttr { at, .. } | Self::ChangeMount { at, .. } => {
+                write!(f, "set mount options of {at}")
+            }
             Self::Make { at } | Self::Mknod { at, .. } => write!(f, "make {at}"),
             Self::Symlink { at, .. } => write!(f, "make symbolic link {at}"),
             Self::ReadonlyPath { at } => write!(f, "make {at} read-only"),

@@ -10,12 +10,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
+use amphora_sys::copy::{Copier, attributes};
 use rustix::fs::{CWD, FlockOperation, RenameFlags, fstat, renameat_with};
 use rustix::io::Errno;
 
-use crate::error::{Result, file};
+use crate::error::{Result, VolumeError, file};
 use crate::mounts::{directory_in, own_directory};
-use crate::tree::{Copier, attributes};
 use crate::volumes::{Volumes, lock};
 
 /// What [`Volumes::copy_up`] did.
@@ -55,7 +55,10 @@ impl Volumes {
         fs::create_dir(&staging).map_err(file("create", &staging))?;
         let mut copier = Copier::default();
         let copied = own_directory(&staging)
-            .and_then(|target| copier.copy(&source, &target, path))
+            .and_then(|target| {
+                let copied = copier.copy(&source, &target, path);
+                copied.map_err(VolumeError::from)
+            })
             .and_then(|()| {
                 let ready = folder.join("ready");
                 fs::rename(&staging, &ready).map_err(file("create", &ready))

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use amphora_spec::error::io_kind;
 use amphora_spec::{Classify, ErrorKind};
+use amphora_sys::copy::CopyError;
 
 /// A failure of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,19 @@ pub enum VolumeError {
     /// A directory to be copied is nested beyond the limit.
     #[error("failed to copy {0:?}: nested too deeply")]
     TooDeep(PathBuf),
+}
+
+impl From<CopyError> for VolumeError {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::File { path, source } => Self::File {
+                verb: "copy",
+                path,
+                source,
+            },
+            CopyError::TooDeep(path) => Self::TooDeep(path),
+        }
+    }
 }
 
 impl Classify for VolumeError {

@@ -10,7 +10,6 @@ mod copy_up;
 mod error;
 mod mounts;
 mod spec;
-mod tree;
 mod volumes;
 
 pub use copy_up::CopyUp;

@@ -103,6 +103,21 @@ fn last_wins(env: Vec<String>) -> Vec<String> {
     kept
 }
 
+/// Has sources of bind mounts begin where the bundle lies, as the specification says.
+pub(crate) fn absolute_sources(spec: &mut Spec, bundle: &Path) {
+    for mount in &mut spec.mounts {
+        let mut options = mount.options.iter();
+        let bind =
+            mount.kind == "bind" || options.any(|it| matches!(it.as_str(), "bind" | "rbind"));
+        if bind
+            && !mount.source.is_empty()
+            && let Ok(source) = bundle.join(&mount.source).into_os_string().into_string()
+        {
+            mount.source = source;
+        }
+    }
+}
+
 /// A bundle for the executor.
 pub(crate) fn bundle(id: &str, mut spec: Spec, root: OwnedFd, cgroup: Cgroup) -> Bundle {
     spec.process.env = last_wins(std::mem::take(&mut spec.process.env));

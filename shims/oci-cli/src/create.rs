@@ -83,6 +83,7 @@ fn wanted(parsed: &Parsed) -> Result<Wanted<'_>> {
     let bundle = bundle::directory(parsed.get("bundle"))?;
     let (mut spec, config) = bundle::read_spec(&bundle.join("config.json"))?;
     activation::announce(sockets, &mut spec.process.env);
+    bundle::absolute_sources(&mut spec, &bundle);
     Ok(Wanted {
         id,
         parsed,

@@ -8,7 +8,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use amphora_sys::xattr::whole;
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags, chmodat, chownat,
     fchmod, fchown, fgetxattr, flistxattr, fsetxattr, futimens, linkat, mkdirat, mknodat, openat,
@@ -17,24 +16,56 @@ use rustix::fs::{
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 
-use crate::error::{Result, VolumeError, file};
+use crate::xattr::whole;
+
+/// Why a tree was not copied.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// A file.
+    #[error("failed to copy {path:?}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Directories lie in one another beyond reason.
+    #[error("failed to copy {0:?}: nested too deeply")]
+    TooDeep(PathBuf),
+}
+
+type Result<T> = std::result::Result<T, CopyError>;
+
+fn failed<E: Into<io::Error>>(path: &Path) -> impl FnOnce(E) -> CopyError {
+    let path = path.to_owned();
+    move |source| CopyError::File {
+        path,
+        source: source.into(),
+    }
+}
 
 /// Two descriptors are open per level.
 const DEPTH_MAX: usize = 400;
 
 /// What a copy has done.
 #[derive(Debug, Default)]
-pub(crate) struct Copier {
+pub struct Copier {
     /// First name, below the target, of each file with more than one.
     links: HashMap<(u64, u64), PathBuf>,
     root: Option<OwnedFd>,
-    pub(crate) entries: u64,
+    /// Files, directories and links so far.
+    pub entries: u64,
 }
 
 impl Copier {
-    /// Copies what is in `source`, and the attributes of `source` itself, to `target`.
-    pub(crate) fn copy(&mut self, source: &OwnedFd, target: &OwnedFd, shown: &Path) -> Result<()> {
-        self.root = Some(target.try_clone().map_err(file("open", shown))?);
+    /// Copies what is in `source`, and the attributes of `source` itself, to `target`; `shown` is what
+    /// `source` is called in errors.
+    ///
+    /// # Errors
+    /// The first file that cannot be copied.
+    pub fn copy(&mut self, source: &OwnedFd, target: &OwnedFd, shown: &Path) -> Result<()> {
+        self.root = Some(target.try_clone().map_err(failed(shown))?);
         self.directory(source.as_fd(), target.as_fd(), Path::new(""), shown, 0)
     }
 
@@ -47,9 +78,9 @@ impl Copier {
         depth: usize,
     ) -> Result<()> {
         if depth > DEPTH_MAX {
-            return Err(VolumeError::TooDeep(shown.to_owned()));
+            return Err(CopyError::TooDeep(shown.to_owned()));
         }
-        let fail = || file("copy", shown);
+        let fail = || failed(shown);
         for entry in Dir::read_from(source).map_err(fail())? {
             let entry = entry.map_err(fail())?;
             let name = entry.file_name();
@@ -67,11 +98,11 @@ impl Copier {
                 self.directory(inner.as_fd(), made.as_fd(), &below, &shown, depth + 1)?;
             } else {
                 self.leaf(source, target, name, &meta, &below)
-                    .map_err(file("copy", &shown))?;
+                    .map_err(failed(&shown))?;
             }
         }
         let meta = rustix::fs::fstat(source).map_err(fail())?;
-        attributes(source, target, &meta).map_err(file("copy", shown))
+        attributes(source, target, &meta).map_err(failed(shown))
     }
 
     fn leaf(
@@ -140,11 +171,10 @@ fn symlink(
 
 /// Gives a file or directory the attributes of another. The owner comes first: changing it
 /// takes set-id bits and capabilities away.
-pub(crate) fn attributes(
-    source: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    meta: &Stat,
-) -> io::Result<()> {
+///
+/// # Errors
+/// What the kernel answers; a file system without extended attributes is no error.
+pub fn attributes(source: BorrowedFd<'_>, target: BorrowedFd<'_>, meta: &Stat) -> io::Result<()> {
     fchown(
         target,
         Some(Uid::from_raw(meta.st_uid)),
