@@ -111,7 +111,9 @@ pub(crate) fn plan(context: &Context<'_>, container: &Container, spec: Spec) -> 
     bundle.join = Some(init);
     let executor = context.workload;
     executor.validate(&bundle).map_err(RuncError::Executor)?;
-    executor.prepare(&bundle).map_err(RuncError::Executor)
+    let mut plan = executor.prepare(&bundle).map_err(RuncError::Executor)?;
+    bundle::inherit(&mut plan, &bundle.spec.process);
+    Ok(plan)
 }
 
 /// The process: that of `--process`, else the container's own with another command.

@@ -98,6 +98,7 @@ pub(crate) fn features(words: &[String]) -> Code {
         "mountOptions": amphora_executor::mount_options(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "capabilities": amphora_executor::capability_names(),
             "cgroup": {
                 "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false,
             },
