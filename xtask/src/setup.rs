@@ -5,8 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-const PACKAGES: [&str; 11] = [
+const PACKAGES: [&str; 13] = [
     "busybox-static",
+    "crun",
     "docker-registry",
     "docker.io",
     "e2fsprogs",
@@ -15,6 +16,7 @@ const PACKAGES: [&str; 11] = [
     "nftables",
     "podman",
     "procps",
+    "runc",
     "strace",
     "util-linux",
 ];

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use amphora_cgroup::Cgroup;
 use amphora_executor::{Bundle, SeccompChoice};
-use amphora_spec::runtime::{DeviceCgroup, Spec};
+use amphora_spec::runtime::{DeviceCgroup, Process, Spec};
 use amphora_sys::mount::clone_tree_with;
+use amphora_sys::plan::{LaunchPlan, Op};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::error::{Result, RuncError};
@@ -32,6 +33,20 @@ pub(crate) fn read_spec(path: &Path) -> Result<(Spec, Vec<u8>)> {
         source,
     })?;
     Ok((spec, bytes))
+}
+
+/// Leaves limits, priorities and the score of the OOM killer as the caller has them, where the
+/// specification asks for nothing else; the engine's own containers do not get its caller's.
+pub(crate) fn inherit(plan: &mut LaunchPlan, process: &Process) {
+    let reset = |op: &Op| matches!(op, Op::ResetInherited);
+    if process.oom_score_adj == Some(0) {
+        let found = plan.ops.iter_mut().find(|op| reset(op));
+        found
+            .into_iter()
+            .for_each(|op| *op = Op::OomScore(b"0".to_vec()));
+    } else {
+        plan.ops.retain(|op| !reset(op));
+    }
 }
 
 /// The absolute path of a bundle, from `--bundle` or the working directory.

@@ -185,6 +185,7 @@ fn make(
     let executor = context.workload;
     executor.validate(&bundle).map_err(RuncError::Executor)?;
     let mut plan = executor.prepare(&bundle).map_err(RuncError::Executor)?;
+    bundle::inherit(&mut plan, &bundle.spec.process);
     let before = [
         &given.prestart,
         &given.create_runtime,

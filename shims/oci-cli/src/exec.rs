@@ -129,6 +129,7 @@ pub(crate) fn plan(context: &Context<'_>, container: &Container, spec: Spec) -> 
     if container.record.no_new_keyring {
         plan.keep_keyring();
     }
+    bundle::inherit(&mut plan, &bundle.spec.process);
     Ok(plan)
 }
 

@@ -172,6 +172,10 @@ fn program(hook: &Hook) -> Result<Exec> {
         let text = format!("hooks: \"{}\" is not an absolute path", hook.path);
         return Err(RuncError::usage(text));
     }
+    if hook.timeout == Some(0) {
+        let text = format!("hooks: the timeout of \"{}\" is not above 0", hook.path);
+        return Err(RuncError::usage(text));
+    }
     let list = |texts: &[String]| -> Result<Vec<CString>> {
         texts.iter().map(|text| cstr(text.as_bytes())).collect()
     };

@@ -130,6 +130,7 @@ pub(crate) fn features(words: &[String]) -> Code {
             "namespaces": [
                 "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
             ],
+            "capabilities": amphora_executor::capability_names(),
             "cgroup": {
                 "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false,
             },

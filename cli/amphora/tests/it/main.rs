@@ -21,6 +21,7 @@ mod fixtures;
 mod leak;
 mod numbers;
 mod sandbox;
+mod turn;
 
 mod beside;
 mod boot;

@@ -4,13 +4,13 @@ use std::io::{BufRead, ErrorKind, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::leak::Snapshot;
+use crate::turn::Turn;
 
 /// Longest any command of a test may take.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -19,11 +19,6 @@ pub(crate) const SETTLE: Duration = Duration::from_secs(20);
 
 /// Where the configuration file is.
 const SETTINGS: &str = "/etc/amphora";
-
-/// Cgroups are the machine's, so tests take turns.
-static TURN: Mutex<()> = Mutex::new(());
-/// The same between several runs of this program: locked while a test runs.
-const TURN_FILE: &str = "amphora-it.lock";
 
 /// What a command did.
 #[derive(Debug, Clone)]
@@ -67,9 +62,7 @@ impl Output {
 pub(crate) struct Sandbox {
     pub(crate) dir: PathBuf,
     baseline: Option<Snapshot>,
-    // The order matters: the file's lock goes first.
-    _machine: std::fs::File,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Turn,
 }
 
 impl Sandbox {
@@ -80,10 +73,7 @@ impl Sandbox {
 
     /// The same with a store of limited size.
     pub(crate) fn with_tmpfs(options: &str) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let machine =
-            std::fs::File::create(std::env::temp_dir().join(TURN_FILE)).expect("lock file");
-        machine.lock().expect("lock");
+        let turn = Turn::take();
         // SAFETY: only the calling thread moves, and it shares no descriptor table assumption.
         #[expect(unsafe_code, reason = "a test's own namespaces")]
         unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWNET) }.expect("unshare");
@@ -113,7 +103,6 @@ impl Sandbox {
         Self {
             dir,
             baseline: None,
-            _machine: machine,
             _turn: turn,
         }
     }
