@@ -728,6 +728,15 @@ impl fmt::Display for Op {
             Self::Await { .. } => write!(f, "wait for the start"),
             Self::CheckProgram => write!(f, "find the program"),
             Self::CloseRest | Self::Forget(_) => write!(f, "close descriptors"),
+            _ => self.fmt_late(f),
+        }
+    }
+}
+
+impl Op {
+    /// The texts of steps that few plans have.
+    fn fmt_late(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::Join { user: Some(_), .. } => write!(f, "join the user namespace and others"),
             Self::Join { others, .. } => {
                 let kind = others.iter().fold(0, |all, (_, kind)| all | kind);
@@ -751,6 +760,7 @@ impl fmt::Display for Op {
                 at.iter().try_for_each(|at| write!(f, " at {at}"))
             }
             Self::Show => write!(f, "show itself"),
+            _ => write!(f, "take a step"),
         }
     }
 }

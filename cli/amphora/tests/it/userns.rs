@@ -321,82 +321,87 @@ fn what_cannot_run_leaves_nothing(w: &World) {
     w.done();
 }
 
+type Edit = fn(&mut Value);
+
+const USERS: [(Edit, &str); 9] = [
+    (
+        |s| s["linux"]["uidMappings"] = map(0),
+        "linux.uidMappings: the range of 0 is empty",
+    ),
+    (
+        |s| s["linux"]["gidMappings"][0]["hostID"] = u32::MAX.into(),
+        "linux.gidMappings: the range of 0 is too long",
+    ),
+    (
+        |s| add(&mut s["linux"]["uidMappings"], map(1)[0].clone()),
+        "linux.uidMappings: the range of 0 overlaps another",
+    ),
+    (
+        |s| s["linux"]["gidMappings"] = json!([]),
+        "linux.gidMappings: a new user namespace needs mappings",
+    ),
+    (
+        |s| s["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]),
+        "linux.uidMappings: needs a user namespace",
+    ),
+    (
+        |s| s["process"]["user"]["uid"] = 65_536.into(),
+        "process.user.uid: 65536 is not mapped",
+    ),
+    (
+        |s| s["process"]["user"]["additionalGids"] = json!([1, 70_000]),
+        "process.user.additionalGids: 70000 is not mapped",
+    ),
+    (
+        |s| namespace(s, "mount", "/proc/self/ns/mnt".to_owned()),
+        "linux.namespaces: mount by path",
+    ),
+    (
+        |s| namespace(s, "user", "/proc/self/ns/user".to_owned()),
+        "failed to join the user namespace",
+    ),
+];
+
+const TIME_AND_MOUNTS: [(Edit, &str); 6] = [
+    (
+        |s| s["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}}),
+        "linux.timeOffsets: needs a new time namespace",
+    ),
+    (
+        |s| {
+            add(&mut s["linux"]["namespaces"], json!({"type": "time"}));
+            s["linux"]["timeOffsets"] = json!({"realtime": {"secs": 1}});
+        },
+        "linux.timeOffsets: unknown clock \"realtime\"",
+    ),
+    (
+        |s| {
+            add(&mut s["linux"]["namespaces"], json!({"type": "time"}));
+            s["linux"]["timeOffsets"] = json!({"boottime": {"secs": -4_000_000_000_i64}});
+        },
+        "failed to make a time namespace",
+    ),
+    (
+        |s| s["mounts"][1]["uidMappings"] = map(1),
+        "mounts: \"/dev\": uidMappings and gidMappings are needed both",
+    ),
+    (
+        |s| s["mounts"][1]["options"] = json!(["idmap"]),
+        "mounts: \"/dev\": only a bind mount has mapped ids",
+    ),
+    (
+        |s| {
+            s["linux"]["devices"] = json!([{"path": "/dev/x", "type": "c", "major": 1,
+                "minor": 3, "uid": 70_000}]);
+        },
+        "linux.devices: the owner of \"/dev/x\" is not mapped",
+    ),
+];
+
 #[test]
 fn what_makes_no_sense_is_refused_by_name() {
     let w = World::ours();
-    type Edit = fn(&mut Value);
-    let cases: [(Edit, &str); 15] = [
-        (
-            |s| s["linux"]["uidMappings"] = map(0),
-            "linux.uidMappings: the range of 0 is empty",
-        ),
-        (
-            |s| s["linux"]["gidMappings"][0]["hostID"] = u32::MAX.into(),
-            "linux.gidMappings: the range of 0 is too long",
-        ),
-        (
-            |s| add(&mut s["linux"]["uidMappings"], map(1)[0].clone()),
-            "linux.uidMappings: the range of 0 overlaps another",
-        ),
-        (
-            |s| s["linux"]["gidMappings"] = json!([]),
-            "linux.gidMappings: a new user namespace needs mappings",
-        ),
-        (
-            |s| s["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]),
-            "linux.uidMappings: needs a user namespace",
-        ),
-        (
-            |s| s["process"]["user"]["uid"] = 65_536.into(),
-            "process.user.uid: 65536 is not mapped",
-        ),
-        (
-            |s| s["process"]["user"]["additionalGids"] = json!([1, 70_000]),
-            "process.user.additionalGids: 70000 is not mapped",
-        ),
-        (
-            |s| namespace(s, "mount", "/proc/self/ns/mnt".to_owned()),
-            "linux.namespaces: mount by path",
-        ),
-        (
-            |s| namespace(s, "user", "/proc/self/ns/user".to_owned()),
-            "failed to join the user namespace",
-        ),
-        (
-            |s| s["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}}),
-            "linux.timeOffsets: needs a new time namespace",
-        ),
-        (
-            |s| {
-                add(&mut s["linux"]["namespaces"], json!({"type": "time"}));
-                s["linux"]["timeOffsets"] = json!({"realtime": {"secs": 1}});
-            },
-            "linux.timeOffsets: unknown clock \"realtime\"",
-        ),
-        (
-            |s| {
-                add(&mut s["linux"]["namespaces"], json!({"type": "time"}));
-                s["linux"]["timeOffsets"] = json!({"boottime": {"secs": -4_000_000_000_i64}});
-            },
-            "failed to make a time namespace",
-        ),
-        (
-            |s| s["mounts"][1]["uidMappings"] = map(1),
-            "mounts: \"/dev\": uidMappings and gidMappings are needed both",
-        ),
-        (
-            |s| s["mounts"][1]["options"] = json!(["idmap"]),
-            "mounts: \"/dev\": only a bind mount has mapped ids",
-        ),
-        (
-            |s| {
-                s["linux"]["devices"] = json!([{"path": "/dev/x", "type": "c", "major": 1,
-                    "minor": 3, "uid": 70_000}]);
-            },
-            "linux.devices: the owner of \"/dev/x\" is not mapped",
-        ),
-    ];
-    for (edit, text) in cases {
+    for (edit, text) in USERS.into_iter().chain(TIME_AND_MOUNTS) {
         bundle(&w, &["sh"], edit);
         refused(&w.detached(&["create", "one"]), text);
     }
@@ -577,7 +582,15 @@ fn a_mount_with_mapped_ids_shifts_owners() {
         }
         let _ = std::fs::remove_file(made);
     }
-    // A file system that cannot: the refusal names the field.
+    tool(&["umount", "-R", path(&shared)]);
+    std::fs::remove_dir(shared).unwrap();
+    let _ = std::fs::remove_dir(w.s.dir.join("rootfs/shared"));
+    w.done();
+}
+
+#[test]
+fn a_file_system_without_mapped_ids_is_refused() {
+    let w = World::ours();
     w.bundle(&["sh"], |spec| {
         add(
             &mut spec["mounts"],
@@ -589,9 +602,6 @@ fn a_mount_with_mapped_ids_shifts_owners() {
         &w.detached(&["create", "one"]),
         "mounts: \"/tmp\": uidMappings and idmap: on this file system",
     );
-    tool(&["umount", "-R", path(&shared)]);
-    std::fs::remove_dir(shared).unwrap();
-    let _ = std::fs::remove_dir(w.s.dir.join("rootfs/shared"));
     w.done();
 }
 
@@ -743,7 +753,6 @@ fn a_user_without_rights_runs_containers() {
 fn what_a_user_without_rights_cannot_do_is_refused() {
     let w = World::ours();
     let user = Rootless::new(&w);
-    type Edit = fn(&mut Value);
     let cases: [(Edit, &str); 6] = [
         (
             |s| s["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]),
