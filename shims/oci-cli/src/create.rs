@@ -264,6 +264,11 @@ fn launch(
         None
     };
     let pending = start_from(plan, base.as_ref()).map_err(RuncError::Launch)?;
+    if container.record.cgroup_inodes.is_empty() {
+        // Nothing but the record leads to it, should we be killed.
+        note(container, &pending)?;
+        container.save()?;
+    }
     if let Some(release) = release {
         pending.wait_ready().map_err(RuncError::Launch)?;
         note(container, &pending)?;

@@ -805,6 +805,29 @@ fn what_a_user_without_rights_cannot_do_is_refused() {
     user.done();
 }
 
+/// Without a cgroup only the record leads to the process: it is written early.
+#[test]
+fn a_create_without_rights_that_is_killed_is_removed() {
+    let w = World::ours();
+    let user = Rootless::new(&w);
+    user.bundle(&["sleep", "600"], |_| {});
+    for delay in (0..16).map(|step| Duration::from_micros(step * 700)) {
+        let mut child = user
+            .command(&["create", "one"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(delay);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        user.run(&["delete", "--force", "one"]).ok();
+        user.detached(&["create", "one"]).ok();
+        user.run(&["delete", "one"]).ok();
+    }
+    user.done();
+}
+
 /// Ranges of `/etc/subuid` are mapped by the programs that the system has for it.
 #[test]
 fn a_user_without_rights_maps_its_ranges() {
