@@ -522,7 +522,7 @@ impl LaunchPlan {
         self.ops.splice(at..at, steps);
         // A caller without the host's rights finds it again only by its own.
         let unprivileged = |op: &Op| matches!(op, Op::CloneTree { .. });
-        if self.ops.iter().any(unprivileged) {
+        if !self.lead.is_empty() && self.ops.iter().any(unprivileged) {
             self.ops.insert(at + 2, Op::Show);
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use amphora_cgroup::Cgroup;
 use amphora_spec::runtime::{Process, Spec, User};
+use amphora_sys::launch::launch;
 use amphora_sys::plan::LaunchPlan;
 use amphora_sys::supervise::take_inherited;
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -53,6 +54,15 @@ pub(crate) fn inherited(parsed: &Parsed) -> Result<Vec<(OwnedFd, i32)>> {
         .collect()
 }
 
+/// The same once more.
+pub(crate) fn again(inherited: &[(OwnedFd, i32)]) -> Result<Vec<(OwnedFd, i32)>> {
+    let again = |(fd, number): &(OwnedFd, i32)| {
+        let failed = format!("--preserve-fds: descriptor {number}");
+        Ok((fd.try_clone().map_err(RuncError::file(failed))?, *number))
+    };
+    inherited.iter().map(again).collect()
+}
+
 /// `exec`.
 pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     let parsed = parse(FLAGS, words, Order::StopAfterOne)?;
@@ -80,16 +90,23 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     let terminal = spec.process.terminal;
     let detach = parsed.on("detach");
     let console = Console::of(&parsed, terminal)?;
-    let mut plan = plan(context, &container, spec)?;
-    console.attach(&mut plan)?;
-    plan.pass_fds(inherited);
+    let prepare = |spec| -> Result<LaunchPlan> {
+        let mut plan = plan(context, &container, spec)?;
+        console.attach(&mut plan)?;
+        plan.pass_fds(again(&inherited)?);
+        Ok(plan)
+    };
     let foreground = if detach {
         None
     } else {
         Some(Foreground::new()?)
     };
-    let launched = amphora_sys::launch::launch(&plan).map_err(RuncError::Launch)?;
-    drop(plan);
+    let launch = |spec| launch(&prepare(spec)?).map_err(RuncError::Launch);
+    let launched = match launch(spec.clone()) {
+        Err(error) if error.is_not_permitted() && amphora_executor::is_inside() => launch(spec)?,
+        launched => launched?,
+    };
+    drop(inherited);
     if let Some(path) = parsed.get("pid-file") {
         write_file(Path::new(path), launched.pid.to_string().as_bytes(), 0o644)?;
     }

@@ -58,10 +58,10 @@ fn add(list: &mut Value, value: Value) {
     list.as_array_mut().unwrap().push(value);
 }
 
-fn namespace(spec: &mut Value, kind: &str, path: String) {
+fn namespace(spec: &mut Value, kind: &str, path: &str) {
     for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
         if namespace["type"] == kind {
-            namespace["path"] = path.clone().into();
+            namespace["path"] = path.into();
         }
     }
 }
@@ -217,7 +217,7 @@ fn a_user_namespace_is_joined_by_path(w: &World) {
             linux.remove("gidMappings");
         }
         for (kind, file) in [("user", "user"), ("network", "net"), ("ipc", "ipc")] {
-            namespace(spec, kind, format!("/proc/{pid}/ns/{file}"));
+            namespace(spec, kind, &format!("/proc/{pid}/ns/{file}"));
         }
     });
     let said = w.run(&["run", "two"]);
@@ -238,7 +238,7 @@ fn a_user_namespace_is_joined_by_path(w: &World) {
         bundle(w, &["sh"], |spec| {
             spec["linux"]["cgroupsPath"] = "/amphora-it-runc/second".into();
             spec["linux"]["gidMappings"] = map(5);
-            namespace(spec, "user", format!("/proc/{pid}/ns/user"));
+            namespace(spec, "user", &format!("/proc/{pid}/ns/user"));
         });
         let failed = w.detached(&["create", "two"]);
         refused(
@@ -291,7 +291,7 @@ fn what_cannot_run_leaves_nothing(w: &World) {
         .fails(1, "executable file not found in $PATH");
     for (user, value) in [("uid", 70_000), ("gid", 70_000)] {
         bundle(w, &["sh"], |spec| {
-            spec["process"]["user"][user] = value.into()
+            spec["process"]["user"][user] = value.into();
         });
         assert_eq!(w.detached(&["create", "one"]).code, 1);
     }
@@ -311,7 +311,7 @@ fn what_cannot_run_leaves_nothing(w: &World) {
     });
     assert_eq!(w.detached(&["create", "one"]).code, 1);
     bundle(w, &["sh"], |spec| {
-        namespace(spec, "user", "/proc/self/ns/nothing".to_owned());
+        namespace(spec, "user", "/proc/self/ns/nothing");
     });
     assert_eq!(w.detached(&["create", "one"]).code, 1);
     bundle(w, &["sh"], |spec| {
@@ -353,11 +353,11 @@ const USERS: [(Edit, &str); 9] = [
         "process.user.additionalGids: 70000 is not mapped",
     ),
     (
-        |s| namespace(s, "mount", "/proc/self/ns/mnt".to_owned()),
+        |s| namespace(s, "mount", "/proc/self/ns/mnt"),
         "linux.namespaces: mount by path",
     ),
     (
-        |s| namespace(s, "user", "/proc/self/ns/user".to_owned()),
+        |s| namespace(s, "user", "/proc/self/ns/user"),
         "failed to join the user namespace",
     ),
 ];
@@ -776,14 +776,14 @@ fn what_a_user_without_rights_cannot_do_is_refused() {
                     &mut s["mounts"],
                     json!({"destination": "/tmp", "type": "bind", "source": "/etc",
                 "options": ["bind", "idmap"]}),
-                )
+                );
             },
             "mounts: \"/tmp\": idmap without the host's rights",
         ),
         (
             |s| {
                 s["linux"]["devices"] = json!([{"path": "/dev/kmsg", "type": "c", "major": 1,
-                "minor": 3}])
+                "minor": 3}]);
             },
             "linux.devices: \"/dev/kmsg\" in a user namespace: the host has another file there",
         ),
@@ -802,6 +802,46 @@ fn what_a_user_without_rights_cannot_do_is_refused() {
     user.bundle(&["sleep", "600"], |_| {});
     user.detached(&["create", "--pid-file", "/nowhere/pid", "one"])
         .fails(1, "/nowhere/pid");
+    user.done();
+}
+
+/// As an engine of a user without rights calls: root, of a user namespace.
+#[test]
+fn root_of_a_user_namespace_runs_containers() {
+    let w = World::ours();
+    let user = Rootless::new(&w);
+    let script = "echo x > /dev/null; busybox head -c 3 /dev/zero | busybox wc -c; \
+                  cat /proc/self/uid_map; exec sleep 600";
+    for hooked in [false, true] {
+        user.bundle(&["sh", "-c", script], |spec| {
+            let linux = spec["linux"].as_object_mut().unwrap();
+            linux.remove("uidMappings");
+            linux.remove("gidMappings");
+            let namespaces = linux["namespaces"].as_array_mut().unwrap();
+            namespaces.retain(|namespace| namespace["type"] != "user");
+            if hooked {
+                spec["hooks"] = json!({"prestart": [{"path": "/bin/sh",
+                    "args": ["sh", "-c", "echo hook >> hook"], "env": ["PATH=/usr/bin:/bin"]}]});
+            }
+        });
+        let runtime = "r() { ./amphora-runc --root run/amphora-runc \"$@\"; }";
+        let script = format!(
+            "{runtime}; r run -d one > out 2>&1 || cat out; r exec one id -u; \
+             r ps -f json one | wc -l; r delete -f one; cat out; r list -q"
+        );
+        let mut command = Command::new("setpriv");
+        let id = USER.to_string();
+        command
+            .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
+            .args(["unshare", "-r", "-m", "sh", "-c", &script])
+            .current_dir(&user.dir)
+            .stdin(Stdio::null());
+        let said = finish(command);
+        let words: Vec<&str> = said.stdout.split_whitespace().collect();
+        assert_eq!(words, ["0", "1", "3", "0", "1000", "1"], "{said:?}");
+    }
+    let hooks = std::fs::read_to_string(user.dir.join("hook")).unwrap();
+    assert_eq!(hooks, "hook\n", "a hook is run once");
     user.done();
 }
 
