@@ -102,7 +102,7 @@ pub fn base_plan(bundle: &Bundle, options: BaseOptions) -> Result<LaunchPlan> {
 
     enter_root(bundle, users.as_ref(), &mut plan)?;
     Mounts::new(bundle, users.as_ref(), &mut plan).build()?;
-    if users.is_some() {
+    if users.is_some() || userns::known_inside() {
         plan.ops.push(Op::LeaveHost);
     }
     plan.ops.extend(console(process));
@@ -143,7 +143,7 @@ fn enter_root(bundle: &Bundle, users: Option<&Users>, plan: &mut LaunchPlan) -> 
         _ => None,
     };
     let root = plan.add_fd(root);
-    if users.is_none() {
+    if users.is_none() && !userns::known_inside() {
         let switch = RootSwitch::Pivot;
         plan.ops.push(Op::EnterRoot { root, switch });
         return Ok(());
@@ -318,7 +318,7 @@ fn credentials(
     let (uid, gid, groups) = (user.uid, user.gid, user.additional_gids.clone());
     plan.ops.push(Op::BoundingSet(bounding));
     plan.ops.push(match users {
-        Some(users) if !users.groups => Op::IdsOnly { uid, gid },
+        users if !userns::may_set_groups(users) => Op::IdsOnly { uid, gid },
         _ => Op::Ids { uid, gid, groups },
     });
     plan.ops.push(Op::Capabilities(sets));

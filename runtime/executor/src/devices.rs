@@ -113,10 +113,16 @@ impl Mounts<'_> {
                 }
             }
         }
-        self.hosts_node(users, &path, device)
+        self.hosts_node(Some(users), &path, device)
     }
 
-    fn hosts_node(&mut self, users: &Users, path: &str, device: &Device) -> Result {
+    /// The host's own node in the place of one that nobody may make.
+    pub(crate) fn hosts_node(
+        &mut self,
+        users: Option<&Users>,
+        path: &str,
+        device: &Device,
+    ) -> Result {
         let what = format!("linux.devices: \"{path}\" in a user namespace");
         if device.kind == "p" {
             let at = self.place(path, Create::No)?;
@@ -149,18 +155,19 @@ impl Mounts<'_> {
         let mode = device
             .file_mode
             .is_none_or(|mode| mode & 0o777 == stat.st_mode & 0o777);
-        let shown = |given: Option<u32>, ids: &Ids, have| {
-            given.is_none_or(|id| id == 0 || ids.host(id) == Some(have))
+        let shown = |given: Option<u32>, ids: Option<&Ids>, have| {
+            let host = |id| ids.map_or(Some(id), |ids| ids.host(id));
+            given.is_none_or(|id| id == 0 || host(id) == Some(have))
         };
         if !mode
-            || !shown(device.uid, &users.uids, stat.st_uid)
-            || !shown(device.gid, &users.gids, stat.st_gid)
+            || !shown(device.uid, users.map(|users| &users.uids), stat.st_uid)
+            || !shown(device.gid, users.map(|users| &users.gids), stat.st_gid)
         {
             return Err(ExecutorError::unsupported(format!(
                 "{what}: fileMode, uid and gid other than the host's"
             )));
         }
-        if users.privileged {
+        if users.is_none_or(|users| users.privileged) {
             let tree = clone_tree(node.as_fd(), Path::new(""), false)
                 .map_err(ExecutorError::kernel(format!("clone \"{path}\"")))?;
             return self.attach(path, tree);
@@ -169,10 +176,10 @@ impl Mounts<'_> {
     }
 
     /// A directory with a null device, out of which clones are made.
-    pub(crate) fn null_from_outside(&mut self, users: &Users) -> Result {
+    pub(crate) fn null_from_outside(&mut self) -> Result {
         let failed = || ExecutorError::kernel("make a null device");
         let keep = Reg::Null;
-        if users.privileged {
+        if self.users.is_some_and(|users| users.privileged) {
             let dir = new_fs(c"tmpfs", Some("tmpfs"), &[], 0).map_err(failed())?;
             let mode = Mode::from_raw_mode(0o666);
             let made = mknodat(&dir, NULL, FileType::CharacterDevice, mode, makedev(1, 3));

@@ -27,7 +27,7 @@ pub use error::ExecutorError;
 pub use options::mount_options;
 pub use properties::cpu_mask;
 pub use user::{ResolvedUser, resolve_groups, resolve_user};
-pub use userns::{is_privileged, join as join_namespaces};
+pub use userns::{is_inside, is_privileged, join as join_namespaces};
 pub use validate::validate;
 
 use amphora_sys::LaunchPlan;

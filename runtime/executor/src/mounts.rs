@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev, openat};
 
 use crate::base::cstr;
 use crate::options::{self, Options};
-use crate::userns::Users;
+use crate::userns::{self, Users};
 use crate::{Bundle, BundleMount, ExecutorError, new_fs};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
@@ -367,7 +367,8 @@ impl<'a> Mounts<'a> {
 
     fn cgroup(&mut self, path: &str, options: &Options) -> Result {
         let readonly = options.attr.set & RDONLY != 0;
-        if self.users.is_some_and(|users| !users.privileged) {
+        let unprivileged = self.users.is_some_and(|users| !users.privileged);
+        if unprivileged || self.bundle.cgroup.paths().is_empty() {
             return self.cgroup_inside(path, options);
         }
         match self.bundle.cgroup.mounts()? {
@@ -462,6 +463,9 @@ impl<'a> Mounts<'a> {
         for device in &nodes {
             match self.users {
                 Some(users) => self.node_from_outside(users, device)?,
+                None if userns::known_inside() => {
+                    self.hosts_node(None, &normal(&device.path), device)?;
+                }
                 None => self.node(device)?,
             }
         }
@@ -556,8 +560,8 @@ impl<'a> Mounts<'a> {
     /// A null device of our own, where `/dev` is not: a mount nobody else sees (cloned out of
     /// while detached, kernel 6.15).
     fn null_source(&mut self) -> Result {
-        if let Some(users) = self.users {
-            return self.null_from_outside(users);
+        if self.users.is_some() || userns::known_inside() {
+            return self.null_from_outside();
         }
         self.op(Op::NewFs {
             fstype: c"tmpfs".to_owned(),

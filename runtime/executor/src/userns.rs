@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use amphora_spec::runtime::{Namespace, Process, Spec};
 use amphora_sys::launch::launch;
@@ -45,6 +46,40 @@ fn of_kind<'a>(spec: &'a Spec, kind: &str) -> Option<&'a Namespace> {
 #[must_use]
 pub fn is_privileged() -> bool {
     userns::is_root()
+}
+
+/// Whether plans are made for who is root in a user namespace only.
+static INSIDE: AtomicBool = AtomicBool::new(false);
+/// Whether that namespace lets supplementary groups be changed.
+static GROUPS: AtomicBool = AtomicBool::new(true);
+
+/// Whether the root who calls is that of a user namespace, as under an engine of a user without rights:
+/// then plans are made for it from now on. Nobody else needs to ask, so it is asked when something was
+/// not permitted.
+#[must_use]
+pub fn is_inside() -> bool {
+    if INSIDE.load(Ordering::Relaxed) {
+        return true;
+    }
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let words: Vec<&str> = map.split_whitespace().collect();
+    if words.is_empty() || words == ["0", "0", "4294967295"] {
+        return false;
+    }
+    let denied = std::fs::read("/proc/self/setgroups").is_ok_and(|text| text.starts_with(b"deny"));
+    GROUPS.store(!denied, Ordering::Relaxed);
+    INSIDE.store(true, Ordering::Relaxed);
+    true
+}
+
+/// What [`is_inside`] has found.
+pub(crate) fn known_inside() -> bool {
+    INSIDE.load(Ordering::Relaxed)
+}
+
+/// Whether supplementary groups may be changed in the container.
+pub(crate) fn may_set_groups(users: Option<&Users>) -> bool {
+    users.map_or_else(|| GROUPS.load(Ordering::Relaxed), |users| users.groups)
 }
 
 /// The two maps of a specification.
@@ -308,7 +343,13 @@ pub(crate) fn join_with(
     if of_kind(spec, "time").is_some() {
         kinds |= CLONE_NEWTIME;
     }
+    // Those that it shares with us are not ours to join.
+    let named = |kinds, ns: &Namespace| kinds | kind_of(&ns.kind);
+    let listed = || spec.linux.namespaces.iter().fold(0, named);
     let Some(users) = users else {
+        if known_inside() {
+            kinds = listed() & !CLONE_NEWPID;
+        }
         plan.pid_namespace = Some(ns);
         plan.ops.push(Op::SetNs { ns, kind: kinds });
         return Ok(());
@@ -316,9 +357,7 @@ pub(crate) fn join_with(
     if users.privileged {
         kinds |= CLONE_NEWPID;
     } else {
-        // Those that it shares with us are not ours to join.
-        let named = |kinds, ns: &Namespace| kinds | kind_of(&ns.kind);
-        kinds = spec.linux.namespaces.iter().fold(0, named);
+        kinds = listed();
     }
     users.enter(vec![(ns, kinds)], plan)?;
     plan.ops.push(users.enter_ids(&spec.process));

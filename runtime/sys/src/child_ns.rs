@@ -12,7 +12,7 @@ use crate::mount::{MountAttr, set_attr};
 use crate::plan::{FdSlot, Op, Place, Reg, TreeChanges};
 use crate::raw::{self, Sys};
 
-/// `CLONE_NEWTIME`, which no signal number of a `clone` collides with here.
+/// Has the number of a signal to the old `clone`, but not to `unshare`.
 const CLONE_NEWTIME: u64 = 0x80;
 
 impl<'a> Child<'a> {
@@ -30,7 +30,9 @@ impl<'a> Child<'a> {
                 if *drop_groups {
                     raw::set_groups(&[])?;
                 }
-                set_two_ids(*uid, *gid)
+                let set = set_two_ids(*uid, *gid);
+                hide();
+                set
             }
             Op::IdsOnly { uid, gid } => set_two_ids(*uid, *gid),
             Op::CloneTree {
@@ -64,6 +66,8 @@ impl<'a> Child<'a> {
             }
         }
         set_ns(self.fd(user)?, libc::CLONE_NEWUSER)?;
+        // Other rights are a reason for the kernel to forget it, by the setting `fs.suid_dumpable`.
+        hide();
         (0..u32::BITS)
             .zip(others)
             .filter(|(bit, _)| later & (1 << bit) != 0)

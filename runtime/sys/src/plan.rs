@@ -571,7 +571,7 @@ impl LaunchPlan {
         self.ops.splice(at..at, steps);
         // A caller without the host's rights finds it again only by its own.
         let unprivileged = |op: &Op| matches!(op, Op::CloneTree { .. });
-        if self.ops.iter().any(unprivileged) {
+        if !self.lead.is_empty() && self.ops.iter().any(unprivileged) {
             self.ops.insert(at + 2, Op::Show);
         }
     }
@@ -815,6 +815,15 @@ impl fmt::Display for Op {
             Self::Await { .. } => write!(f, "wait for the start"),
             Self::CheckProgram => write!(f, "find the program"),
             Self::CloseRest | Self::Forget(_) => write!(f, "close descriptors"),
+            _ => self.fmt_late(f),
+        }
+    }
+}
+
+impl Op {
+    /// The texts of steps that few plans have.
+    fn fmt_late(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::Join { user: Some(_), .. } => write!(f, "join the user namespace and others"),
             Self::Join { others, .. } => {
                 let kind = others.iter().fold(0, |all, (_, kind)| all | kind);
@@ -846,6 +855,7 @@ impl fmt::Display for Op {
             Self::LsmLabel { label, .. } => {
                 write!(f, "set the label \"{}\"", String::from_utf8_lossy(label))
             }
+            _ => write!(f, "take a step"),
         }
     }
 }

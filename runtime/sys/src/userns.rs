@@ -61,7 +61,9 @@ impl Lender {
             let joined = join.is_none_or(|ns| {
                 // Somebody may be in there already.
                 crate::child::hide();
-                crate::child::set_ns(ns, libc::CLONE_NEWUSER).is_ok()
+                let joined = crate::child::set_ns(ns, libc::CLONE_NEWUSER).is_ok();
+                crate::child::hide();
+                joined
             });
             if joined {
                 let _ = rustix::io::write(&told, &[1]);

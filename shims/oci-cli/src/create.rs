@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use amphora_cgroup::{Cgroup, CgroupError};
+use amphora_executor::Bundle;
 use amphora_spec::runtime::{Hook, Hooks, Resources, Spec};
 use amphora_sys::base::Base;
 use amphora_sys::launch::{Pending, start_from};
@@ -102,21 +103,21 @@ pub(crate) fn create(context: &Context<'_>, words: &[String]) -> Code {
             return Err(RuncError::unsupported(&format!("create --{flag}")));
         }
     }
-    let mut wanted = wanted(&parsed)?;
+    let wanted = wanted(&parsed)?;
     let console = Console::from_flag(parsed.get("console-socket"), wanted.spec.process.terminal)?;
-    make(context, &mut wanted, &console).map(|_| 0)
+    make(context, &wanted, &console).map(|_| 0)
 }
 
 /// `run`: `create` and `start`, and unless detached `delete` when it has ended.
 pub(crate) fn run(context: &Context<'_>, words: &[String]) -> Code {
     let parsed = parse(CREATE, words, Order::Any)?;
-    let mut wanted = wanted(&parsed)?;
+    let wanted = wanted(&parsed)?;
     let terminal = wanted.spec.process.terminal;
     let detach = parsed.on("detach");
     let console = Console::of(&parsed, terminal)?;
     let hooks = wanted.spec.hooks.clone().unwrap_or_default();
     let foreground = (!detach).then(Foreground::new).transpose()?;
-    let (mut container, process) = make(context, &mut wanted, &console)?;
+    let (mut container, process) = make(context, &wanted, &console)?;
     if let Err(error) = begin(context, &mut container, &wanted.spec) {
         let _ = delete::destroy(context, container, &hooks);
         return Err(error);
@@ -139,7 +140,7 @@ pub(crate) fn run(context: &Context<'_>, words: &[String]) -> Code {
 /// Makes the container and leaves its process before the program.
 fn make(
     context: &Context<'_>,
-    wanted: &mut Wanted<'_>,
+    wanted: &Wanted<'_>,
     console: &Console,
 ) -> Result<(Container, OwnedFd)> {
     let mut spec = wanted.spec.clone();
@@ -182,10 +183,10 @@ fn make(
     container.note_cgroup(&cgroup)?;
 
     let bundle = bundle::bundle(wanted.id, spec, root, cgroup);
-    let executor = context.workload;
-    executor.validate(&bundle).map_err(RuncError::Executor)?;
-    let mut plan = executor.prepare(&bundle).map_err(RuncError::Executor)?;
-    bundle::inherit(&mut plan, &bundle.spec.process);
+    context
+        .workload
+        .validate(&bundle)
+        .map_err(RuncError::Executor)?;
     let before = [
         &given.prestart,
         &given.create_runtime,
@@ -194,7 +195,8 @@ fn make(
     if before.iter().any(|hooks| !hooks.is_empty()) {
         attempt.poststop.clone_from(&given.poststop);
     }
-    let process = launch(container, wanted, &mut plan, console, &given)?;
+    let hooked = before.iter().any(|hooks| !hooks.is_empty());
+    let process = prepare_and_launch(context, container, wanted, bundle, console, hooked)?;
     if let Some(path) = wanted.parsed.get("pid-file") {
         write_file(
             Path::new(path),
@@ -212,7 +214,7 @@ fn cgroup(context: &Context<'_>, container: &Container, spec: &Spec) -> Result<C
     let (parent, name) = &container.record.cgroup;
     let resources = &spec.linux.resources;
     let made = match Cgroup::create(parent, name, resources) {
-        Err(error) if context.rootless && is_denied(&error) => Err(error),
+        Err(error) if is_denied(&error) && context.may_lack_a_cgroup() => Err(error),
         made => return Ok(made?),
     };
     // Which devices there are is decided without a cgroup: who has no rights makes none.
@@ -234,16 +236,48 @@ fn is_denied(error: &CgroupError) -> bool {
     )
 }
 
+/// Starts the process; a second time if the first has shown that the caller is root of a user namespace
+/// only. Hooks are run once: who has some asks first.
+fn prepare_and_launch(
+    context: &Context<'_>,
+    container: &mut Container,
+    wanted: &Wanted<'_>,
+    mut bundle: Bundle,
+    console: &Console,
+    hooked: bool,
+) -> Result<OwnedFd> {
+    let given = wanted.spec.hooks.clone().unwrap_or_default();
+    let prepare = |bundle: &Bundle| -> Result<LaunchPlan> {
+        let plan = context.workload.prepare(bundle);
+        let mut plan = plan.map_err(RuncError::Executor)?;
+        bundle::inherit(&mut plan, &bundle.spec.process);
+        Ok(plan)
+    };
+    if hooked {
+        let _ = amphora_executor::is_inside();
+    }
+    let mut plan = prepare(&bundle)?;
+    match launch(container, wanted, &mut plan, console, &given) {
+        Err(error) if !hooked && error.is_not_permitted() && amphora_executor::is_inside() => {}
+        launched => return launched,
+    }
+    // The first root has gone with the namespace that it was attached in.
+    bundle.root = bundle::root(&bundle.spec, &wanted.bundle)?;
+    let _ = std::fs::remove_file(container.fifo());
+    let mut plan = prepare(&bundle)?;
+    launch(container, wanted, &mut plan, console, &given)
+}
+
 /// Starts the process and waits until it stands before its program.
 fn launch(
     container: &mut Container,
-    wanted: &mut Wanted<'_>,
+    wanted: &Wanted<'_>,
     plan: &mut LaunchPlan,
     console: &Console,
     given: &Hooks,
 ) -> Result<OwnedFd> {
     console.attach(plan)?;
-    plan.pass_fds(std::mem::take(&mut wanted.inherited));
+    plan.pass_fds(exec::again(&wanted.inherited)?);
     plan.await_alone(make_fifo(container)?);
     if container.record.no_new_keyring {
         plan.keep_keyring();
@@ -276,6 +310,11 @@ fn launch(
     };
     let pending = start_from(plan, base.as_ref()).map_err(RuncError::Launch)?;
     let mut moved = None;
+    if container.record.cgroup_inodes.is_empty() {
+        // Nothing but the record leads to it, should we be killed.
+        note(container, &pending)?;
+        container.save()?;
+    }
     if let Some(release) = early {
         pending.wait_ready().map_err(RuncError::Launch)?;
         note(container, &pending)?;

@@ -68,6 +68,18 @@ impl RuncError {
         Self::Usage(text.into())
     }
 
+    /// Whether the kernel did not permit a step of the process, or of its preparation.
+    pub(crate) fn is_not_permitted(&self) -> bool {
+        const EPERM: i32 = 1;
+        match self {
+            Self::Launch(error) => error.errno() == Some(EPERM),
+            Self::Executor(ExecutorError::Kernel { source, .. }) => {
+                source.raw_os_error() == Some(EPERM)
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn unsupported(what: &str) -> Self {
         Self::Unsupported(what.to_owned())
     }

@@ -55,6 +55,15 @@ pub(crate) fn inherited(parsed: &Parsed, more: u32) -> Result<Vec<(OwnedFd, i32)
         .collect()
 }
 
+/// The same once more.
+pub(crate) fn again(inherited: &[(OwnedFd, i32)]) -> Result<Vec<(OwnedFd, i32)>> {
+    let again = |(fd, number): &(OwnedFd, i32)| {
+        let failed = format!("--preserve-fds: descriptor {number}");
+        Ok((fd.try_clone().map_err(RuncError::file(failed))?, *number))
+    };
+    inherited.iter().map(again).collect()
+}
+
 /// `exec`.
 pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     let parsed = parse(FLAGS, words, Order::StopAfterOne)?;
@@ -83,22 +92,31 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     let detach = parsed.on("detach");
     let console = Console::of(&parsed, terminal)?;
     let affinity = spec.process.exec_cpu_affinity.clone().unwrap_or_default();
-    let mut plan = plan(context, &container, spec.clone())?;
     if let Some(mask) = cpu_mask(&affinity.initial).map_err(RuncError::Executor)? {
         let failed = RuncError::file("process.execCPUAffinity.initial");
         amphora_sys::properties::set_affinity(&mask).map_err(failed)?;
     }
-    console.attach(&mut plan)?;
-    plan.pass_fds(inherited);
+    let prepare = |spec| -> Result<LaunchPlan> {
+        let mut plan = plan(context, &container, spec)?;
+        console.attach(&mut plan)?;
+        plan.pass_fds(again(&inherited)?);
+        Ok(plan)
+    };
     let foreground = if detach {
         None
     } else {
         Some(Foreground::new()?)
     };
-    let launched = listener::launch(&mut plan, &spec, || {
-        Ok(container.oci_state(container.status()?))
-    })?;
-    drop(plan);
+    let launch = |spec: Spec| {
+        let mut plan = prepare(spec.clone())?;
+        let state = || Ok(container.oci_state(container.status()?));
+        listener::launch(&mut plan, &spec, state)
+    };
+    let launched = match launch(spec.clone()) {
+        Err(error) if error.is_not_permitted() && amphora_executor::is_inside() => launch(spec)?,
+        launched => launched?,
+    };
+    drop(inherited);
     if let Some(path) = parsed.get("pid-file") {
         write_file(Path::new(path), launched.pid.to_string().as_bytes(), 0o644)?;
     }

@@ -40,13 +40,20 @@ pub(crate) struct Context<'a> {
     pub(crate) root: std::path::PathBuf,
     pub(crate) workload: &'a dyn Workload,
     pub(crate) log: log::Log,
-    /// A container may do without a cgroup that nobody lets us make.
-    pub(crate) rootless: bool,
+    /// Whether a container may do without a cgroup that nobody lets us make; `None`: if the caller's
+    /// rights end at a user namespace.
+    rootless: Option<bool>,
     /// The whole command line.
     args: &'a [OsString],
 }
 
 impl Context<'_> {
+    /// Whether a container may do without a cgroup, now that none was permitted.
+    pub(crate) fn may_lack_a_cgroup(&self) -> bool {
+        let limited = || !amphora_executor::is_privileged() || amphora_executor::is_inside();
+        self.rootless.unwrap_or_else(limited)
+    }
+
     /// As [`out_of_reach`], for a command that seldom enters a container.
     pub(crate) fn out_of_reach(&self) -> Result {
         out_of_reach(self.args)
@@ -102,7 +109,7 @@ GLOBAL OPTIONS:
    --log-format FORMAT of the log: text or json
    --root DIR          directory of container state
    --rootless WHEN     do without a cgroup that may not be made: true, false
-                       or auto, for who is not root
+                       or auto, for who is not the host's root
    --help, -h          show help
    --version, -v       print the version
 ";
@@ -208,9 +215,9 @@ fn dispatch(global: &Parsed, log: log::Log, args: &[OsString], workload: &dyn Wo
         return Err(RuncError::unsupported("--systemd-cgroup"));
     }
     let rootless = match global.get("rootless").unwrap_or("auto") {
-        "true" => true,
-        "false" => false,
-        "auto" => !amphora_executor::is_privileged(),
+        "true" => Some(true),
+        "false" => Some(false),
+        "auto" => None,
         other => {
             return Err(RuncError::usage(format!(
                 "invalid value \"{other}\" for flag --rootless"

@@ -58,10 +58,10 @@ fn add(list: &mut Value, value: Value) {
     list.as_array_mut().unwrap().push(value);
 }
 
-fn namespace(spec: &mut Value, kind: &str, path: String) {
+fn namespace(spec: &mut Value, kind: &str, path: &str) {
     for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
         if namespace["type"] == kind {
-            namespace["path"] = path.clone().into();
+            namespace["path"] = path.into();
         }
     }
 }
@@ -217,7 +217,7 @@ fn a_user_namespace_is_joined_by_path(w: &World) {
             linux.remove("gidMappings");
         }
         for (kind, file) in [("user", "user"), ("network", "net"), ("ipc", "ipc")] {
-            namespace(spec, kind, format!("/proc/{pid}/ns/{file}"));
+            namespace(spec, kind, &format!("/proc/{pid}/ns/{file}"));
         }
     });
     let said = w.run(&["run", "two"]);
@@ -238,7 +238,7 @@ fn a_user_namespace_is_joined_by_path(w: &World) {
         bundle(w, &["sh"], |spec| {
             spec["linux"]["cgroupsPath"] = "/amphora-it-runc/second".into();
             spec["linux"]["gidMappings"] = map(5);
-            namespace(spec, "user", format!("/proc/{pid}/ns/user"));
+            namespace(spec, "user", &format!("/proc/{pid}/ns/user"));
         });
         let failed = w.detached(&["create", "two"]);
         refused(
@@ -291,7 +291,7 @@ fn what_cannot_run_leaves_nothing(w: &World) {
         .fails(1, "executable file not found in $PATH");
     for (user, value) in [("uid", 70_000), ("gid", 70_000)] {
         bundle(w, &["sh"], |spec| {
-            spec["process"]["user"][user] = value.into()
+            spec["process"]["user"][user] = value.into();
         });
         assert_eq!(w.detached(&["create", "one"]).code, 1);
     }
@@ -311,7 +311,7 @@ fn what_cannot_run_leaves_nothing(w: &World) {
     });
     assert_eq!(w.detached(&["create", "one"]).code, 1);
     bundle(w, &["sh"], |spec| {
-        namespace(spec, "user", "/proc/self/ns/nothing".to_owned());
+        namespace(spec, "user", "/proc/self/ns/nothing");
     });
     assert_eq!(w.detached(&["create", "one"]).code, 1);
     bundle(w, &["sh"], |spec| {
@@ -321,82 +321,87 @@ fn what_cannot_run_leaves_nothing(w: &World) {
     w.done();
 }
 
+type Edit = fn(&mut Value);
+
+const USERS: [(Edit, &str); 9] = [
+    (
+        |s| s["linux"]["uidMappings"] = map(0),
+        "linux.uidMappings: the range of 0 is empty",
+    ),
+    (
+        |s| s["linux"]["gidMappings"][0]["hostID"] = u32::MAX.into(),
+        "linux.gidMappings: the range of 0 is too long",
+    ),
+    (
+        |s| add(&mut s["linux"]["uidMappings"], map(1)[0].clone()),
+        "linux.uidMappings: the range of 0 overlaps another",
+    ),
+    (
+        |s| s["linux"]["gidMappings"] = json!([]),
+        "linux.gidMappings: a new user namespace needs mappings",
+    ),
+    (
+        |s| s["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]),
+        "linux.uidMappings: needs a user namespace",
+    ),
+    (
+        |s| s["process"]["user"]["uid"] = 65_536.into(),
+        "process.user.uid: 65536 is not mapped",
+    ),
+    (
+        |s| s["process"]["user"]["additionalGids"] = json!([1, 70_000]),
+        "process.user.additionalGids: 70000 is not mapped",
+    ),
+    (
+        |s| namespace(s, "mount", "/proc/self/ns/mnt"),
+        "linux.namespaces: mount by path",
+    ),
+    (
+        |s| namespace(s, "user", "/proc/self/ns/user"),
+        "failed to join the user namespace",
+    ),
+];
+
+const TIME_AND_MOUNTS: [(Edit, &str); 6] = [
+    (
+        |s| s["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}}),
+        "linux.timeOffsets: needs a new time namespace",
+    ),
+    (
+        |s| {
+            add(&mut s["linux"]["namespaces"], json!({"type": "time"}));
+            s["linux"]["timeOffsets"] = json!({"realtime": {"secs": 1}});
+        },
+        "linux.timeOffsets: unknown clock \"realtime\"",
+    ),
+    (
+        |s| {
+            add(&mut s["linux"]["namespaces"], json!({"type": "time"}));
+            s["linux"]["timeOffsets"] = json!({"boottime": {"secs": -4_000_000_000_i64}});
+        },
+        "failed to make a time namespace",
+    ),
+    (
+        |s| s["mounts"][1]["uidMappings"] = map(1),
+        "mounts: \"/dev\": uidMappings and gidMappings are needed both",
+    ),
+    (
+        |s| s["mounts"][1]["options"] = json!(["idmap"]),
+        "mounts: \"/dev\": only a bind mount has mapped ids",
+    ),
+    (
+        |s| {
+            s["linux"]["devices"] = json!([{"path": "/dev/x", "type": "c", "major": 1,
+                "minor": 3, "uid": 70_000}]);
+        },
+        "linux.devices: the owner of \"/dev/x\" is not mapped",
+    ),
+];
+
 #[test]
 fn what_makes_no_sense_is_refused_by_name() {
     let w = World::ours();
-    type Edit = fn(&mut Value);
-    let cases: [(Edit, &str); 15] = [
-        (
-            |s| s["linux"]["uidMappings"] = map(0),
-            "linux.uidMappings: the range of 0 is empty",
-        ),
-        (
-            |s| s["linux"]["gidMappings"][0]["hostID"] = u32::MAX.into(),
-            "linux.gidMappings: the range of 0 is too long",
-        ),
-        (
-            |s| add(&mut s["linux"]["uidMappings"], map(1)[0].clone()),
-            "linux.uidMappings: the range of 0 overlaps another",
-        ),
-        (
-            |s| s["linux"]["gidMappings"] = json!([]),
-            "linux.gidMappings: a new user namespace needs mappings",
-        ),
-        (
-            |s| s["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]),
-            "linux.uidMappings: needs a user namespace",
-        ),
-        (
-            |s| s["process"]["user"]["uid"] = 65_536.into(),
-            "process.user.uid: 65536 is not mapped",
-        ),
-        (
-            |s| s["process"]["user"]["additionalGids"] = json!([1, 70_000]),
-            "process.user.additionalGids: 70000 is not mapped",
-        ),
-        (
-            |s| namespace(s, "mount", "/proc/self/ns/mnt".to_owned()),
-            "linux.namespaces: mount by path",
-        ),
-        (
-            |s| namespace(s, "user", "/proc/self/ns/user".to_owned()),
-            "failed to join the user namespace",
-        ),
-        (
-            |s| s["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}}),
-            "linux.timeOffsets: needs a new time namespace",
-        ),
-        (
-            |s| {
-                add(&mut s["linux"]["namespaces"], json!({"type": "time"}));
-                s["linux"]["timeOffsets"] = json!({"realtime": {"secs": 1}});
-            },
-            "linux.timeOffsets: unknown clock \"realtime\"",
-        ),
-        (
-            |s| {
-                add(&mut s["linux"]["namespaces"], json!({"type": "time"}));
-                s["linux"]["timeOffsets"] = json!({"boottime": {"secs": -4_000_000_000_i64}});
-            },
-            "failed to make a time namespace",
-        ),
-        (
-            |s| s["mounts"][1]["uidMappings"] = map(1),
-            "mounts: \"/dev\": uidMappings and gidMappings are needed both",
-        ),
-        (
-            |s| s["mounts"][1]["options"] = json!(["idmap"]),
-            "mounts: \"/dev\": only a bind mount has mapped ids",
-        ),
-        (
-            |s| {
-                s["linux"]["devices"] = json!([{"path": "/dev/x", "type": "c", "major": 1,
-                    "minor": 3, "uid": 70_000}]);
-            },
-            "linux.devices: the owner of \"/dev/x\" is not mapped",
-        ),
-    ];
-    for (edit, text) in cases {
+    for (edit, text) in USERS.into_iter().chain(TIME_AND_MOUNTS) {
         bundle(&w, &["sh"], edit);
         refused(&w.detached(&["create", "one"]), text);
     }
@@ -577,7 +582,15 @@ fn a_mount_with_mapped_ids_shifts_owners() {
         }
         let _ = std::fs::remove_file(made);
     }
-    // A file system that cannot: the refusal names the field.
+    tool(&["umount", "-R", path(&shared)]);
+    std::fs::remove_dir(shared).unwrap();
+    let _ = std::fs::remove_dir(w.s.dir.join("rootfs/shared"));
+    w.done();
+}
+
+#[test]
+fn a_file_system_without_mapped_ids_is_refused() {
+    let w = World::ours();
     w.bundle(&["sh"], |spec| {
         add(
             &mut spec["mounts"],
@@ -589,9 +602,6 @@ fn a_mount_with_mapped_ids_shifts_owners() {
         &w.detached(&["create", "one"]),
         "mounts: \"/tmp\": uidMappings and idmap: on this file system",
     );
-    tool(&["umount", "-R", path(&shared)]);
-    std::fs::remove_dir(shared).unwrap();
-    let _ = std::fs::remove_dir(w.s.dir.join("rootfs/shared"));
     w.done();
 }
 
@@ -743,7 +753,6 @@ fn a_user_without_rights_runs_containers() {
 fn what_a_user_without_rights_cannot_do_is_refused() {
     let w = World::ours();
     let user = Rootless::new(&w);
-    type Edit = fn(&mut Value);
     let cases: [(Edit, &str); 6] = [
         (
             |s| s["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]),
@@ -767,14 +776,14 @@ fn what_a_user_without_rights_cannot_do_is_refused() {
                     &mut s["mounts"],
                     json!({"destination": "/tmp", "type": "bind", "source": "/etc",
                 "options": ["bind", "idmap"]}),
-                )
+                );
             },
             "mounts: \"/tmp\": idmap without the host's rights",
         ),
         (
             |s| {
                 s["linux"]["devices"] = json!([{"path": "/dev/kmsg", "type": "c", "major": 1,
-                "minor": 3}])
+                "minor": 3}]);
             },
             "linux.devices: \"/dev/kmsg\" in a user namespace: the host has another file there",
         ),
@@ -793,6 +802,69 @@ fn what_a_user_without_rights_cannot_do_is_refused() {
     user.bundle(&["sleep", "600"], |_| {});
     user.detached(&["create", "--pid-file", "/nowhere/pid", "one"])
         .fails(1, "/nowhere/pid");
+    user.done();
+}
+
+/// As an engine of a user without rights calls: root, of a user namespace.
+#[test]
+fn root_of_a_user_namespace_runs_containers() {
+    let w = World::ours();
+    let user = Rootless::new(&w);
+    let script = "echo x > /dev/null; busybox head -c 3 /dev/zero | busybox wc -c; \
+                  cat /proc/self/uid_map; exec sleep 600";
+    for hooked in [false, true] {
+        user.bundle(&["sh", "-c", script], |spec| {
+            let linux = spec["linux"].as_object_mut().unwrap();
+            linux.remove("uidMappings");
+            linux.remove("gidMappings");
+            let namespaces = linux["namespaces"].as_array_mut().unwrap();
+            namespaces.retain(|namespace| namespace["type"] != "user");
+            if hooked {
+                spec["hooks"] = json!({"prestart": [{"path": "/bin/sh",
+                    "args": ["sh", "-c", "echo hook >> hook"], "env": ["PATH=/usr/bin:/bin"]}]});
+            }
+        });
+        let runtime = "r() { ./amphora-runc --root run/amphora-runc \"$@\"; }";
+        let script = format!(
+            "{runtime}; r run -d one > out 2>&1 || cat out; r exec one id -u; \
+             r ps -f json one | wc -l; r delete -f one; cat out; r list -q"
+        );
+        let mut command = Command::new("setpriv");
+        let id = USER.to_string();
+        command
+            .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
+            .args(["unshare", "-r", "-m", "sh", "-c", &script])
+            .current_dir(&user.dir)
+            .stdin(Stdio::null());
+        let said = finish(command);
+        let words: Vec<&str> = said.stdout.split_whitespace().collect();
+        assert_eq!(words, ["0", "1", "3", "0", "1000", "1"], "{said:?}");
+    }
+    let hooks = std::fs::read_to_string(user.dir.join("hook")).unwrap();
+    assert_eq!(hooks, "hook\n", "a hook is run once");
+    user.done();
+}
+
+/// Without a cgroup only the record leads to the process: it is written early.
+#[test]
+fn a_create_without_rights_that_is_killed_is_removed() {
+    let w = World::ours();
+    let user = Rootless::new(&w);
+    user.bundle(&["sleep", "600"], |_| {});
+    for delay in (0..16).map(|step| Duration::from_micros(step * 700)) {
+        let mut child = user
+            .command(&["create", "one"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(delay);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        user.run(&["delete", "--force", "one"]).ok();
+        user.detached(&["create", "one"]).ok();
+        user.run(&["delete", "one"]).ok();
+    }
     user.done();
 }
 
