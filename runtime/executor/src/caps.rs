@@ -50,6 +50,12 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
+/// Every capability that a bundle may name.
+#[must_use]
+pub fn capabilities() -> Vec<String> {
+    NAMES.iter().map(|name| format!("CAP_{name}")).collect()
+}
+
 fn mask(field: &str, names: &[String]) -> Result<u64, ExecutorError> {
     names.iter().try_fold(0, |mask, name| {
         let short = name.strip_prefix("CAP_").unwrap_or(name);

@@ -18,6 +18,7 @@ mod validate;
 
 pub use base::{BaseOptions, JOINED_NAMESPACES, Program, base_plan, filter};
 pub use bundle::{Bundle, BundleMount, ExecutorKind, Module, SeccompChoice};
+pub use caps::capabilities;
 pub use cgroup::enter as enter_cgroup;
 pub use error::ExecutorError;
 pub use options::mount_options;

@@ -117,8 +117,7 @@ fn a_mount_that_is_there_changes(w: &World) {
         w,
         json!([
             {"destination": "/x", "type": "bind", "source": "source", "options": ["bind", "nodev"]},
-            {"destination": "/x", "type": "none", "source": "none",
-                "options": ["remount", "bind", "ro", "nosuid"]},
+            {"destination": "/x", "type": "none", "options": ["remount", "bind", "ro", "nosuid"]},
         ]),
         MOUNTS,
     );
