@@ -15,6 +15,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::args::{Flag, Order, Parsed, parse};
 use crate::console::{Console, Foreground};
 use crate::error::{Result, RuncError};
+use crate::listener::Agent;
 use crate::state::{Container, Record, Status, write_file};
 use crate::{Code, Context, activation, bundle, delete, exec, hooks, listener, netdev};
 
@@ -249,7 +250,8 @@ fn launch(
         go_on(&release)?;
     }
     if let Some(ack) = ack {
-        listener::hand_over(&pending, &ack, &wanted.spec, || {
+        let agent = Agent::of(&wanted.spec);
+        listener::hand_over(&pending, &ack, &agent, || {
             note(container, &pending)?;
             Ok(container.oci_state(Status::Creating))
         })?;

@@ -13,6 +13,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::args::{Flag, Order, Parsed, parse};
 use crate::console::{Console, Foreground};
 use crate::error::{Result, RuncError};
+use crate::listener::Agent;
 use crate::state::{Container, Status, write_file};
 use crate::{Code, Context, bundle, listener};
 
@@ -82,7 +83,8 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     let detach = parsed.on("detach");
     let console = Console::of(&parsed, terminal)?;
     let affinity = spec.process.exec_cpu_affinity.clone().unwrap_or_default();
-    let mut plan = plan(context, &container, spec.clone())?;
+    let agent = Agent::of(&spec);
+    let mut plan = plan(context, &container, spec)?;
     if let Some(mask) = cpu_mask(&affinity.initial).map_err(RuncError::Executor)? {
         let failed = RuncError::file("process.execCPUAffinity.initial");
         amphora_sys::properties::set_affinity(&mask).map_err(failed)?;
@@ -94,7 +96,7 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     } else {
         Some(Foreground::new()?)
     };
-    let launched = listener::launch(&mut plan, &spec, || {
+    let launched = listener::launch(&mut plan, &agent, || {
         Ok(container.oci_state(container.status()?))
     })?;
     drop(plan);
