@@ -723,6 +723,14 @@ impl fmt::Display for Op {
             Self::Await { .. } => write!(f, "wait for the start"),
             Self::CheckProgram => write!(f, "find the program"),
             Self::CloseRest | Self::Forget(_) => write!(f, "close descriptors"),
+            _ => self.fmt_property(f),
+        }
+    }
+}
+
+impl Op {
+    fn fmt_property(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::Personality(domain) => write!(f, "set personality {domain:#x}"),
             Self::Scheduler(wanted) => write!(f, "set scheduling policy {}", wanted.policy),
             Self::IoPriority(value) => write!(f, "set I/O priority {value:#x}"),
@@ -731,6 +739,7 @@ impl fmt::Display for Op {
             Self::LsmLabel { label, .. } => {
                 write!(f, "set the label \"{}\"", String::from_utf8_lossy(label))
             }
+            _ => write!(f, "take a step"),
         }
     }
 }

@@ -190,6 +190,46 @@ fn make(
     Ok((made.ok_or(RuncError::NoSuchContainer)?, process))
 }
 
+/// Where the process waits for us on its way.
+struct Gates {
+    /// In its namespaces, before its root is there.
+    early: Option<OwnedFd>,
+    /// With the host's tree and the container's.
+    pivot: Option<OwnedFd>,
+    /// With a filter that asks.
+    ack: Option<OwnedFd>,
+}
+
+impl Gates {
+    /// Those that hooks and interfaces (`devices`) need.
+    fn new(
+        container: &Container,
+        plan: &mut LaunchPlan,
+        given: &Hooks,
+        (no_pivot, devices): (bool, bool),
+    ) -> Result<Self> {
+        let of_runtime = given.prestart.iter().chain(&given.create_runtime);
+        let hooked = of_runtime.chain(&given.create_container).count() > 0;
+        // Without the host's tree there is no moment when both trees are there.
+        let early = if devices || (no_pivot && hooked) {
+            let (read, write) = pipe()?;
+            plan.await_before_root(read, write.as_fd());
+            Some(write)
+        } else {
+            None
+        };
+        let pivot = if hooked && !no_pivot {
+            let (read, write) = pipe()?;
+            plan.await_before_pivot(hooks::staged_root(container)?, read, write.as_fd());
+            Some(write)
+        } else {
+            None
+        };
+        let ack = listener::expect(plan)?;
+        Ok(Self { early, pivot, ack })
+    }
+}
+
 /// Starts the process and waits until it stands before its program.
 fn launch(
     container: &mut Container,
@@ -204,26 +244,9 @@ fn launch(
     if container.record.no_new_keyring {
         plan.keep_keyring();
     }
-    let devices = &wanted.spec.linux.net_devices;
-    let of_runtime = given.prestart.iter().chain(&given.create_runtime);
-    let hooked = of_runtime.chain(&given.create_container).count() > 0;
     let no_pivot = wanted.parsed.on("no-pivot");
-    // Without the host's tree there is no moment when both trees are there.
-    let early = if !devices.is_empty() || (no_pivot && hooked) {
-        let (read, write) = pipe()?;
-        plan.await_before_root(read, write.as_fd());
-        Some(write)
-    } else {
-        None
-    };
-    let pivot = if hooked && !no_pivot {
-        let (read, write) = pipe()?;
-        plan.await_before_pivot(hooks::staged_root(container)?, read, write.as_fd());
-        Some(write)
-    } else {
-        None
-    };
-    let ack = listener::expect(plan)?;
+    let devices = &wanted.spec.linux.net_devices;
+    let gates = Gates::new(container, plan, given, (no_pivot, !devices.is_empty()))?;
     let base = if no_pivot && plan.enters_root() {
         plan.cover_root();
         Some(Base::new().map_err(RuncError::file("failed to make an empty mount namespace"))?)
@@ -232,7 +255,7 @@ fn launch(
     };
     let pending = start_from(plan, base.as_ref()).map_err(RuncError::Launch)?;
     let mut moved = None;
-    if let Some(release) = early {
+    if let Some(release) = gates.early {
         pending.wait_ready().map_err(RuncError::Launch)?;
         note(container, &pending)?;
         if !devices.is_empty() {
@@ -243,13 +266,13 @@ fn launch(
         }
         go_on(&release)?;
     }
-    if let Some(release) = pivot {
+    if let Some(release) = gates.pivot {
         pending.wait_ready().map_err(RuncError::Launch)?;
         note(container, &pending)?;
         before_pivot(container, given)?;
         go_on(&release)?;
     }
-    if let Some(ack) = ack {
+    if let Some(ack) = gates.ack {
         let agent = Agent::of(&wanted.spec);
         listener::hand_over(&pending, &ack, &agent, || {
             note(container, &pending)?;
