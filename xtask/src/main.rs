@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   demo         build amphora and run a Linux and a Wasm container side by side
   tidy         check crate edges, sizes and habits
   test [ARGS]  run all tests (ARGS go to cargo test) and count what was skipped
-  lint         fmt, clippy and tidy
+  lint         fmt, clippy, tidy, and what there is of C-free crates on aarch64
   peers DIR    install the engines that benches compare with into DIR
   goldens DIR  record what docker says: its client here, its daemon of DIR, made by peers
   upgrade REV  run the upgrade tests with supervisors of a program built from REV";
@@ -79,8 +79,29 @@ fn cargo(root: &Path, args: &[&str]) -> Command {
     command
 }
 
+/// The crates without C, which need no compiler of another machine to be checked for it.
+const PORTABLE: [&str; 10] = [
+    "amphora-spec",
+    "amphora-template",
+    "amphora-sys",
+    "amphora-cgroup",
+    "amphora-executor",
+    "amphora-network",
+    "amphora-volume",
+    "amphora-linux",
+    "amphora-supervisor",
+    "amphora-oci-cli",
+];
+
 fn lint(root: &Path) -> Result<()> {
-    let steps: [&[&str]; 2] = [
+    let mut portable = vec![
+        "check",
+        "--release",
+        "--target",
+        "aarch64-unknown-linux-musl",
+    ];
+    portable.extend(PORTABLE.iter().flat_map(|name| ["--package", *name]));
+    let steps: [&[&str]; 3] = [
         &["fmt", "--all", "--check"],
         &[
             "clippy",
@@ -91,6 +112,7 @@ fn lint(root: &Path) -> Result<()> {
             "-D",
             "warnings",
         ],
+        &portable,
     ];
     for step in steps {
         println!("xtask: cargo {}", step.join(" "));

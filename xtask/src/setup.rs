@@ -22,8 +22,9 @@ const PACKAGES: [&str; 13] = [
 ];
 /// Debian 13 has the client of `docker.io` in a package of its own.
 const CLIENT: (&str, &str) = ("docker", "docker-cli");
-const TARGETS: [&str; 3] = [
+const TARGETS: [&str; 4] = [
     "x86_64-unknown-linux-musl",
+    "aarch64-unknown-linux-musl",
     "wasm32-wasip1",
     "wasm32-wasip2",
 ];

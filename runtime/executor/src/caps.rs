@@ -50,9 +50,9 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// Every capability that is known, with `CAP_`.
+/// Every capability that a bundle may name.
 #[must_use]
-pub fn capability_names() -> Vec<String> {
+pub fn capabilities() -> Vec<String> {
     NAMES.iter().map(|name| format!("CAP_{name}")).collect()
 }
 

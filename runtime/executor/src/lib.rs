@@ -21,7 +21,7 @@ mod validate;
 
 pub use base::{BaseOptions, Program, base_plan, filter};
 pub use bundle::{Bundle, BundleMount, ExecutorKind, Module, SeccompChoice};
-pub use caps::capability_names;
+pub use caps::capabilities;
 pub use cgroup::enter as enter_cgroup;
 pub use error::ExecutorError;
 pub use options::mount_options;

@@ -45,6 +45,9 @@ pub(crate) fn check_mounts(label: &str) -> Result {
 
 /// The steps that have the program labelled.
 pub(crate) fn steps(process: &Process) -> Result<Vec<Op>> {
+    if process.apparmor_profile.is_empty() && process.selinux_label.is_empty() {
+        return Ok(Vec::new());
+    }
     labels(process, apparmor(), selinux())
 }
 

@@ -280,18 +280,38 @@ impl<'a> Mounts<'a> {
         Ok(())
     }
 
+    /// A tmpfs with what its place has when it comes to be mounted.
     fn copied(&mut self, path: &str, mount: &Mount, options: &Options) -> Result {
-        let earlier = self.bundle.spec.mounts.iter();
-        let earlier = earlier.take_while(|other| !std::ptr::eq(*other, mount));
-        for other in earlier {
-            let place = normal(&other.destination);
-            if place == path || under(path, &place) || under(&place, path) {
-                return Err(ExecutorError::unsupported(format!(
-                    "mounts: \"{path}\": tmpcopyup of what is mounted at \"{place}\""
-                )));
+        let refused = |place: &str| {
+            let text = format!("mounts: \"{path}\": tmpcopyup of what is mounted at \"{place}\"");
+            Err(ExecutorError::unsupported(text))
+        };
+        let mut from = Some((new_fs::Covered::Root, path.to_owned()));
+        for other in &self.bundle.spec.mounts {
+            if std::ptr::eq(other, mount) {
+                break;
             }
+            let place = normal(&other.destination);
+            if under(&place, path) {
+                return refused(&place);
+            }
+            if place != path && !under(path, &place) {
+                continue;
+            }
+            let rest = path.strip_prefix(&place).unwrap_or_default();
+            let options = options::parse(&other.options);
+            from = match kind(other, &options) {
+                Some(Kind::Remount) => continue,
+                Some(Kind::Bind) => {
+                    let source = new_fs::Covered::Host(&other.source);
+                    Some((source, format!("./{rest}")))
+                }
+                // As empty as they are made.
+                Some(Kind::Tmpfs | Kind::Devpts | Kind::Mqueue) if !options.copy_up => None,
+                _ => return refused(&place),
+            };
         }
-        let made = new_fs::copied(path, mount, options, self.bundle)?;
+        let made = new_fs::copied(path, mount, options, self.bundle, from)?;
         self.attach(path, made)?;
         let at = self.place(path, Create::No)?;
         self.propagate(at, options);

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use amphora_spec::runtime::{Mount, Spec};
 use amphora_sys::copy::Copier;
 use amphora_sys::mount::{MountAttr, RDONLY, new_fs, set_attr};
-use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Stat, Uid, fchmod, fchown, fstat, openat};
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, fchmod, fchown, fstat, openat};
 use rustix::io::Errno;
 
 use crate::base::cstr;
@@ -58,12 +58,21 @@ fn open<'a>(
     new_fs(&kind, Some(source), &more, attr)
 }
 
-/// Makes a tmpfs with what the container's root has at `path`.
+/// Where the files lie that a new file system covers.
+pub(crate) enum Covered<'a> {
+    /// In the container's root.
+    Root,
+    /// In a directory of the host's.
+    Host(&'a str),
+}
+
+/// Makes a tmpfs for `path` with what lies at a path below `from`.
 pub(crate) fn copied(
     path: &str,
     mount: &Mount,
     options: &Options,
     bundle: &Bundle,
+    from: Option<(Covered<'_>, String)>,
 ) -> Result<OwnedFd> {
     let failed = || ExecutorError::kernel(format!("copy what is at \"{path}\""));
     let attr = options.attr.set | options.recursive_attr.set;
@@ -71,8 +80,18 @@ pub(crate) fn copied(
     let made = made.map_err(ExecutorError::kernel(format!("mount tmpfs for \"{path}\"")))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let source = rustix::fs::openat2(&bundle.root, path, flags, Mode::empty(), resolve);
-    let source = match source {
+    let Some((covered, below)) = from else {
+        return readonly(made, attr, path);
+    };
+    let host = match covered {
+        Covered::Root => None,
+        Covered::Host(source) => {
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            Some(openat(CWD, source, flags, Mode::empty()).map_err(failed())?)
+        }
+    };
+    let root = host.as_ref().unwrap_or(&bundle.root);
+    let source = match rustix::fs::openat2(root, &*below, flags, Mode::empty(), resolve) {
         Ok(source) => source,
         Err(Errno::NOENT) => return readonly(made, attr, path),
         Err(errno) => return Err(failed()(errno)),

@@ -103,11 +103,12 @@ pub(crate) fn steps(spec: &Spec, joins: bool, plan: &mut LaunchPlan) -> Result {
     if let Some(wanted) = &process.io_priority {
         plan.ops.push(Op::IoPriority(io_priority(wanted)?));
     }
-    // That of who joins first is its parent's, which is not in the container's cgroup.
-    if let Some(wanted) = process.exec_cpu_affinity.as_ref().filter(|_| joins)
-        && let Some(mask) = cpu_mask(&wanted.last)?
-    {
-        plan.ops.push(Op::CpuAffinity(mask));
+    // That of who joins first is its parent's, which is not in the container's cgroup; then it is all
+    // that the cgroup has, unless it is said.
+    if let Some(wanted) = process.exec_cpu_affinity.as_ref().filter(|_| joins) {
+        let all = (!wanted.initial.is_empty()).then(|| vec![0xff; CPUS_MAX / 8]);
+        let mask = cpu_mask(&wanted.last)?.or(all);
+        plan.ops.extend(mask.map(Op::CpuAffinity));
     }
     plan.ops.extend(lsm::steps(process)?);
     Ok(())

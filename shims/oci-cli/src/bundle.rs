@@ -133,9 +133,25 @@ pub(crate) fn absolute_sources(spec: &mut Spec, bundle: &Path) {
     }
 }
 
+/// What engines leave to the runtime: `HOME` from the container's list of users.
+fn home(root: &OwnedFd, spec: &Spec) -> String {
+    let user = spec.process.user.uid.to_string();
+    // A list that cannot be read keeps nobody from running.
+    let found = amphora_executor::resolve_user(root.as_fd(), &user).ok();
+    format!("HOME={}", found.map_or("/".to_owned(), |user| user.home))
+}
+
 /// A bundle for the executor.
 pub(crate) fn bundle(id: &str, mut spec: Spec, root: OwnedFd, cgroup: Cgroup) -> Bundle {
     spec.process.env = last_wins(std::mem::take(&mut spec.process.env));
+    if !spec
+        .process
+        .env
+        .iter()
+        .any(|pair| pair.starts_with("HOME="))
+    {
+        spec.process.env.push(home(&root, &spec));
+    }
     Bundle {
         id: id.to_owned(),
         spec,

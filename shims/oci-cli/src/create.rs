@@ -16,6 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::args::{Flag, Order, Parsed, parse};
 use crate::console::{Console, Foreground};
 use crate::error::{Result, RuncError};
+use crate::listener::Agent;
 use crate::state::{Container, Record, Status, write_file};
 use crate::{Code, Context, activation, bundle, delete, exec, hooks, listener, netdev};
 
@@ -268,6 +269,46 @@ fn prepare_and_launch(
     launch(container, wanted, &mut plan, console, &given)
 }
 
+/// Where the process waits for us on its way.
+struct Gates {
+    /// In its namespaces, before its root is there.
+    early: Option<OwnedFd>,
+    /// With the host's tree and the container's.
+    pivot: Option<OwnedFd>,
+    /// With a filter that asks.
+    ack: Option<OwnedFd>,
+}
+
+impl Gates {
+    /// Those that hooks and interfaces (`devices`) need.
+    fn new(
+        container: &Container,
+        plan: &mut LaunchPlan,
+        given: &Hooks,
+        (no_pivot, devices): (bool, bool),
+    ) -> Result<Self> {
+        let of_runtime = given.prestart.iter().chain(&given.create_runtime);
+        let hooked = of_runtime.chain(&given.create_container).count() > 0;
+        // Without the host's tree there is no moment when both trees are there.
+        let early = if devices || (no_pivot && hooked) {
+            let (read, write) = pipe()?;
+            plan.await_before_root(read, write.as_fd());
+            Some(write)
+        } else {
+            None
+        };
+        let pivot = if hooked && !no_pivot {
+            let (read, write) = pipe()?;
+            plan.await_before_pivot(hooks::staged_root(container)?, read, write.as_fd());
+            Some(write)
+        } else {
+            None
+        };
+        let ack = listener::expect(plan)?;
+        Ok(Self { early, pivot, ack })
+    }
+}
+
 /// Starts the process and waits until it stands before its program.
 fn launch(
     container: &mut Container,
@@ -282,26 +323,9 @@ fn launch(
     if container.record.no_new_keyring {
         plan.keep_keyring();
     }
-    let devices = &wanted.spec.linux.net_devices;
-    let of_runtime = given.prestart.iter().chain(&given.create_runtime);
-    let hooked = of_runtime.chain(&given.create_container).count() > 0;
     let no_pivot = wanted.parsed.on("no-pivot");
-    // Without the host's tree there is no moment when both trees are there.
-    let early = if !devices.is_empty() || (no_pivot && hooked) {
-        let (read, write) = pipe()?;
-        plan.await_before_root(read, write.as_fd());
-        Some(write)
-    } else {
-        None
-    };
-    let pivot = if hooked && !no_pivot {
-        let (read, write) = pipe()?;
-        plan.await_before_pivot(hooks::staged_root(container)?, read, write.as_fd());
-        Some(write)
-    } else {
-        None
-    };
-    let ack = listener::expect(plan)?;
+    let devices = &wanted.spec.linux.net_devices;
+    let gates = Gates::new(container, plan, given, (no_pivot, !devices.is_empty()))?;
     let base = if no_pivot && plan.enters_root() {
         plan.cover_root();
         Some(Base::new().map_err(RuncError::file("failed to make an empty mount namespace"))?)
@@ -315,7 +339,7 @@ fn launch(
         note(container, &pending)?;
         container.save()?;
     }
-    if let Some(release) = early {
+    if let Some(release) = gates.early {
         pending.wait_ready().map_err(RuncError::Launch)?;
         note(container, &pending)?;
         if !devices.is_empty() {
@@ -326,14 +350,15 @@ fn launch(
         }
         go_on(&release)?;
     }
-    if let Some(release) = pivot {
+    if let Some(release) = gates.pivot {
         pending.wait_ready().map_err(RuncError::Launch)?;
         note(container, &pending)?;
         before_pivot(container, given)?;
         go_on(&release)?;
     }
-    if let Some(ack) = ack {
-        listener::hand_over(&pending, &ack, &wanted.spec, || {
+    if let Some(ack) = gates.ack {
+        let agent = Agent::of(&wanted.spec);
+        listener::hand_over(&pending, &ack, &agent, || {
             note(container, &pending)?;
             Ok(container.oci_state(Status::Creating))
         })?;

@@ -14,6 +14,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::args::{Flag, Order, Parsed, parse};
 use crate::console::{Console, Foreground};
 use crate::error::{Result, RuncError};
+use crate::listener::Agent;
 use crate::state::{Container, Status, write_file};
 use crate::{Code, Context, bundle, listener};
 
@@ -92,6 +93,7 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
     let detach = parsed.on("detach");
     let console = Console::of(&parsed, terminal)?;
     let affinity = spec.process.exec_cpu_affinity.clone().unwrap_or_default();
+    let agent = Agent::of(&spec);
     if let Some(mask) = cpu_mask(&affinity.initial).map_err(RuncError::Executor)? {
         let failed = RuncError::file("process.execCPUAffinity.initial");
         amphora_sys::properties::set_affinity(&mask).map_err(failed)?;
@@ -108,9 +110,9 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
         Some(Foreground::new()?)
     };
     let launch = |spec: Spec| {
-        let mut plan = prepare(spec.clone())?;
+        let mut plan = prepare(spec)?;
         let state = || Ok(container.oci_state(container.status()?));
-        listener::launch(&mut plan, &spec, state)
+        listener::launch(&mut plan, &agent, state)
     };
     let launched = match launch(spec.clone()) {
         Err(error) if error.is_not_permitted() && amphora_executor::is_inside() => launch(spec)?,

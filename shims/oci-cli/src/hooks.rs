@@ -15,6 +15,7 @@ use rustix::fs::{MemfdFlags, Mode, memfd_create};
 
 use crate::error::{Result, RuncError};
 use crate::kill::KILL;
+use crate::listener::Agent;
 use crate::log::Log;
 use crate::state::{Container, Status};
 use crate::{Context, exec, listener};
@@ -83,7 +84,8 @@ pub(crate) fn start_container(
     hooks: &[Hook],
 ) -> Result {
     let state = container.oci_state(Status::Created);
-    each("startContainer", hooks, &state, Some(spec), || {
+    let agent = Agent::of(spec);
+    each("startContainer", hooks, &state, Some(&agent), || {
         let mut spec = spec.clone();
         spec.process.terminal = false;
         let mut plan = exec::plan(context, container, spec)?;
@@ -114,13 +116,13 @@ fn with_own_streams() -> Result<(LaunchPlan, [FdSlot; 2])> {
 }
 
 /// Runs hooks, each by a plan that is made for it and tells its standard output and error, with the
-/// state on its standard input; the first failure ends it. `spec` is that of the container whose filter
-/// they have, if they have one.
+/// state on its standard input; the first failure ends it. `agent` answers for the filter they have, if
+/// they have one.
 fn each(
     stage: &'static str,
     hooks: &[Hook],
     state: &serde_json::Value,
-    spec: Option<&Spec>,
+    agent: Option<&Agent>,
     mut make: impl FnMut() -> Result<(LaunchPlan, [FdSlot; 2])>,
 ) -> Result {
     for hook in hooks {
@@ -128,7 +130,7 @@ fn each(
         let stdin = plan.add_fd(on_stdin(state)?);
         plan.stdio = Some([stdin, stdout, stderr]);
         plan.exec = Some(program(hook)?);
-        planned(hook, &mut plan, spec, state).map_err(|why| RuncError::Hook {
+        planned(hook, &mut plan, agent, state).map_err(|why| RuncError::Hook {
             stage,
             path: hook.path.clone(),
             why,
@@ -196,11 +198,11 @@ fn program(hook: &Hook) -> Result<Exec> {
 fn planned(
     hook: &Hook,
     plan: &mut LaunchPlan,
-    spec: Option<&Spec>,
+    agent: Option<&Agent>,
     state: &serde_json::Value,
 ) -> std::result::Result<(), String> {
-    let launched = match spec {
-        Some(spec) => listener::launch(plan, spec, || Ok(state.clone()))
+    let launched = match agent {
+        Some(agent) => listener::launch(plan, agent, || Ok(state.clone()))
             .map_err(|error| amphora_spec::error::chain(&error))?,
         None => launch(plan).map_err(|error| amphora_spec::error::chain(&error))?,
     };

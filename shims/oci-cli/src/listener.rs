@@ -22,6 +22,24 @@ use crate::error::{Result, RuncError};
 /// How long who answers may take to be told.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Who answers for a container's filter.
+#[derive(Debug, Default)]
+pub(crate) struct Agent {
+    path: String,
+    metadata: String,
+}
+
+impl Agent {
+    /// As the profile names them.
+    pub(crate) fn of(spec: &Spec) -> Self {
+        let named = spec.linux.seccomp.as_ref();
+        named.map_or_else(Self::default, |seccomp| Self {
+            path: seccomp.listener_path.clone(),
+            metadata: seccomp.listener_metadata.clone(),
+        })
+    }
+}
+
 /// What a process with a filter that asks waits for; nothing when the plan has none.
 pub(crate) fn expect(plan: &mut LaunchPlan) -> Result<Option<OwnedFd>> {
     if !plan.listens() {
@@ -37,19 +55,18 @@ pub(crate) fn expect(plan: &mut LaunchPlan) -> Result<Option<OwnedFd>> {
 pub(crate) fn hand_over(
     pending: &Pending<'_>,
     ack: &OwnedFd,
-    spec: &Spec,
+    agent: &Agent,
     state: impl FnOnce() -> Result<serde_json::Value>,
 ) -> Result {
     let listener = pending.listener().map_err(RuncError::Launch)?;
-    let seccomp = spec.linux.seccomp.clone().unwrap_or_default();
     let message = serde_json::json!({
         "ociVersion": "1.2.1",
         "fds": ["seccompFd"],
         "pid": pending.launched().pid,
-        "metadata": seccomp.listener_metadata,
+        "metadata": agent.metadata,
         "state": state()?,
     });
-    let path = &seccomp.listener_path;
+    let path = &agent.path;
     let failed = || RuncError::file(format!("failed to send the seccomp listener to {path}"));
     send(path, message.to_string().as_bytes(), &listener).map_err(failed())?;
     rustix::io::write(ack, &[1])
@@ -60,13 +77,13 @@ pub(crate) fn hand_over(
 /// As [`amphora_sys::launch::launch`], for a plan whose filter may ask.
 pub(crate) fn launch(
     plan: &mut LaunchPlan,
-    spec: &Spec,
+    agent: &Agent,
     state: impl FnOnce() -> Result<serde_json::Value>,
 ) -> Result<Launched> {
     let ack = expect(plan)?;
     let pending = start(plan).map_err(RuncError::Launch)?;
     if let Some(ack) = ack {
-        hand_over(&pending, &ack, spec, state)?;
+        hand_over(&pending, &ack, agent, state)?;
     }
     pending.finish().map_err(RuncError::Launch)
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use amphora_executor::seccomp;
 use serde_json::{Value, json};
 
 use crate::Code;
@@ -130,11 +131,18 @@ pub(crate) fn features(words: &[String]) -> Code {
             "namespaces": [
                 "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
             ],
-            "capabilities": amphora_executor::capability_names(),
             "cgroup": {
                 "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false,
             },
-            "seccomp": {"enabled": true},
+            "capabilities": amphora_executor::capabilities(),
+            "seccomp": {
+                "enabled": true,
+                "actions": seccomp::ACTIONS,
+                "operators": seccomp::OPERATORS,
+                "archs": seccomp::ARCHITECTURES,
+                "knownFlags": seccomp::FLAGS,
+                "supportedFlags": seccomp::FLAGS,
+            },
             "apparmor": {"enabled": amphora_executor::lsm::apparmor()},
             "selinux": {"enabled": amphora_executor::lsm::selinux()},
             "netDevices": {"enabled": true},

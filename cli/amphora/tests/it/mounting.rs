@@ -102,6 +102,18 @@ fn a_tmpfs_begins_with_what_it_covers(w: &World) {
          busybox rm -r /full/dir; busybox stat -f -c %T /full",
     );
     assert_eq!(said, "words\n7 8\ntmpfs\n");
+    // What lies in an earlier mount is copied from there; of a new one there is nothing.
+    let said = with(
+        w,
+        json!([
+            {"destination": "/x", "type": "bind", "source": path(&covered), "options": ["rbind"]},
+            {"destination": "/x/dir", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]},
+            {"destination": "/dev/own", "type": "tmpfs", "source": "tmpfs",
+                "options": ["tmpcopyup"]},
+        ]),
+        "cat /x/dir/file; ls /dev/own; busybox rm /x/dir/file",
+    );
+    assert_eq!(said, "words\n");
     assert!(
         covered.join("dir/file").exists(),
         "the covered file is gone"
@@ -117,8 +129,7 @@ fn a_mount_that_is_there_changes(w: &World) {
         w,
         json!([
             {"destination": "/x", "type": "bind", "source": "source", "options": ["bind", "nodev"]},
-            {"destination": "/x", "type": "none", "source": "none",
-                "options": ["remount", "bind", "ro", "nosuid"]},
+            {"destination": "/x", "type": "none", "options": ["remount", "bind", "ro", "nosuid"]},
         ]),
         MOUNTS,
     );
@@ -192,6 +203,5 @@ fn mounts_that_nothing_would_come_of_are_refused() {
         mounts.insert(0, json!({"destination": "/etc/x", "type": "tmpfs"}));
     });
     w.detached(&["create", "one"]).fails(1, "tmpcopyup of what");
-    std::fs::remove_dir(w.s.dir.join("rootfs/etc/x")).unwrap_or_default();
     w.done();
 }

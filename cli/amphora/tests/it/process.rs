@@ -27,6 +27,11 @@ mod ours {
     }
 
     #[test]
+    fn a_home_is_found_unless_there_is_one() {
+        super::a_home_is_found_unless_there_is_one(&super::World::ours());
+    }
+
+    #[test]
     fn hooks_of_the_runtime_see_the_containers_tree() {
         super::hooks_of_the_runtime_see_the_containers_tree(&super::World::ours());
     }
@@ -47,6 +52,11 @@ mod runc {
     #[test]
     fn errors_say_what_was_tried() {
         super::errors_say_what_was_tried(&super::World::runc());
+    }
+
+    #[test]
+    fn a_home_is_found_unless_there_is_one() {
+        super::a_home_is_found_unless_there_is_one(&super::World::runc());
     }
 
     #[test]
@@ -71,6 +81,35 @@ fn errors_say_what_was_tried(w: &World) {
     let text = "msg=\"runc create failed: container with given ID already exists\"";
     w.detached(&["create", "one"]).fails(1, text);
     w.run(&["delete", "-f", "one"]).ok();
+    w.done();
+}
+
+fn a_home_is_found_unless_there_is_one(w: &World) {
+    let passwd = w.s.dir.join("rootfs/etc/passwd");
+    std::fs::write(
+        &passwd,
+        "root:x:0:0::/root-home:/bin/sh\nb:x:7:7::/b-home:\n",
+    )
+    .unwrap();
+    for (uid, set, want) in [
+        (0, None, "/root-home\n"),
+        (7, None, "/b-home\n"),
+        (9, None, "/\n"),
+        (7, Some("HOME=/own"), "/own\n"),
+    ] {
+        w.bundle(&["sh", "-c", "echo $HOME"], |spec| {
+            spec["process"]["user"]["uid"] = uid.into();
+            let env = spec["process"]["env"].as_array_mut().unwrap();
+            env.extend(set.map(Value::from));
+        });
+        assert_eq!(w.run(&["run", "one"]).ok(), want);
+    }
+    w.bundle(&["sleep", "600"], |_| {});
+    w.detached(&["run", "-d", "one"]).ok();
+    let args = ["exec", "--user", "7", "one", "sh", "-c", "echo $HOME"];
+    assert_eq!(w.run(&args).ok(), "/b-home\n");
+    w.run(&["delete", "-f", "one"]).ok();
+    std::fs::remove_file(passwd).unwrap();
     w.done();
 }
 

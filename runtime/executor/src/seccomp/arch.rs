@@ -68,6 +68,33 @@ const fn next(at: usize) -> usize {
     (at + 1) % SLOTS
 }
 
+/// Every architecture that a profile may name.
+pub const ARCHITECTURES: [&str; 23] = [
+    "SCMP_ARCH_X86_64",
+    "SCMP_ARCH_X86",
+    "SCMP_ARCH_AARCH64",
+    "SCMP_ARCH_ARM",
+    "SCMP_ARCH_X32",
+    "SCMP_ARCH_MIPS",
+    "SCMP_ARCH_MIPS64",
+    "SCMP_ARCH_MIPS64N32",
+    "SCMP_ARCH_MIPSEL",
+    "SCMP_ARCH_MIPSEL64",
+    "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PPC",
+    "SCMP_ARCH_PPC64",
+    "SCMP_ARCH_PPC64LE",
+    "SCMP_ARCH_S390",
+    "SCMP_ARCH_S390X",
+    "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64",
+    "SCMP_ARCH_RISCV64",
+    "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_M68K",
+    "SCMP_ARCH_SH",
+    "SCMP_ARCH_SHEB",
+];
+
 macro_rules! table {
     ($module:ident) => {
         Table {
@@ -134,25 +161,7 @@ impl Arch {
             "SCMP_ARCH_X86" => Ok(Some(Self::X86)),
             "SCMP_ARCH_AARCH64" => Ok(Some(Self::Aarch64)),
             "SCMP_ARCH_ARM" => Ok(Some(Self::Arm)),
-            "SCMP_ARCH_X32"
-            | "SCMP_ARCH_MIPS"
-            | "SCMP_ARCH_MIPS64"
-            | "SCMP_ARCH_MIPS64N32"
-            | "SCMP_ARCH_MIPSEL"
-            | "SCMP_ARCH_MIPSEL64"
-            | "SCMP_ARCH_MIPSEL64N32"
-            | "SCMP_ARCH_PPC"
-            | "SCMP_ARCH_PPC64"
-            | "SCMP_ARCH_PPC64LE"
-            | "SCMP_ARCH_S390"
-            | "SCMP_ARCH_S390X"
-            | "SCMP_ARCH_PARISC"
-            | "SCMP_ARCH_PARISC64"
-            | "SCMP_ARCH_RISCV64"
-            | "SCMP_ARCH_LOONGARCH64"
-            | "SCMP_ARCH_M68K"
-            | "SCMP_ARCH_SH"
-            | "SCMP_ARCH_SHEB" => Ok(None),
+            other if ARCHITECTURES.contains(&other) => Ok(None),
             other => Err(SeccompError::invalid("linux.seccomp.architectures", other)),
         }
     }
@@ -201,6 +210,23 @@ mod tests {
         assert_eq!(Arch::Aarch64.number("open"), None);
         assert_eq!(Arch::Arm.number("set_tls"), Some(0xf0005));
         assert_eq!(Arch::X86_64.number("no_such_call"), None);
+        // As the kernel's tables have them: x86_64, x86, aarch64, arm.
+        let arches = [Arch::X86_64, Arch::X86, Arch::Aarch64, Arch::Arm];
+        for (name, numbers) in [
+            ("openat", [257, 295, 56, 322]),
+            ("execve", [59, 11, 221, 11]),
+            ("mount", [165, 21, 40, 21]),
+            ("ptrace", [101, 26, 117, 26]),
+            ("clone", [56, 120, 220, 120]),
+            ("seccomp", [317, 354, 277, 383]),
+            ("io_uring_setup", [425; 4]),
+            ("openat2", [437; 4]),
+            ("mount_setattr", [442; 4]),
+        ] {
+            for (arch, number) in arches.into_iter().zip(numbers) {
+                assert_eq!(arch.number(name), Some(number), "{name} on {arch:?}");
+            }
+        }
     }
 
     #[test]

@@ -18,6 +18,29 @@ pub(super) const NOTIFY_NAME: &str = "SCMP_ACT_NOTIFY";
 /// `SECCOMP_RET_ALLOW`.
 pub(super) const ALLOW: u32 = 0x7fff_0000;
 
+/// Every action that a profile may name.
+pub const ACTIONS: [&str; 9] = [
+    "SCMP_ACT_ALLOW",
+    "SCMP_ACT_ERRNO",
+    "SCMP_ACT_KILL",
+    "SCMP_ACT_KILL_PROCESS",
+    "SCMP_ACT_KILL_THREAD",
+    "SCMP_ACT_LOG",
+    NOTIFY_NAME,
+    "SCMP_ACT_TRACE",
+    "SCMP_ACT_TRAP",
+];
+/// Every comparison that a profile may name.
+pub const OPERATORS: [&str; 7] = [
+    "SCMP_CMP_EQ",
+    "SCMP_CMP_GE",
+    "SCMP_CMP_GT",
+    "SCMP_CMP_LE",
+    "SCMP_CMP_LT",
+    "SCMP_CMP_MASKED_EQ",
+    "SCMP_CMP_NE",
+];
+
 const EPERM: u32 = 1;
 /// Largest error number the kernel hands to a program.
 const ERRNO_MAX: u32 = 4095;

@@ -7,7 +7,10 @@ use proptest::prelude::*;
 
 use super::docker::default_profile_for;
 use super::rules::{ALLOW, KILL_PROCESS, Rules};
-use super::{Arch, Filter, compile, compile_for, default_filter, docker_profile};
+use super::{
+    ACTIONS, ARCHITECTURES, Arch, FLAGS, Filter, OPERATORS, compile, compile_for, default_filter,
+    docker_profile,
+};
 
 /// What containers have unless told otherwise.
 const DEFAULT_CAPS: [&str; 14] = [
@@ -168,7 +171,7 @@ fn default_profile_answers_as_its_rules_for_every_call() {
 }
 
 /// Reads `default.json` by itself, without the code under test.
-fn allowed_by_json(caps: &[&str], name: &str, args: &[u64; 6]) -> u32 {
+fn allowed_by_json(here: &str, caps: &[&str], name: &str, args: &[u64; 6]) -> u32 {
     let json: serde_json::Value =
         serde_json::from_str(include_str!("default.json")).expect("valid");
     let strings = |value: &serde_json::Value| -> Vec<String> {
@@ -184,9 +187,9 @@ fn allowed_by_json(caps: &[&str], name: &str, args: &[u64; 6]) -> u32 {
         let arches = strings(&yes["arches"]);
         if !strings(&rule["names"]).iter().any(|have| have == name)
             || strings(&no["caps"]).iter().any(has)
-            || strings(&no["arches"]).iter().any(|arch| arch == "amd64")
+            || strings(&no["arches"]).iter().any(|arch| arch == here)
             || !strings(&yes["caps"]).iter().all(has)
-            || !(arches.is_empty() || arches.iter().any(|arch| arch == "amd64"))
+            || !(arches.is_empty() || arches.iter().any(|arch| arch == here))
         {
             continue;
         }
@@ -228,16 +231,118 @@ fn default_filter_is_what_the_json_says() {
         &["CAP_SYS_ADMIN"],
         &["CAP_SYS_CHROOT", "CAP_SYS_TIME"],
     ] {
-        let program = default_filter(caps);
+        let made = |arch| compile_for(arch, &default_profile_for(arch, caps)).expect("compiles");
+        let (x86_64, aarch64) = (made(Arch::X86_64).program, made(Arch::Aarch64).program);
         for number in 0..600_u32 {
-            let call = syscalls::x86_64::Sysno::new(number as usize);
+            let wide = syscalls::x86_64::Sysno::new(number as usize).map(|call| call.name());
+            let arm = syscalls::aarch64::Sysno::new(number as usize).map(|call| call.name());
             for args in &arg_sets {
-                let want =
-                    call.map_or(0x0005_0001, |call| allowed_by_json(caps, call.name(), args));
-                let got = run(&program, Arch::X86_64.audit(), number, args);
-                assert_eq!(got, want, "{call:?} {args:x?}");
+                let want = |here: &str, name: Option<&str>| {
+                    name.map_or(0x0005_0001, |name| allowed_by_json(here, caps, name, args))
+                };
+                let got = run(&x86_64, Arch::X86_64.audit(), number, args);
+                assert_eq!(got, want("amd64", wide), "{wide:?} {args:x?}");
+                let got = run(&aarch64, Arch::Aarch64.audit(), number, args);
+                assert_eq!(got, want("arm64", arm), "{arm:?} {args:x?}");
             }
         }
+    }
+}
+
+/// Programs of an architecture that this kernel cannot run make no calls; if one did, it would be
+/// killed. So nothing is compiled for them, and naming them changes nothing.
+#[test]
+fn architectures_of_other_machines_change_nothing() {
+    let plain = default_profile_for(Arch::X86_64, &DEFAULT_CAPS);
+    let plain = Seccomp {
+        architectures: Vec::new(),
+        ..plain
+    };
+    let names = [
+        "X32",
+        "ARM",
+        "AARCH64",
+        "MIPS",
+        "MIPS64",
+        "MIPS64N32",
+        "MIPSEL",
+        "MIPSEL64",
+        "MIPSEL64N32",
+        "PPC",
+        "PPC64",
+        "PPC64LE",
+        "S390",
+        "S390X",
+        "PARISC",
+        "PARISC64",
+        "RISCV64",
+        "LOONGARCH64",
+        "M68K",
+        "SH",
+        "SHEB",
+    ];
+    let all = Seccomp {
+        architectures: names.map(|name| format!("SCMP_ARCH_{name}")).to_vec(),
+        ..plain.clone()
+    };
+    let filter = compile_for(Arch::X86_64, &all).expect("compiles");
+    assert_eq!(filter, compile_for(Arch::X86_64, &plain).expect("compiles"));
+    // AUDIT_ARCH of s390x and riscv64; read(2).
+    for audit in [0x8000_0016, 0xc000_00f3] {
+        for number in [0, 3, 63] {
+            assert_eq!(run(&filter.program, audit, number, &[0; 6]), KILL_PROCESS);
+        }
+    }
+}
+
+#[test]
+fn what_is_told_is_taken() {
+    for action in ACTIONS {
+        let names = ["mkdirat".to_owned()];
+        for op in OPERATORS {
+            let arg = SeccompArg {
+                op: op.to_owned(),
+                ..SeccompArg::default()
+            };
+            let rule = SeccompRule {
+                names: names.to_vec(),
+                action: action.to_owned(),
+                args: vec![arg],
+                ..SeccompRule::default()
+            };
+            let profile = Seccomp {
+                default_action: "SCMP_ACT_ALLOW".to_owned(),
+                architectures: ARCHITECTURES.map(str::to_owned).to_vec(),
+                listener_path: "/x".to_owned(),
+                flags: if action == "SCMP_ACT_NOTIFY" {
+                    FLAGS.map(str::to_owned).to_vec()
+                } else {
+                    Vec::new()
+                },
+                syscalls: vec![rule],
+                ..Seccomp::default()
+            };
+            compile(&profile).expect(action);
+        }
+    }
+}
+
+#[test]
+fn a_rule_that_asks_asks_and_has_a_listener() {
+    let profile: Seccomp = serde_json::from_str(
+        r#"{"defaultAction":"SCMP_ACT_ERRNO","defaultErrnoRet":38,"listenerPath":"/x",
+        "architectures":null,
+        "flags":["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV","SECCOMP_FILTER_FLAG_LOG"],
+        "syscalls":[{"names":["mkdirat"],"action":"SCMP_ACT_NOTIFY","args":null},
+        {"names":null,"action":"SCMP_ACT_ALLOW"}]}"#,
+    )
+    .expect("test input");
+    for (arch, number) in [(Arch::X86_64, 258), (Arch::Aarch64, 34)] {
+        let filter = compile_for(arch, &profile).expect("compiles");
+        assert_eq!(filter.flags, 1 << 1 | 1 << 3 | 1 << 5);
+        let answer = |number| run(&filter.program, arch.audit(), number, &[0; 6]);
+        assert_eq!(answer(number), 0x7fc0_0000);
+        assert_eq!(answer(number + 1), 0x0005_0000 | 38);
     }
 }
 
