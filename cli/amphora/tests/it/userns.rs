@@ -97,7 +97,7 @@ fn ids_are_seen_from_both_sides(w: &World) {
         spec["process"]["user"] = json!({"uid": 5, "gid": 6, "additionalGids": [7]});
     });
     w.detached(&["run", "-d", "one"]).ok();
-    wait_until("it to run", SOON, || w.said().ends_with("10\n"));
+    wait_until("it to run", SOON, || w.said().ends_with("\n10\n"));
     let said: Vec<String> = w.said().split_whitespace().map(str::to_owned).collect();
     assert_eq!(said, ["5", "6", "0", "100000", "65536", "10"]);
     let pid = w.state("one")["pid"].to_string();
