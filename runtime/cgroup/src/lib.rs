@@ -14,6 +14,7 @@ mod dir;
 mod error;
 mod hierarchy;
 mod kill;
+mod policies;
 mod settings;
 mod stats;
 mod supervisors;

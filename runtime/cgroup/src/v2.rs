@@ -4,7 +4,7 @@ use std::io;
 
 use amphora_sys::bpf;
 use rustix::fs::{FlockOperation, XattrFlags, fgetxattr, flock, fsetxattr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::cgroup::{Cgroup, Part};
 use crate::devices::Policy;
@@ -123,7 +123,9 @@ fn share_policy(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
     let failed = |action, source: rustix::io::Errno| dir.error(action, "", source.into());
     flock(&dir.fd, FlockOperation::LockExclusive).map_err(|errno| failed("lock", errno))?;
     let result = match bpf::count_device_programs(dir.fd.as_fd()) {
-        Ok(0) | Err(_) => attach(dir, policy),
+        Ok(0) | Err(_) => bpf::load_device_program(&policy.program())
+            .map_err(|source| dir.error("load a device policy for", "", source))
+            .and_then(|program| attach(dir, &program)),
         Ok(_) => Ok(()),
     };
     if result.is_ok() {
@@ -134,9 +136,7 @@ fn share_policy(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
     result
 }
 
-fn attach(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
-    let program = bpf::load_device_program(&policy.program())
-        .map_err(|source| dir.error("load a device policy for", "", source))?;
+fn attach(dir: &Dir, program: &OwnedFd) -> Result<(), CgroupError> {
     bpf::attach_device_program(dir.fd.as_fd(), program.as_fd())
         .map_err(|source| dir.error("attach a device policy to", "", source))
 }
@@ -180,8 +180,8 @@ pub(crate) fn create(parent: &Parent, request: &Request) -> Result<Cgroup, Cgrou
 
 fn fill(made: &Cgroup, request: &Request) -> Result<(), CgroupError> {
     let dir = made.first()?;
-    if let Some(policy) = &request.policy {
-        attach(dir, policy)?;
+    if let Some(program) = &request.program {
+        attach(dir, program)?;
     }
     settings::apply(&request.settings, |_| Some(dir))
 }

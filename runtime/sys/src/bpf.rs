@@ -19,6 +19,7 @@ pub struct Insn {
 
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_GET_FD_BY_ID: libc::c_int = 13;
 const BPF_PROG_QUERY: libc::c_int = 16;
 
 const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
@@ -63,6 +64,15 @@ struct QueryAttr {
     reserved: u32,
 }
 
+/// Head of `union bpf_attr` for `BPF_PROG_GET_FD_BY_ID`.
+#[repr(C)]
+#[derive(Debug, Default)]
+struct IdAttr {
+    prog_id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
 fn bpf<T>(command: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is one of the plain structs above, all of which begin as the kernel's union
     // does for that command; its size is passed, and what it points to is borrowed by the caller.
@@ -97,7 +107,10 @@ pub fn load_device_program(program: &[Insn]) -> io::Result<OwnedFd> {
         license: c"Apache-2.0".as_ptr() as u64,
         ..LoadAttr::default()
     };
-    let fd = bpf(BPF_PROG_LOAD, &mut attr)?;
+    new_fd(bpf(BPF_PROG_LOAD, &mut attr)?)
+}
+
+fn new_fd(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
     // SAFETY: the kernel has just returned this descriptor (close-on-exec); nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -129,4 +142,30 @@ pub fn count_device_programs(cgroup: BorrowedFd<'_>) -> io::Result<u32> {
     };
     bpf(BPF_PROG_QUERY, &mut attr)?;
     Ok(attr.prog_cnt)
+}
+
+/// Opens the first device program that is attached to a cgroup v2 directory itself.
+///
+/// # Errors
+/// What `bpf(2)` answers.
+pub fn attached_device_program(cgroup: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    // Two that were attached at once; more than fit are answered by ENOSPC.
+    let mut ids = [0_u32; 2];
+    let mut attr = QueryAttr {
+        target_fd: raw(cgroup),
+        attach_type: BPF_CGROUP_DEVICE,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: 2,
+        ..QueryAttr::default()
+    };
+    bpf(BPF_PROG_QUERY, &mut attr)?;
+    let [first, _] = ids;
+    if first == 0 {
+        return Ok(None);
+    }
+    let mut attr = IdAttr {
+        prog_id: first,
+        ..IdAttr::default()
+    };
+    new_fd(bpf(BPF_PROG_GET_FD_BY_ID, &mut attr)?).map(Some)
 }
