@@ -71,8 +71,10 @@ const EDOM: i32 = 33;
 fn answer(listener: &OwnedFd, go_on: &[i32]) {
     loop {
         let mut question = Question::default();
-        // SAFETY: the kernel fills a structure of that shape.
-        let asked = unsafe { ioctl(listener, Updater::<RECEIVE, _>::new(&mut question)) };
+        // SAFETY: the operation fills a structure of that shape.
+        let receive = unsafe { Updater::<RECEIVE, _>::new(&mut question) };
+        // SAFETY: as above.
+        let asked = unsafe { ioctl(listener, receive) };
         if asked.is_err() {
             // Nobody is left who could ask.
             return;
@@ -88,8 +90,10 @@ fn answer(listener: &OwnedFd, go_on: &[i32]) {
             error,
             flags: if error == 0 { CONTINUE } else { 0 },
         };
-        // SAFETY: the kernel reads a structure of that shape.
-        let _ = unsafe { ioctl(listener, Updater::<SEND, _>::new(&mut answer)) };
+        // SAFETY: the operation reads a structure of that shape.
+        let send = unsafe { Updater::<SEND, _>::new(&mut answer) };
+        // SAFETY: as above. Who asked may be gone by now.
+        let _ = unsafe { ioctl(listener, send) };
     }
 }
 

@@ -22,7 +22,7 @@ calibrated!(
 );
 
 /// Runs a script with more mounts, and says what it has written. The root is as before afterwards.
-fn with(w: &World, mounts: Value, script: &str) -> String {
+fn with(w: &World, mounts: &Value, script: &str) -> String {
     let before = names(w);
     w.bundle(&["sh", "-c", script], |spec| {
         let all = spec["mounts"].as_array_mut().unwrap();
@@ -60,7 +60,7 @@ fn file_systems_of_any_type_are_made_of_the_hosts_files(w: &World) {
         .map(|pair| pair.replacen('=', &format!("={}/", path(&host)), 1));
     let said = with(
         w,
-        json!([
+        &json!([
             {"destination": "/x/overlay", "type": "overlay", "source": "overlay",
                 "options": [layers[0], layers[1], layers[2], "nosuid", "noexec"]},
             {"destination": "/x/ram", "type": "ramfs", "source": "ram", "options": ["mode=700"]},
@@ -96,7 +96,7 @@ fn a_tmpfs_begins_with_what_it_covers(w: &World) {
     std::os::unix::fs::symlink("dir/file", covered.join("link")).unwrap();
     let said = with(
         w,
-        json!([{"destination": "/full", "type": "tmpfs", "source": "tmpfs",
+        &json!([{"destination": "/full", "type": "tmpfs", "source": "tmpfs",
             "options": ["nosuid", "tmpcopyup", "size=1m"]}]),
         "cat /full/link; ls -n /full/dir | (read a; read a b c d e; echo $c $d); \
          busybox rm -r /full/dir; busybox stat -f -c %T /full",
@@ -105,7 +105,7 @@ fn a_tmpfs_begins_with_what_it_covers(w: &World) {
     // What lies in an earlier mount is copied from there; of a new one there is nothing.
     let said = with(
         w,
-        json!([
+        &json!([
             {"destination": "/x", "type": "bind", "source": path(&covered), "options": ["rbind"]},
             {"destination": "/x/dir", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]},
             {"destination": "/dev/own", "type": "tmpfs", "source": "tmpfs",
@@ -127,7 +127,7 @@ fn a_mount_that_is_there_changes(w: &World) {
     std::fs::create_dir(w.s.dir.join("source")).unwrap();
     let said = with(
         w,
-        json!([
+        &json!([
             {"destination": "/x", "type": "bind", "source": "source", "options": ["bind", "nodev"]},
             {"destination": "/x", "type": "none", "options": ["remount", "bind", "ro", "nosuid"]},
         ]),
@@ -144,7 +144,7 @@ fn options_of_file_systems_and_propagation_hold() {
     let w = World::ours();
     let said = with(
         &w,
-        json!([
+        &json!([
             {"destination": "/x/a", "type": "tmpfs", "source": "tmpfs",
                 "options": ["sync", "dirsync", "lazytime", "rnoatime", "rnosymfollow", "shared",
                     "acl", "noiversion", "silent"]},

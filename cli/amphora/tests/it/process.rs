@@ -35,6 +35,11 @@ mod ours {
     fn hooks_of_the_runtime_see_the_containers_tree() {
         super::hooks_of_the_runtime_see_the_containers_tree(&super::World::ours());
     }
+
+    #[test]
+    fn parameters_of_what_hooks_make_are_set() {
+        super::parameters_of_what_hooks_make_are_set(&super::World::ours());
+    }
 }
 
 /// What the installed runc knows too.
@@ -62,6 +67,11 @@ mod runc {
     #[test]
     fn hooks_of_the_runtime_see_the_containers_tree() {
         super::hooks_of_the_runtime_see_the_containers_tree(&super::World::runc());
+    }
+
+    #[test]
+    fn parameters_of_what_hooks_make_are_set() {
+        super::parameters_of_what_hooks_make_are_set(&super::World::runc());
     }
 }
 
@@ -132,6 +142,20 @@ fn hooks_of_the_runtime_see_the_containers_tree(w: &World) {
         assert_eq!(w.run(&["run", "one"]).ok(), "yes", "{stage}");
         std::fs::remove_file(w.s.dir.join("rootfs/etc/seen")).unwrap();
     }
+    w.done();
+}
+
+/// Engines make interfaces in such hooks.
+fn parameters_of_what_hooks_make_are_set(w: &World) {
+    let script = "pid=$(cat | grep -o '\"pid\": *[0-9]*' | grep -o '[0-9]*$'); \
+                  nsenter -t $pid -n ip link add am-x type veth peer am-y";
+    let file = "/proc/sys/net/ipv4/conf/am-x/arp_announce";
+    w.bundle(&["cat", file], |spec| {
+        spec["hooks"] = json!({"prestart": [{"path": "/bin/sh", "args": ["sh", "-c", script],
+            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]}]});
+        spec["linux"]["sysctl"] = json!({"net.ipv4.conf.am-x.arp_announce": "2"});
+    });
+    assert_eq!(w.run(&["run", "one"]).ok(), "2\n");
     w.done();
 }
 

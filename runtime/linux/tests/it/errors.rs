@@ -151,10 +151,10 @@ fn fields_that_are_not_honoured_are_refused_by_name() {
         text,
         "linux.sysctl: \"vm.swappiness\" is not in a namespace of its own"
     );
-    let (text, _) = refused(&|spec| spec.mounts[0].kind = "ext4".into());
+    let (text, _) = refused(&|spec| spec.mounts[0].kind = "none".into());
     assert_eq!(
         text,
-        "\"mounts: \"/proc\": type \"ext4\"\" is not supported"
+        "\"mounts: \"/proc\": type \"none\"\" is not supported"
     );
     // Saying nothing is not asking for something.
     let mut container = Container::sh("true");
