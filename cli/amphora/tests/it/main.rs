@@ -30,6 +30,7 @@ mod change;
 mod commit;
 mod copy;
 mod crash;
+mod cve;
 mod debug;
 mod engines;
 mod errors;
