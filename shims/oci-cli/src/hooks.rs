@@ -166,16 +166,20 @@ pub(crate) fn check(hooks: &Hooks) -> Result {
         &hooks.poststop,
     ];
     let all = stages.into_iter().flatten();
-    all.map(program).try_for_each(|made| made.map(drop))
+    all.map(checked).try_for_each(|made| made.map(drop))
+}
+
+fn checked(hook: &Hook) -> Result<Exec> {
+    if hook.timeout == Some(0) {
+        let text = format!("hooks: the timeout of \"{}\" is not above 0", hook.path);
+        return Err(RuncError::usage(text));
+    }
+    program(hook)
 }
 
 fn program(hook: &Hook) -> Result<Exec> {
     if !hook.path.starts_with('/') {
         let text = format!("hooks: \"{}\" is not an absolute path", hook.path);
-        return Err(RuncError::usage(text));
-    }
-    if hook.timeout == Some(0) {
-        let text = format!("hooks: the timeout of \"{}\" is not above 0", hook.path);
         return Err(RuncError::usage(text));
     }
     let list = |texts: &[String]| -> Result<Vec<CString>> {

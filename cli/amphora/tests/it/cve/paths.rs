@@ -281,7 +281,7 @@ fn no_directory_of_the_host_is_worked_in() {
     for n in 0..20 {
         let cwd = format!("/proc/self/fd/{n}");
         w.bundle(&["sh", "-c", look], |spec| {
-            spec["process"]["cwd"] = cwd.clone().into()
+            spec["process"]["cwd"] = cwd.clone().into();
         });
         for words in [
             format!("{runc} run one"),
