@@ -46,6 +46,7 @@ mod images;
 mod init;
 mod linux;
 mod logging;
+mod machine;
 mod model;
 mod options;
 mod parallel;
