@@ -89,8 +89,8 @@ fn a_slow_disk_is_felt() {
         number.unwrap_or_else(|| panic!("{out:?}")).parse().unwrap()
     };
     let free = seconds(&[]);
-    let slow = seconds(&[&format!("--device-read-bps={node}:1mb")]);
-    assert!(slow > 3.0 && slow > free + 1.0, "{slow}, without {free}");
+    let slow = seconds(&[&format!("--device-read-bps={node}:256kb")]);
+    assert!(slow > 12.0 && slow > 2.0 * free, "{slow}, without {free}");
 }
 
 #[test]
