@@ -9,8 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-const LINUX: &str = "x86_64-unknown-linux-musl";
+/// The target of everything that is native.
+pub(crate) const LINUX: &str = "x86_64-unknown-linux-musl";
 const WASM: &str = "wasm32-wasip2";
+const MODULE: &str = "wasm32-wasip1";
 /// Longest the demo waits for a server.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -25,7 +27,8 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     say("Building amphora (the first time takes a few minutes: it contains a Wasm compiler)");
     build(root, &["build", "--release", "--package", "amphora"])?;
     let target = target_dir(root);
-    let (linux, wasm) = (guest(root, &target, LINUX)?, guest(root, &target, WASM)?);
+    let out = target.join("guests");
+    let (linux, wasm) = (guest(root, &out, LINUX)?, guest(root, &out, WASM)?);
     let archive = target.join("demo.oci.tar");
     std::fs::write(&archive, image(&std::fs::read(&linux)?)?)?;
     let whoami = Command::new("id").arg("-u").output()?;
@@ -180,7 +183,8 @@ fn ask(port: &str) -> Result<String> {
     Ok(reply)
 }
 
-fn target_dir(root: &Path) -> PathBuf {
+/// Where cargo builds.
+pub(crate) fn target_dir(root: &Path) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
 }
 
@@ -192,9 +196,14 @@ fn build(root: &Path, args: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Builds the probe for each of its targets, below `out`.
+pub(crate) fn guests(root: &Path, out: &Path) -> Result<Vec<PathBuf>> {
+    let targets = [LINUX, WASM, MODULE].into_iter();
+    targets.map(|triple| guest(root, out, triple)).collect()
+}
+
 /// Builds the probe for a target.
-fn guest(root: &Path, target: &Path, triple: &str) -> Result<PathBuf> {
-    let out = target.join("guests");
+fn guest(root: &Path, out: &Path, triple: &str) -> Result<PathBuf> {
     let manifest = root.join("examples/guests/duo/Cargo.toml");
     let args = [
         "build",
@@ -205,9 +214,13 @@ fn guest(root: &Path, target: &Path, triple: &str) -> Result<PathBuf> {
         "--manifest-path",
     ];
     let mut all = args.to_vec();
-    all.extend([text(&manifest)?, "--target-dir", text(&out)?]);
+    all.extend([text(&manifest)?, "--target-dir", text(out)?]);
     build(root, &all)?;
-    let name = if triple == WASM { "duo.wasm" } else { "duo" };
+    let name = if triple.starts_with("wasm32") {
+        "duo.wasm"
+    } else {
+        "duo"
+    };
     Ok(out.join(triple).join("release").join(name))
 }
 

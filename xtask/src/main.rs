@@ -7,6 +7,7 @@
 mod demo;
 mod edges;
 mod goldens;
+mod machine;
 mod peers;
 mod setup;
 mod source;
@@ -27,7 +28,10 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   lint         fmt, clippy, tidy, and what there is of C-free crates on aarch64
   peers DIR    install the engines that benches compare with into DIR
   goldens DIR  record what docker says: its client here, its daemon of DIR, made by peers
-  upgrade REV  run the upgrade tests with supervisors of a program built from REV";
+  upgrade REV  run the upgrade tests with supervisors of a program built from REV
+  machine [TEST... | -- COMMAND]
+               boot a machine with systemd and pure cgroup v2 (qemu) and run in it the tests that
+               need it, those that have TEST in their names, or a command of the shell";
 
 fn main() -> ExitCode {
     match run() {
@@ -57,6 +61,7 @@ fn run() -> Result<()> {
         }
         Some("peers") => peers::run(&root, &rest),
         Some("goldens") => goldens::run(&root, &rest),
+        Some("machine") => machine::run(&root, &rest),
         Some("upgrade") => upgrade::run(&root, &rest),
         _ => bail!("{USAGE}"),
     }
@@ -71,10 +76,17 @@ fn root() -> Result<PathBuf> {
         .to_path_buf())
 }
 
-/// The cargo that runs us.
+/// The cargo that runs us, without what it told us about our own package: build scripts that look at
+/// such variables would run again each time somebody calls cargo without us.
 fn cargo(root: &Path, args: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
     command.args(args).current_dir(root);
     command
 }

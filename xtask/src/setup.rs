@@ -1,9 +1,10 @@
 //! Installs what the tests need on a Debian machine: servers and observers that stand beside the
 //! engine. The engine itself runs none of them.
 
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 const PACKAGES: [&str; 13] = [
     "busybox-static",
@@ -33,16 +34,22 @@ const POLICY: &str = "/usr/sbin/policy-rc.d";
 
 /// Installs the packages and targets that are missing.
 pub(crate) fn run() -> Result<()> {
-    let missing: Vec<&str> = PACKAGES.into_iter().filter(|p| !installed(p)).collect();
-    if !missing.is_empty() {
-        shell("apt-get update -q || true")?;
-        install(&missing)?;
-    }
+    packages(&PACKAGES)?;
     let (program, package) = CLIENT;
     if !in_path(program) {
         install(&[package])?;
     }
     targets()
+}
+
+/// Installs those packages that are missing.
+pub(crate) fn packages(wanted: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = wanted.iter().copied().filter(|p| !installed(p)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    shell("apt-get update -q || true")?;
+    install(&missing)
 }
 
 /// Installs packages without starting their services.
@@ -98,18 +105,23 @@ fn in_path(program: &str) -> bool {
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
 }
 
-fn shell(script: &str) -> Result<()> {
+/// A program that is run as root.
+pub(crate) fn as_root(program: &Path) -> Command {
     let root = Command::new("id")
         .arg("-u")
         .output()
         .is_ok_and(|o| o.stdout.starts_with(b"0"));
-    let words: &[&str] = if root {
-        &["sh", "-c"]
-    } else {
-        &["sudo", "sh", "-c"]
-    };
-    let (program, args) = words.split_first().context("a command")?;
-    let status = Command::new(program).args(args).arg(script).status()?;
+    if root {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.arg(program);
+    sudo
+}
+
+fn shell(script: &str) -> Result<()> {
+    let mut command = as_root(Path::new("sh"));
+    let status = command.args(["-c", script]).status()?;
     ensure!(status.success(), "failed: {script}");
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Runs the tests, keeps their closing lines and counts what was skipped.
 //!
 //! A test that cannot run here prints `SKIPPED: <test>: <reason>` and returns. The count is
-//! compared with the committed number, so that a test does not go missing in silence.
+//! compared with the committed number, so that a test does not go missing in silence. One that
+//! belongs into the machine of `cargo xtask machine` prints `MACHINE: <test>` instead: that stage
+//! takes no such line.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -12,20 +14,26 @@ use anyhow::{Context, Result, bail, ensure};
 const SKIPPED_FILE: &str = ".ci/skipped";
 
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: usize,
-    failed: usize,
+pub(crate) struct Counts {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
     ignored: usize,
-    skipped: Vec<String>,
+    pub(crate) skipped: Vec<String>,
+    /// Left to the machine.
+    pub(crate) left: Vec<String>,
 }
 
 impl Counts {
     /// Takes a line of the runner's output in; true when it is one to show again at the end.
-    fn read(&mut self, line: &str) -> bool {
-        if let Some(at) = line.find("SKIPPED: ") {
+    pub(crate) fn read(&mut self, line: &str) -> bool {
+        for (mark, list) in [
+            ("SKIPPED: ", &mut self.skipped),
+            ("MACHINE: ", &mut self.left),
+        ] {
+            let Some(at) = line.find(mark) else { continue };
             let what = line.get(at..).unwrap_or(line).trim();
-            if !self.skipped.iter().any(|seen| seen == what) {
-                self.skipped.push(what.to_owned());
+            if !list.iter().any(|seen| seen == what) {
+                list.push(what.to_owned());
             }
         }
         if !line.starts_with("test result: ") {
@@ -95,6 +103,7 @@ fn conclude(root: &Path, counts: &Counts, closing: &[String], whole: bool) -> Re
         failed,
         ignored,
         skipped,
+        left,
     } = counts;
     let skipped = skipped.len() + ignored;
     let verdict = if whole {
@@ -102,7 +111,10 @@ fn conclude(root: &Path, counts: &Counts, closing: &[String], whole: bool) -> Re
     } else {
         Ok(())
     };
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    let left = left.len();
+    println!(
+        "{passed} passed, {failed} failed, {skipped} skipped, {left} left to cargo xtask machine"
+    );
     verdict?;
     if *failed > 0 {
         bail!("{failed} tests failed");
@@ -143,5 +155,7 @@ mod tests {
         assert!(!counts.read("test a ... SKIPPED: net::veth: no root"));
         assert!(!counts.read("SKIPPED: net::veth: no root"));
         assert_eq!(counts.skipped, ["SKIPPED: net::veth: no root"]);
+        assert!(!counts.read("MACHINE: machine::boot"));
+        assert_eq!((counts.skipped.len(), counts.left.len()), (1, 1));
     }
 }

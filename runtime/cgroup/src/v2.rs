@@ -4,6 +4,7 @@ use std::io;
 
 use amphora_sys::bpf;
 use rustix::fs::{FlockOperation, XattrFlags, fgetxattr, flock, fsetxattr};
+use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::cgroup::{Cgroup, Part};
@@ -14,6 +15,7 @@ use crate::{CgroupError, Version, settings};
 
 /// Controllers turned on for every container where they exist, for its statistics.
 const BASE: [&str; 3] = ["cpu", "memory", "pids"];
+const CONTROL: &str = "cgroup.subtree_control";
 /// A leaf for the processes that were in the root of a nested hierarchy.
 const EVACUATED: &str = "init";
 
@@ -43,8 +45,8 @@ pub(crate) fn open_parent(
 
 fn enabled(dir: &Dir) -> Result<Vec<String>, CgroupError> {
     let text = dir
-        .read("cgroup.subtree_control")
-        .map_err(|source| dir.error("read", "cgroup.subtree_control", source))?;
+        .read(CONTROL)
+        .map_err(|source| dir.error("read", CONTROL, source))?;
     Ok(text.split_whitespace().map(str::to_owned).collect())
 }
 
@@ -71,27 +73,50 @@ fn enable_down(host: &Hierarchies, parent: &str, extra: &[&str]) -> Result<(), C
 }
 
 fn enable(dir: &Dir, extra: &[&str]) -> Result<(), CgroupError> {
-    const CONTROL: &str = "cgroup.subtree_control";
     let available = dir
         .read("cgroup.controllers")
         .map_err(|source| dir.error("read", "cgroup.controllers", source))?;
     let on = enabled(dir)?;
-    for controller in BASE.iter().chain(extra) {
-        let there = available.split_whitespace().any(|have| have == *controller);
-        if !there || on.iter().any(|have| have == controller) {
-            continue;
-        }
-        let line = format!("+{controller}");
-        let busy = |error: &io::Error| {
-            error.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error())
-        };
-        match dir.write(CONTROL, &line) {
-            Err(error) if busy(&error) && evacuate(dir)? => {
-                dir.write(CONTROL, &line)
-                    .map_err(|source| dir.error("write", CONTROL, source))?;
+    let missing: Vec<&str> = BASE
+        .iter()
+        .chain(extra)
+        .copied()
+        .filter(|name| available.split_whitespace().any(|have| have == *name))
+        .filter(|name| !on.iter().any(|have| have == name))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let is = |error: &io::Error, errno: Errno| error.raw_os_error() == Some(errno.raw_os_error());
+    // All or none. Where processes are, a part of them would be worse than nothing: the kernel
+    // turns such a cgroup into a root of threads, whose children hold no container.
+    match turn_on(dir, &missing) {
+        Ok(()) => Ok(()),
+        Err(error) if is(&error, Errno::BUSY) => {
+            if evacuate(dir)? {
+                turn_on(dir, &missing).map_err(|source| dir.error("write", CONTROL, source))?;
             }
-            Err(error) if !busy(&error) && extra.contains(controller) => {
-                return Err(dir.error("write", CONTROL, error));
+            Ok(())
+        }
+        Err(error) if is(&error, Errno::OPNOTSUPP) => Err(CgroupError::invalid(
+            "cgroup parent",
+            format!("{} is threaded", dir.path.display()),
+        )),
+        Err(_) => enable_some(dir, &missing, extra),
+    }
+}
+
+fn turn_on(dir: &Dir, controllers: &[&str]) -> io::Result<()> {
+    let line: Vec<String> = controllers.iter().map(|name| format!("+{name}")).collect();
+    dir.write(CONTROL, &line.join(" "))
+}
+
+/// Turns on what can be; only what was asked for is missed.
+fn enable_some(dir: &Dir, missing: &[&str], extra: &[&str]) -> Result<(), CgroupError> {
+    for controller in missing {
+        match turn_on(dir, &[controller]) {
+            Err(source) if extra.contains(controller) => {
+                return Err(dir.error("write", CONTROL, source));
             }
             _ => {}
         }

@@ -588,7 +588,8 @@ fn set_capabilities(sets: &CapSets) -> Sys<()> {
     };
     thr::clear_ambient_capability_set()?;
     thr::set_capabilities(None, wanted)?;
-    let ambient = sets.ambient & have;
+    // Others the kernel refuses. `runc spec` asks for such: they are left out, as runc does.
+    let ambient = sets.ambient & sets.permitted & sets.inheritable & have;
     for number in (0..64u32).filter(|number| ambient & (1 << number) != 0) {
         let set = thr::CapabilitySet::from_bits_retain(1 << number);
         thr::configure_capability_in_ambient_set(set, true)?;

@@ -21,15 +21,18 @@ pub(crate) fn probe(target: &str) -> PathBuf {
     let _one = ONCE.lock().unwrap_or_else(PoisonError::into_inner);
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/guests/duo");
     let out = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("guests");
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--release", "--target", target])
-        .arg("--manifest-path")
-        .arg(source.join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&out)
-        .status()
-        .expect("start cargo");
-    assert!(status.success(), "the probe does not build for {target}");
+    // Where no compiler is, whoever brought this program brought the probes too.
+    if Path::new(env!("CARGO")).exists() {
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--release", "--target", target])
+            .arg("--manifest-path")
+            .arg(source.join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&out)
+            .status()
+            .expect("start cargo");
+        assert!(status.success(), "the probe does not build for {target}");
+    }
     let name = if target.starts_with("wasm32") {
         "duo.wasm"
     } else {

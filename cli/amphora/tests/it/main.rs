@@ -49,6 +49,7 @@ mod init;
 mod linux;
 mod listener;
 mod logging;
+mod machine;
 mod model;
 mod mounting;
 mod options;
