@@ -22,6 +22,7 @@ mod oom;
 mod settings;
 mod stats;
 mod supervisors;
+pub mod systemd;
 mod v1;
 mod v2;
 

@@ -22,6 +22,7 @@ pub mod process;
 mod raw;
 pub mod seccomp;
 pub mod signal;
+pub mod sitter;
 pub mod supervise;
 pub mod tree;
 mod walk;

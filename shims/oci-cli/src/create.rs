@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use amphora_cgroup::Cgroup;
+use amphora_cgroup::{Cgroup, systemd};
 use amphora_spec::runtime::{Hook, Hooks, Spec};
 use amphora_sys::base::Base;
 use amphora_sys::launch::{Pending, start_from};
@@ -16,7 +16,7 @@ use crate::args::{Flag, Order, Parsed, parse};
 use crate::console::{Console, Foreground};
 use crate::error::{Result, RuncError};
 use crate::state::{Container, Record, Status, write_file};
-use crate::{Code, Context, bundle, delete, exec, hooks};
+use crate::{Code, Context, bundle, delete, exec, hooks, scope};
 
 const CREATE: &[Flag] = &[
     Flag::value("bundle", Some('b')),
@@ -145,7 +145,7 @@ fn make(
         ));
     }
     hooks::check(&given)?;
-    let record = Record::new(wanted.id, wanted.bundle.clone(), &spec)?;
+    let record = Record::new(context, wanted.id, wanted.bundle.clone(), &spec)?;
     let mut attempt = Attempt {
         container: Some(Container::claim(&context.root, record)?),
         cgroup: None,
@@ -159,8 +159,15 @@ fn make(
         .ok_or(RuncError::NoSuchContainer)?;
     container.save_config(&wanted.config)?;
     container.save()?;
+    let unit = container.record.systemd.clone();
+    let place = unit.map(|unit| scope::start(container, &unit, &spec));
+    let place = place.transpose()?;
     let (parent, name) = &container.record.cgroup;
-    let cgroup = Cgroup::create(parent, name, &spec.linux.resources)?;
+    let resources = &spec.linux.resources;
+    let cgroup = match place {
+        Some(_) => systemd::adopt(parent, name, resources)?,
+        None => Cgroup::create(parent, name, resources)?,
+    };
     attempt.cgroup = Some(cgroup.try_clone()?);
     container.note_cgroup(&cgroup)?;
 
@@ -177,6 +184,7 @@ fn make(
         attempt.poststop.clone_from(&given.poststop);
     }
     let process = launch(container, wanted, &mut plan, console, &given)?;
+    drop(place);
     if let Some(path) = wanted.parsed.get("pid-file") {
         write_file(
             Path::new(path),

@@ -19,6 +19,7 @@ mod hooks;
 mod kill;
 mod list;
 mod log;
+mod scope;
 mod spec;
 mod state;
 mod update;
@@ -37,6 +38,8 @@ pub(crate) struct Context<'a> {
     pub(crate) root: std::path::PathBuf,
     pub(crate) workload: &'a dyn Workload,
     pub(crate) log: log::Log,
+    /// New containers' cgroups are units of systemd's.
+    pub(crate) systemd: bool,
     /// The whole command line.
     args: &'a [OsString],
 }
@@ -94,6 +97,7 @@ GLOBAL OPTIONS:
    --log FILE          where errors are written too
    --log-format FORMAT of the log: text or json
    --root DIR          directory of container state
+   --systemd-cgroup    make cgroups by systemd; cgroupsPath is slice:prefix:name
    --help, -h          show help
    --version, -v       print the version
 ";
@@ -178,9 +182,6 @@ fn dispatch(global: &Parsed, log: log::Log, args: &[OsString], workload: &dyn Wo
     if global.on("debug") {
         log.debug(&format!("{command} {}", rest.join(" ")));
     }
-    if global.on("systemd-cgroup") {
-        return Err(RuncError::unsupported("--systemd-cgroup"));
-    }
     if let Some(mode) = global.get("rootless")
         && !matches!(mode, "false" | "auto")
     {
@@ -192,6 +193,7 @@ fn dispatch(global: &Parsed, log: log::Log, args: &[OsString], workload: &dyn Wo
             .map_or_else(state::default_root, Into::into),
         workload,
         log,
+        systemd: global.on("systemd-cgroup"),
         args,
     };
     match command.as_str() {

@@ -99,7 +99,7 @@ pub(crate) fn features(words: &[String]) -> Code {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
             "cgroup": {
-                "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false,
+                "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": true,
             },
             "seccomp": {"enabled": true},
             "apparmor": {"enabled": false},

@@ -44,6 +44,7 @@ mod goldens;
 mod health;
 mod images;
 mod init;
+mod limits;
 mod linux;
 mod logging;
 mod model;

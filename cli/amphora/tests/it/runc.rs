@@ -50,19 +50,19 @@ impl Drop for World {
 }
 
 /// A test's world and the runtime that it is about.
-struct World {
-    s: Sandbox,
-    program: PathBuf,
+pub(crate) struct World {
+    pub(crate) s: Sandbox,
+    pub(crate) program: PathBuf,
 }
 
 impl World {
-    fn ours() -> Self {
+    pub(crate) fn ours() -> Self {
         let s = Sandbox::new();
         let program = link(&s);
         Self::new(s, program)
     }
 
-    fn runc() -> Self {
+    pub(crate) fn runc() -> Self {
         Self::new(Sandbox::new(), PathBuf::from("/usr/sbin/runc"))
     }
 
@@ -85,7 +85,7 @@ impl World {
         made
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(["--root", path(&self.s.dir.join("state"))])
@@ -95,12 +95,12 @@ impl World {
         command
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub(crate) fn run(&self, args: &[&str]) -> Output {
         finish(self.command(args))
     }
 
     /// A detached command whose container keeps nothing of the test's open.
-    fn detached(&self, args: &[&str]) -> Output {
+    pub(crate) fn detached(&self, args: &[&str]) -> Output {
         let log = std::fs::File::create(self.s.dir.join("out")).unwrap();
         let status = self
             .command(args)
@@ -116,32 +116,32 @@ impl World {
     }
 
     /// What the detached container has written so far.
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         std::fs::read_to_string(self.s.dir.join("out")).unwrap_or_default()
     }
 
     /// Writes the bundle: a program, and whatever else a case wants to change.
-    fn bundle(&self, args: &[&str], edit: impl FnOnce(&mut Value)) {
+    pub(crate) fn bundle(&self, args: &[&str], edit: impl FnOnce(&mut Value)) {
         let mut spec = spec(args);
         edit(&mut spec);
         std::fs::write(self.s.dir.join("config.json"), spec.to_string()).unwrap();
     }
 
-    fn state(&self, id: &str) -> Value {
+    pub(crate) fn state(&self, id: &str) -> Value {
         serde_json::from_str(&self.run(&["state", id]).ok()).unwrap()
     }
 
-    fn status(&self, id: &str) -> String {
+    pub(crate) fn status(&self, id: &str) -> String {
         self.state(id)["status"].as_str().unwrap().to_owned()
     }
 
-    fn until(&self, id: &str, status: &str) {
+    pub(crate) fn until(&self, id: &str, status: &str) {
         wait_until(&format!("{id} to be {status}"), SOON, || {
             self.status(id) == status
         });
     }
 
-    fn done(&self) {
+    pub(crate) fn done(&self) {
         assert_eq!(self.run(&["list", "-q"]).ok(), "");
         let left = std::fs::read_dir(self.s.dir.join("state"));
         assert_eq!(
@@ -721,7 +721,6 @@ fn what_is_not_done_is_refused_by_name() {
     for args in [
         &["checkpoint", "one"][..],
         &["restore", "one"],
-        &["--systemd-cgroup", "create", "one"],
         &["create", "--no-new-keyring", "one"],
     ] {
         w.detached(args).fails(1, "is not supported");
