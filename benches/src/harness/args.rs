@@ -18,7 +18,11 @@ pub enum CgroupView {
 #[command(name = "amphora-bench")]
 pub struct Args {
     /// Rows of the budget table, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,8,10,11,13,15")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1,2,3,4,5,8,9,10,11,13,15"
+    )]
     pub rows: Vec<u32>,
     /// Rounds of the interleaved rows
     #[arg(long, default_value_t = 100)]

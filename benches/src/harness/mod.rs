@@ -13,6 +13,7 @@ mod pull;
 mod registry;
 mod report;
 mod rows;
+mod scale;
 mod timing;
 
 pub use args::{Args, CgroupView};

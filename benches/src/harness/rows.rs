@@ -13,7 +13,7 @@ use super::engine::{Engine, Kind, command, environment, find, output, strings};
 use super::host::Place;
 use super::report::{Budget, Entry, Report, Row};
 use super::timing::{Contestant, Sample, Timed, interleave, pids};
-use super::{bare, exec, idle, list, logs, pull};
+use super::{bare, exec, idle, list, logs, pull, scale};
 
 /// Longest wait for a clean host after a sequence.
 const CLEAN: Duration = Duration::from_secs(60);
@@ -52,6 +52,7 @@ fn measure(number: u32, args: &Args, place: &Place) -> Result<Vec<Row>> {
         4 => vec![sequence(args, place)?],
         5 => vec![wasm(args, place)?],
         8 => idle::row(args, place),
+        9 => scale::rows(args, place),
         10 => vec![list::row(args, place)],
         11 => exec::rows(args, place),
         13 => pull::rows(args, place)?,

@@ -23,7 +23,6 @@ static ALLOCATOR: amphora_sys::arena::Arena = amphora_sys::arena::Arena;
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     if called(&args) == Some(b"amphora-runc") {
-        amphora_sys::arena::enable();
         return amphora_oci_cli::main(&args, &amphora_linux::LinuxWorkload);
     }
     match args.get(1).and_then(|a| a.to_str()) {

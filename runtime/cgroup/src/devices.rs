@@ -211,6 +211,16 @@ impl Policy {
         self.exceptions.iter().map(entry).collect()
     }
 
+    /// All that the policy says, in a name for a directory: equal names are equal policies.
+    pub(crate) fn name(&self) -> String {
+        let mut name = String::from(if self.allow { "allow" } else { "deny" });
+        for (&(kind, major, minor), &access) in &self.exceptions {
+            name.push(',');
+            name.push_str(&line(kind, major, minor, access).replace(' ', "="));
+        }
+        name
+    }
+
     /// The program for `BPF_PROG_TYPE_CGROUP_DEVICE`.
     pub(crate) fn program(&self) -> Vec<Insn> {
         let mut out = vec![

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -12,13 +13,15 @@ use crate::cgroup::Location;
 use crate::devices::Policy;
 use crate::dir::{CGROUP2_MAGIC, Dir};
 use crate::settings::{self, Setting};
-use crate::{Cgroup, CgroupError, v1, v2};
+use crate::{Cgroup, CgroupError, policies, v1, v2};
 
 /// Parent of the containers that name none.
 pub const DEFAULT_PARENT: &str = "amphora";
 /// Makes the parent of those among them that have a device policy of their own: a policy cannot
 /// allow what the policy of an ancestor does not.
 const DEVICES_SUFFIX: &str = "-devices";
+/// Makes the parent of cgroups that only keep a policy's program loaded.
+const POLICIES_SUFFIX: &str = "-policies";
 /// Extended attribute on a parent that is completely set up.
 pub(crate) const READY: &str = "trusted.amphora.ready";
 
@@ -82,6 +85,8 @@ pub(crate) struct Request {
     pub(crate) settings: Vec<Setting>,
     /// The policy to write into the cgroup itself; `None` when the parent's is the right one.
     pub(crate) policy: Option<Policy>,
+    /// The same for v2.
+    pub(crate) program: Option<OwnedFd>,
 }
 
 impl Hierarchies {
@@ -169,6 +174,7 @@ impl Hierarchies {
         let request = Request {
             name: name.to_owned(),
             settings,
+            program: self.program(policy.as_ref())?,
             policy,
         };
         let location = self.location(parent, name);
@@ -200,10 +206,12 @@ impl Hierarchies {
         let name = checked_name(name)?;
         let settings = settings::from_resources(self.version, resources, None)?;
         let policy = Policy::from_rules(&resources.devices)?;
+        let policy = Some(policy).filter(|policy| !policy.allows_all());
         let request = Request {
             name: name.to_owned(),
             settings,
-            policy: Some(policy).filter(|policy| !policy.allows_all()),
+            program: self.program(policy.as_ref())?,
+            policy,
         };
         let adopted = match self.version {
             Version::V2 => v2::adopt(self, parent, &request)?,
@@ -215,6 +223,16 @@ impl Hierarchies {
             }
         };
         Ok(adopted.at(self.location(parent, name)))
+    }
+
+    fn program(&self, policy: Option<&Policy>) -> Result<Option<OwnedFd>, CgroupError> {
+        let (Version::V2, Some(policy)) = (self.version, policy) else {
+            return Ok(None);
+        };
+        let kept = format!("{}{POLICIES_SUFFIX}", self.default_parent);
+        let program = policies::program(&self.root, &kept, policy);
+        let failed = |source| self.root.error("load a device policy below", "", source);
+        program.map(Some).map_err(failed)
     }
 
     fn location(&self, parent: &str, name: &str) -> Location {

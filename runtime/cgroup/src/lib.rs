@@ -19,6 +19,7 @@ mod hierarchy;
 mod kill;
 mod memory;
 mod oom;
+mod policies;
 mod settings;
 mod stats;
 mod supervisors;

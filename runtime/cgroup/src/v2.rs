@@ -126,7 +126,7 @@ fn share_policy(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
     let failed = |action, source: rustix::io::Errno| dir.error(action, "", source.into());
     flock(&dir.fd, FlockOperation::LockExclusive).map_err(|errno| failed("lock", errno))?;
     let result = match bpf::count_device_programs(dir.fd.as_fd()) {
-        Ok(0) | Err(_) => attach(dir, policy),
+        Ok(0) | Err(_) => load(dir, policy).and_then(|program| attach(dir, &program)),
         Ok(_) => Ok(()),
     };
     if result.is_ok() {
@@ -137,17 +137,19 @@ fn share_policy(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
     result
 }
 
-fn attach(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
-    let program = bpf::load_device_program(&policy.program())
-        .map_err(|source| dir.error("load a device policy for", "", source))?;
+fn load(dir: &Dir, policy: &Policy) -> Result<OwnedFd, CgroupError> {
+    let program = bpf::load_device_program(&policy.program());
+    program.map_err(|source| dir.error("load a device policy for", "", source))
+}
+
+fn attach(dir: &Dir, program: &OwnedFd) -> Result<(), CgroupError> {
     bpf::attach_device_program(dir.fd.as_fd(), program.as_fd())
         .map_err(|source| dir.error("attach a device policy to", "", source))
 }
 
 /// Puts the policy in the place of the one that was attached here before, at once; says which it was.
 pub(crate) fn replace_policy(dir: &Dir, policy: &Policy) -> Result<Option<OwnedFd>, CgroupError> {
-    let program = bpf::load_device_program(&policy.program())
-        .map_err(|source| dir.error("load a device policy for", "", source))?;
+    let program = load(dir, policy)?;
     replace_program(dir, program.as_fd())
 }
 
@@ -246,8 +248,8 @@ pub(crate) fn adopt(
 
 fn fill(made: &Cgroup, request: &Request) -> Result<(), CgroupError> {
     let dir = made.first()?;
-    if let Some(policy) = &request.policy {
-        attach(dir, policy)?;
+    if let Some(program) = &request.program {
+        attach(dir, program)?;
     }
     settings::apply(&request.settings, |_| Some(dir))
 }

@@ -172,8 +172,10 @@ impl Networks {
     /// [`NetworkError`]; a taken host port is a conflict.
     pub fn attach(&self, request: &AttachRequest) -> Result<Attachment> {
         let mut claim = self.claim(request)?;
-        let netns = ns::container_netns().map_err(kernel("create a network namespace"));
-        let netns = netns.inspect_err(|_| self.undo(&claim.host, &claim.undo))?;
+        let made = ns::container_netns().map_err(kernel("create a network namespace"));
+        let netns = made
+            .inspect_err(|_| self.undo(&claim.host, &claim.undo))?
+            .netns;
         let firewall = self.wire(&mut claim, netns.as_fd())?;
         Ok(Attachment {
             netns,
@@ -351,9 +353,9 @@ impl Networks {
 /// # Errors
 /// When the kernel refuses.
 pub fn none() -> Result<OwnedFd> {
-    let netns = ns::container_netns().map_err(kernel("create a network namespace"))?;
-    loopback_up(netns.as_fd())?;
-    Ok(netns)
+    let made = ns::container_netns().map_err(kernel("create a network namespace"))?;
+    loopback_up(made.netns.as_fd())?;
+    Ok(made.netns)
 }
 
 /// Brings `lo` up in a network namespace that has nothing else: network mode `none`.
@@ -374,14 +376,17 @@ fn add_link(host: &Host, endpoint: &Endpoint, mtu: u32, netns: BorrowedFd<'_>) -
     for peer_index in PEER_INDEXES {
         let veth = Veth {
             name: &endpoint.link,
-            bridge: host.bridge,
             netns,
             peer_index,
             mac: hardware_address(endpoint.address),
             mtu,
         };
         match route::add_veth(&host.route, &veth) {
-            Ok(()) => return Ok(peer_index),
+            Ok(()) => {
+                route::join_bridge(&host.route, &endpoint.link, host.bridge)
+                    .map_err(netlink(step_of(endpoint)))?;
+                return Ok(peer_index);
+            }
             Err(error) if error.is(Errno::BUSY) || error.is(Errno::EXIST) => last = Some(error),
             Err(error) => return Err(netlink(step_of(endpoint))(error)),
         }

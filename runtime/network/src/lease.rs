@@ -82,10 +82,18 @@ impl Leases {
         target.to_str()?.parse().ok()
     }
 
-    /// Lists leases: path and holder (`None` for what is no lease of ours).
-    pub(crate) fn list(&self) -> Result<Vec<(PathBuf, Option<ContainerId>)>> {
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
+    /// Says whether an address is held, in a time that does not grow with their number.
+    pub(crate) fn any(&self) -> Result<bool> {
+        let first = self.entries()?.and_then(|mut entries| entries.next());
+        first
+            .transpose()
+            .map(|entry| entry.is_some())
+            .map_err(file("read", &self.dir))
+    }
+
+    fn entries(&self) -> Result<Option<fs::ReadDir>> {
+        match fs::read_dir(&self.dir) {
+            Ok(entries) => Ok(Some(entries)),
             // No leases yet, or no network: files of ours lie beside the networks' folders.
             Err(error)
                 if matches!(
@@ -93,12 +101,16 @@ impl Leases {
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
                 ) =>
             {
-                return Ok(Vec::new());
+                Ok(None)
             }
-            Err(error) => return Err(file("read", &self.dir)(error)),
-        };
+            Err(error) => Err(file("read", &self.dir)(error)),
+        }
+    }
+
+    /// Lists leases: path and holder (`None` for what is no lease of ours).
+    pub(crate) fn list(&self) -> Result<Vec<(PathBuf, Option<ContainerId>)>> {
         let mut all = Vec::new();
-        for entry in entries {
+        for entry in self.entries()?.into_iter().flatten() {
             let path = entry.map_err(file("read", &self.dir))?.path();
             let holder = fs::read_link(&path).ok();
             let holder = holder.and_then(|target| target.to_str()?.parse().ok());

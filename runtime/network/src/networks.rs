@@ -184,7 +184,6 @@ impl Networks {
 
     /// Takes our rules out of other engines' chains when no address is leased any more.
     pub(crate) fn settle(&self) -> Result<()> {
-        let socket = nft::open().map_err(kernel("open nftables"))?;
         if self.any_lease()? || !self.run.join("networks").is_dir() {
             return Ok(());
         }
@@ -192,12 +191,13 @@ impl Networks {
         if self.any_lease()? {
             return Ok(());
         }
+        let socket = nft::open().map_err(kernel("open nftables"))?;
         nft::forget_bridges(&socket).map_err(netlink("clean chain \"DOCKER-USER\""))
     }
 
     pub(crate) fn any_lease(&self) -> Result<bool> {
         for name in names_in(&self.run.join("networks"))? {
-            if !self.leases(&name).list()?.is_empty() {
+            if self.leases(&name).any()? {
                 return Ok(true);
             }
         }

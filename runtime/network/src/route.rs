@@ -7,6 +7,7 @@ use amphora_sys::netlink::{NetlinkError, Socket, attributes};
 use rustix::io::Errno;
 
 use crate::address::Subnet;
+use crate::sysctl;
 use crate::wire::{Attributes, Batch, F_CREATE, F_DUMP, F_EXCL};
 
 const RTM_NEWLINK: u16 = 16;
@@ -34,6 +35,7 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const VETH_INFO_PEER: u16 = 1;
 
 const IFA_ADDRESS: u16 = 1;
@@ -72,14 +74,13 @@ const fn family(address: IpAddr) -> u8 {
 #[derive(Debug)]
 pub(crate) struct Veth<'a> {
     pub(crate) name: &'a str,
-    pub(crate) bridge: u32,
     pub(crate) netns: BorrowedFd<'a>,
     pub(crate) peer_index: u32,
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
 }
 
-/// Makes the pair, up and in the bridge, and turns hairpin mode on: one datagram.
+/// Makes the pair. The end here is down, and in no bridge yet ([`join_bridge`]).
 pub(crate) fn add_veth(socket: &Socket, veth: &Veth<'_>) -> Result<(), NetlinkError> {
     let mut batch = Batch::default();
     let end = |a: &mut Attributes<'_>| {
@@ -88,30 +89,49 @@ pub(crate) fn add_veth(socket: &Socket, veth: &Veth<'_>) -> Result<(), NetlinkEr
         a.native(IFLA_NUM_TX_QUEUES, 1);
         a.native(IFLA_NUM_RX_QUEUES, 1);
     };
-    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &link_header(0, true), |a| {
-        a.text(IFLA_IFNAME, veth.name);
-        a.native(IFLA_MASTER, veth.bridge);
-        end(a);
-        a.nest(IFLA_LINKINFO, |info| {
-            info.bytes(IFLA_INFO_KIND, b"veth");
-            info.nest(IFLA_INFO_DATA, |data| {
-                data.nest_after(
-                    VETH_INFO_PEER,
-                    &link_header(veth.peer_index, false),
-                    |peer| {
-                        peer.text(IFLA_IFNAME, "eth0");
-                        peer.bytes(IFLA_ADDRESS, &veth.mac);
-                        end(peer);
-                        let netns = u32::try_from(veth.netns.as_raw_fd()).unwrap_or(u32::MAX);
-                        peer.native(IFLA_NET_NS_FD, netns);
-                    },
-                );
+    batch.message(
+        RTM_NEWLINK,
+        F_CREATE | F_EXCL,
+        &link_header(0, false),
+        |a| {
+            a.text(IFLA_IFNAME, veth.name);
+            end(a);
+            a.nest(IFLA_LINKINFO, |info| {
+                info.bytes(IFLA_INFO_KIND, b"veth");
+                info.nest(IFLA_INFO_DATA, |data| {
+                    data.nest_after(
+                        VETH_INFO_PEER,
+                        &link_header(veth.peer_index, false),
+                        |peer| {
+                            peer.text(IFLA_IFNAME, "eth0");
+                            peer.bytes(IFLA_ADDRESS, &veth.mac);
+                            end(peer);
+                            let netns = u32::try_from(veth.netns.as_raw_fd()).unwrap_or(u32::MAX);
+                            peer.native(IFLA_NET_NS_FD, netns);
+                        },
+                    );
+                });
             });
-        });
+        },
+    );
+    socket.transact(&batch.finish())
+}
+
+/// Makes a link a port of a bridge, up and in hairpin mode: one datagram.
+///
+/// A port needs no addresses of its own. Without this, each would have three routes, and the kernel
+/// goes through all of them whenever a link changes.
+pub(crate) fn join_bridge(socket: &Socket, name: &str, bridge: u32) -> Result<(), NetlinkError> {
+    // Where it cannot be written everything works all the same.
+    let _ = sysctl::set_if_there(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
+    let mut batch = Batch::default();
+    batch.message(RTM_NEWLINK, 0, &link_header(0, true), |a| {
+        a.text(IFLA_IFNAME, name);
+        a.native(IFLA_MASTER, bridge);
     });
     // The kernel takes port options for existing ports only.
     batch.message(RTM_NEWLINK, 0, &link_header(0, false), |a| {
-        a.text(IFLA_IFNAME, veth.name);
+        a.text(IFLA_IFNAME, name);
         a.nest(IFLA_LINKINFO, |info| {
             info.bytes(IFLA_INFO_SLAVE_KIND, b"bridge");
             info.nest(IFLA_INFO_SLAVE_DATA, |data| {
@@ -150,7 +170,14 @@ pub(crate) fn add_bridge(
             a.text(IFLA_IFNAME, name);
             a.bytes(IFLA_ADDRESS, &mac);
             a.native(IFLA_MTU, mtu);
-            a.nest(IFLA_LINKINFO, |info| info.bytes(IFLA_INFO_KIND, b"bridge"));
+            a.nest(IFLA_LINKINFO, |info| {
+                info.bytes(IFLA_INFO_KIND, b"bridge");
+                // Nobody here asks who listens to which group, so all is sent to all in any case;
+                // and each new port would start the timers of all others anew.
+                info.nest(IFLA_INFO_DATA, |data| {
+                    data.bytes(IFLA_BR_MCAST_SNOOPING, &[0]);
+                });
+            });
         },
     );
     match socket.transact(&batch.finish()) {

@@ -1,6 +1,6 @@
 //! What a supervisor makes before it knows its container, while the engine prepares the rest.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use amphora_sys::base::Base;
 use amphora_sys::{LaunchPlan, channel, ns};
@@ -8,23 +8,46 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::waiting::NETNS;
 
+/// What is needed for the start alone, and takes time to close: given back in the first quiet moment,
+/// or with the process.
+#[derive(Debug, Default)]
+pub(crate) struct Early {
+    /// What the container's mount namespace is cloned from; `None`: the host's is.
+    pub(crate) base: Option<Base>,
+    /// Through what the settings of the network namespace were made.
+    #[expect(dead_code, reason = "held to be closed in its time")]
+    settings: Option<OwnedFd>,
+}
+
+/// Makes it all.
+pub(crate) fn make(socket: BorrowedFd<'_>) -> Early {
+    Early {
+        settings: netns(socket),
+        base: base(),
+    }
+}
+
 /// Makes the network namespace that was asked for, and tells of it.
-pub(crate) fn netns(socket: BorrowedFd<'_>) {
+fn netns(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     if !std::env::args().skip(2).any(|arg| arg == NETNS) {
-        return;
+        return None;
     }
     // Whoever does not listen any more hands nothing over either, and that is noticed.
-    let _told = match ns::container_netns() {
-        Ok(netns) => channel::send(socket, &[0; 4], &[netns.as_fd()]),
+    match ns::container_netns() {
+        Ok(made) => {
+            let _told = channel::send(socket, &[0; 4], &[made.netns.as_fd()]);
+            made.settings
+        }
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(0);
-            channel::send(socket, &errno.to_le_bytes(), &[])
+            let _told = channel::send(socket, &errno.to_le_bytes(), &[]);
+            None
         }
-    };
+    }
 }
 
 /// Makes the empty mount namespace that the container's is cloned from; `None`: the host's is.
-pub(crate) fn base() -> Option<Base> {
+fn base() -> Option<Base> {
     // Born there, the child cannot reach the file that resets what it would inherit.
     if let Ok(file) = open(
         "/proc/self/oom_score_adj",
@@ -36,11 +59,13 @@ pub(crate) fn base() -> Option<Base> {
     Base::new().ok()
 }
 
-/// Has the plan use the base where that makes sense.
-pub(crate) fn use_base(plan: &mut LaunchPlan, base: Option<Base>) -> Option<Base> {
-    let base = base.filter(|_| plan.enters_root());
-    if base.is_some() {
-        plan.cover_root();
+impl Early {
+    /// Has the plan use the base where that makes sense.
+    pub(crate) fn used_by(mut self, plan: &mut LaunchPlan) -> Self {
+        self.base = self.base.filter(|_| plan.enters_root());
+        if self.base.is_some() {
+            plan.cover_root();
+        }
+        self
     }
-    base
 }

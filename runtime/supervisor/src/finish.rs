@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, accept_with};
 
 use crate::again::Cause;
 use crate::clients::Clients;
+use crate::early::Early;
 use crate::exit::ExitRecord;
 use crate::frame::Frame;
 use crate::health::HealthAction;
@@ -137,7 +138,7 @@ fn pause(server: &mut Server, cause: Cause) -> Result<(), SupervisorError> {
     let parts = &mut server.parts;
     parts.hold.clear();
     parts.late.clear();
-    parts.base = None;
+    parts.early = Early::default();
     again::pause(&again::Pause {
         config: &parts.config,
         run_dir: parts.run_dir.as_fd(),

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 
-use amphora_sys::base::Base;
 use amphora_sys::pidfd;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
@@ -13,6 +12,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with};
 use crate::SupervisorError;
 use crate::clients::{Client, Clients, Owed};
 use crate::config::Config;
+use crate::early::Early;
 use crate::frame::{self, Frame, TYPE_EXEC, TYPE_STDIN};
 use crate::health::HealthAction;
 use crate::jsonlog::Logger;
@@ -55,8 +55,8 @@ pub(crate) struct Parts {
     pub(crate) hold: Vec<OwnedFd>,
     /// What takes time to close, and keeps nobody out: closed with the process.
     pub(crate) late: Vec<OwnedFd>,
-    /// What the container's mount namespace was cloned from; given back in the first quiet moment.
-    pub(crate) base: Option<Base>,
+    /// Given back in the first quiet moment.
+    pub(crate) early: Early,
     pub(crate) control: OwnedFd,
     /// `None`: it had ended before this supervisor came.
     pub(crate) init: Option<Init>,
@@ -177,7 +177,7 @@ impl Server {
 
     fn release_pages(&mut self) {
         self.used = false;
-        self.parts.base = None;
+        self.parts.early = Early::default();
         self.log.release_pages();
         for session in self.sessions.iter_mut().flatten() {
             session.release_pages();

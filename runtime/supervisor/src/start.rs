@@ -4,7 +4,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use amphora_spec::Classify;
-use amphora_sys::base::Base;
 use amphora_sys::supervise::block_all_signals;
 use amphora_sys::{LaunchError, LaunchPlan, pidfd};
 use rustix::fs::{AtFlags, Mode, unlinkat};
@@ -15,6 +14,7 @@ use rustix::net::{
 use rustix::process::{Resource, Rlimit, getpid, getrlimit, setrlimit};
 
 use crate::config::Config;
+use crate::early::Early;
 use crate::error::kind_number;
 use crate::exit::ExitRecord;
 use crate::files::open_dir;
@@ -43,12 +43,11 @@ pub fn supervise_main() -> ExitCode {
     };
     let _ = rustix::thread::set_name(c"amphora-super");
     let blocked = block_all_signals().map_err(|e| SupervisorError::Kernel("block signals", e));
-    early::netns(socket.as_fd());
-    let base = early::base();
+    let early = early::make(socket.as_fd());
     let prepared = blocked.and_then(|()| Handover::receive(socket.as_fd()));
     let last = again.as_ref().map(|again| again.state);
     let started = prepared.and_then(|handover| match handover.mode {
-        StartMode::Launch => launch(handover, &socket, base, last.as_ref()),
+        StartMode::Launch => launch(handover, &socket, early, last.as_ref()),
         StartMode::Adopt => adopted::adopt(handover, &socket),
     });
     let mut server = match started {
@@ -116,7 +115,7 @@ pub(crate) fn open_parts(
         lock,
         hold,
         late: exe.into_iter().collect(),
-        base: None,
+        early: Early::default(),
         control,
         init: None,
         stdio,
@@ -127,7 +126,7 @@ pub(crate) fn open_parts(
 fn launch(
     mut handover: Handover,
     socket: &OwnedFd,
-    base: Option<Base>,
+    early: Early,
     last: Option<&State>,
 ) -> Result<Server, SupervisorError> {
     let config = Config::decode(&handover.config)?;
@@ -159,8 +158,8 @@ fn launch(
     parts.state.write(parts.run_dir.as_fd())?;
     // The record holds the child's pid while the child still works its plan off: whoever finds
     // this process killed here knows whom to look for.
-    parts.base = early::use_base(&mut plan, base);
-    let pending = amphora_sys::launch::start_from(&plan, parts.base.as_ref())
+    parts.early = early.used_by(&mut plan);
+    let pending = amphora_sys::launch::start_from(&plan, parts.early.base.as_ref())
         .map_err(|e| launch_error(&e))?;
     parts
         .late

@@ -254,3 +254,29 @@ pub fn count_device_programs(cgroup: BorrowedFd<'_>) -> io::Result<u32> {
     bpf(BPF_PROG_QUERY, &mut attr)?;
     Ok(attr.prog_cnt)
 }
+
+/// Opens the first device program that is attached to a cgroup v2 directory itself.
+///
+/// # Errors
+/// What `bpf(2)` answers.
+pub fn attached_device_program(cgroup: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    // Two that were attached at once; more than fit are answered by ENOSPC.
+    let mut ids = [0_u32; 2];
+    let mut attr = QueryAttr {
+        target_fd: raw(cgroup),
+        attach_type: BPF_CGROUP_DEVICE,
+        prog_ids: ids.as_mut_ptr() as u64,
+        prog_cnt: 2,
+        ..QueryAttr::default()
+    };
+    bpf(BPF_PROG_QUERY, &mut attr)?;
+    let [first, _] = ids;
+    if first == 0 {
+        return Ok(None);
+    }
+    let mut attr = IdAttr {
+        prog_id: first,
+        ..IdAttr::default()
+    };
+    own(bpf(BPF_PROG_GET_FD_BY_ID, &mut attr)?).map(Some)
+}

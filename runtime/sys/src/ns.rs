@@ -1,9 +1,11 @@
 //! Network namespaces made and entered by the calling thread.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{CWD, Mode, OFlags, open, openat};
+
+use crate::mount::{NODEV, NOEXEC, NOSUID, new_fs};
 
 pub(crate) fn own(kind: &str) -> io::Result<OwnedFd> {
     let path = format!("/proc/thread-self/ns/{kind}");
@@ -41,13 +43,33 @@ const CONTAINER_SETTINGS: [(&str, &str); 3] = [
     ("ipv4/ping_group_range", "0 2147483647"),
 ];
 
-/// Makes a network namespace with the settings every container has, and returns it; the calling
-/// thread stays where it is.
+/// A container's network namespace.
+#[derive(Debug)]
+pub struct ContainerNetns {
+    /// The namespace.
+    pub netns: OwnedFd,
+    /// Through what its settings were made. To close it may take the kernel milliseconds: at best it
+    /// is done when nobody waits.
+    pub settings: Option<OwnedFd>,
+}
+
+/// Makes a network namespace with the settings every container has; the calling thread stays where
+/// it is.
 ///
 /// # Errors
 /// What `unshare(2)` and `setns(2)` answer, or a setting that the kernel has and refuses.
-pub fn container_netns() -> io::Result<OwnedFd> {
-    make_netns(&CONTAINER_SETTINGS)
+pub fn container_netns() -> io::Result<ContainerNetns> {
+    make_netns(|| {
+        // In the host's own `/proc` the names below `sys/net` that were looked up stay, of every
+        // namespace and all in one chain of the kernel's hash table: with a thousand containers each
+        // lookup would go through a thousand of them.
+        let settings = new_fs(c"proc", None, &[], NOSUID | NODEV | NOEXEC).ok();
+        CONTAINER_SETTINGS
+            .iter()
+            .try_for_each(|(key, value)| set_if_there(settings.as_ref(), key, value))?;
+        Ok(settings)
+    })
+    .map(|(netns, settings)| ContainerNetns { netns, settings })
 }
 
 /// Makes a network namespace and returns it; the calling thread stays where it is.
@@ -55,26 +77,29 @@ pub fn container_netns() -> io::Result<OwnedFd> {
 /// # Errors
 /// What `unshare(2)` and `setns(2)` answer.
 pub fn new_netns() -> io::Result<OwnedFd> {
-    make_netns(&[])
+    make_netns(|| Ok(())).map(|(netns, ())| netns)
 }
 
-fn make_netns(settings: &[(&str, &str)]) -> io::Result<OwnedFd> {
+/// Makes a network namespace, and has it set up from inside.
+fn make_netns<T>(set_up: impl FnOnce() -> io::Result<T>) -> io::Result<(OwnedFd, T)> {
     let home = current_netns()?;
     // SAFETY: a flag is all that is passed; only the calling thread moves.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let made = settings
-        .iter()
-        .try_for_each(|(key, value)| set_if_there(key, value))
-        .and_then(|()| current_netns());
-    set_ns(std::os::fd::AsFd::as_fd(&home), libc::CLONE_NEWNET)?;
+    let made = set_up().and_then(|held| Ok((current_netns()?, held)));
+    set_ns(home.as_fd(), libc::CLONE_NEWNET)?;
     made
 }
 
-fn set_if_there(key: &str, value: &str) -> io::Result<()> {
+/// Writes a setting through a `/proc` of our own, or the host's.
+fn set_if_there(proc: Option<&OwnedFd>, key: &str, value: &str) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    match open(format!("/proc/sys/net/{key}"), flags, Mode::empty()) {
+    let file = match proc {
+        Some(proc) => openat(proc, format!("sys/net/{key}"), flags, Mode::empty()),
+        None => openat(CWD, format!("/proc/sys/net/{key}"), flags, Mode::empty()),
+    };
+    match file {
         Err(rustix::io::Errno::NOENT) => Ok(()),
         file => Ok(rustix::io::write(file?, value.as_bytes()).map(drop)?),
     }
@@ -88,6 +113,6 @@ pub fn in_netns<T>(ns: BorrowedFd<'_>, f: impl FnOnce() -> io::Result<T>) -> io:
     let home = current_netns()?;
     set_ns(ns, libc::CLONE_NEWNET)?;
     let result = f();
-    set_ns(std::os::fd::AsFd::as_fd(&home), libc::CLONE_NEWNET)?;
+    set_ns(home.as_fd(), libc::CLONE_NEWNET)?;
     result
 }

@@ -129,6 +129,8 @@ pub fn main(args: &[OsString], workload: &dyn Workload) -> ExitCode {
     {
         return fail(&log, &error);
     }
+    // Not before: the program may just have been about to start anew.
+    amphora_sys::arena::enable();
     match dispatch(&global, log.clone(), args, workload) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

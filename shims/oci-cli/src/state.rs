@@ -265,7 +265,11 @@ impl Container {
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result {
-        write_file(&self.dir.join(name), bytes, 0o600)
+        // Whoever writes here has the lock: what a kill has left under the new name is nobody's.
+        let new = self.dir.join(format!(".{name}"));
+        let mut open = fs::OpenOptions::new();
+        open.write(true).create(true).truncate(true);
+        replace(&open, &new, &self.dir.join(name), bytes, 0o600)
     }
 
     /// The configuration as it was at `create`.
@@ -471,21 +475,23 @@ fn parse_record(dir: &Path, bytes: &[u8]) -> Result<Record> {
 
 /// Writes a file that appears whole: engines watch for a pid file.
 pub(crate) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result {
-    let failed = || RuncError::file(format!("failed to write {}", path.display()));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // A kill may have left one of an equal process number.
     let unique = amphora_sys::pidfd::start_time(rustix::process::getpid().as_raw_nonzero().get());
     let unique = unique.unwrap_or_default();
     let new = path.with_file_name(format!(".{name}.{}.{unique}", std::process::id()));
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&new)
-        .map_err(failed())?;
-    let written = io::Write::write_all(&mut file, bytes).and_then(|()| fs::rename(&new, path));
+    let mut open = fs::OpenOptions::new();
+    open.write(true).create_new(true);
+    replace(&open, &new, path, bytes, mode)
+}
+
+/// Writes a file under a new name and gives it its own.
+fn replace(open: &fs::OpenOptions, new: &Path, path: &Path, bytes: &[u8], mode: u32) -> Result {
+    let failed = || RuncError::file(format!("failed to write {}", path.display()));
+    let mut file = open.clone().mode(mode).open(new).map_err(failed())?;
+    let written = io::Write::write_all(&mut file, bytes).and_then(|()| fs::rename(new, path));
     if written.is_err() {
-        let _ = fs::remove_file(&new);
+        let _ = fs::remove_file(new);
     }
     written.map_err(failed())
 }

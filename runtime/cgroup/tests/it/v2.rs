@@ -1,5 +1,6 @@
 //! v2 without controllers, as a private mount of the hierarchy shows it.
 
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
@@ -199,4 +200,32 @@ fn a_private_v2_view_is_detected() {
         output.status.success() && text.contains("1 passed"),
         "{text}"
     );
+}
+
+/// The kernel's number of the device program that is attached to a cgroup.
+fn program_id(cgroup: &Cgroup) -> String {
+    let dir = std::fs::File::open(cgroup.paths()[0]).expect("open");
+    let program = amphora_sys::bpf::attached_device_program(dir.as_fd()).expect("query");
+    let program = program.expect("a program");
+    let number = program.as_raw_fd();
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).expect("fdinfo");
+    let id = info.lines().find(|line| line.starts_with("prog_id:"));
+    id.expect("an id").to_owned()
+}
+
+#[test]
+fn a_device_policy_is_loaded_once() {
+    let Some(scene) = scene() else { return };
+    let full = r#"{"devices":[{"allow":false},{"allow":true,"type":"c","major":10,"minor":200}]}"#;
+    let other = r#"{"devices":[{"allow":false},{"allow":true,"type":"c","major":10,"minor":201}]}"#;
+    let first = scene.create("first", full);
+    let id = program_id(&first);
+    first.remove().expect("remove");
+    let second = scene.create("second", full);
+    assert_eq!(program_id(&second), id);
+    let third = scene.create("third", other);
+    assert_ne!(program_id(&third), id);
+    for cgroup in [second, third] {
+        cgroup.remove().expect("remove");
+    }
 }

@@ -1,7 +1,5 @@
 //! Architectures and their system call tables.
 
-use std::sync::OnceLock;
-
 use super::SeccompError;
 
 /// An architecture whose system calls a filter can tell apart.
@@ -30,20 +28,74 @@ const ARM_PRIVATE: [(&str, u32); 6] = [
     ("get_tls", 0xf0006),
 ];
 
-/// Names sorted, for searching.
-type Table = Vec<(&'static str, u32)>;
+/// Slots of a table: more than twice as many as any architecture has names.
+const SLOTS: usize = 1024;
+
+/// Numbers by name, made when this is compiled: a profile names hundreds of calls, and the start of
+/// a container waits until they are found.
+struct Table {
+    name: fn(u16) -> Option<&'static str>,
+    /// Number and one; 0 is free. A name stands at its hash or behind it.
+    slots: [u16; SLOTS],
+}
+
+impl Table {
+    fn number(&self, wanted: &str) -> Option<u32> {
+        let mut at = place(wanted);
+        loop {
+            let number = self.slots.get(at)?.checked_sub(1)?;
+            if (self.name)(number) == Some(wanted) {
+                return Some(number.into());
+            }
+            at = next(at);
+        }
+    }
+}
+
+/// Where a name is to stand (FNV-1a; the lower bits alone differ little between short names).
+const fn place(name: &str) -> usize {
+    let mut hash: u32 = 0x811c_9dc5;
+    let mut left = name.as_bytes();
+    while let Some((byte, rest)) = left.split_first() {
+        hash = (hash ^ *byte as u32).wrapping_mul(0x0100_0193);
+        left = rest;
+    }
+    (hash ^ (hash >> 15)) as usize % SLOTS
+}
+
+/// The place behind another.
+const fn next(at: usize) -> usize {
+    (at + 1) % SLOTS
+}
 
 macro_rules! table {
-    ($module:ident) => {{
-        let last = syscalls::$module::Sysno::last().id();
-        let numbers = 0..=u32::try_from(last).unwrap_or(0);
-        let entry = |number: u32| {
-            let call = syscalls::$module::Sysno::new(usize::try_from(number).ok()?)?;
-            Some((call.name(), number))
-        };
-        numbers.filter_map(entry).collect::<Table>()
-    }};
+    ($module:ident) => {
+        Table {
+            name: |number| syscalls::$module::Sysno::new(number.into()).map(|call| call.name()),
+            slots: {
+                let mut slots = [0; SLOTS];
+                let last = syscalls::$module::Sysno::last().id() as u16;
+                let mut number = 0;
+                while number <= last {
+                    if let Some(call) = syscalls::$module::Sysno::new(number as usize) {
+                        let mut at = place(call.name());
+                        while slots[at] != 0 {
+                            at = next(at);
+                        }
+                        slots[at] = number + 1;
+                    }
+                    number += 1;
+                }
+                slots
+            },
+        }
+    };
 }
+
+static X86_64: Table = table!(x86_64);
+static X86: Table = table!(x86);
+static AARCH64: Table = table!(aarch64);
+static ARM: Table = table!(arm);
 
 impl Arch {
     /// The architecture this program is built for.
@@ -117,29 +169,20 @@ impl Arch {
     /// The number of a system call; `None` when this architecture has none of that name.
     #[must_use]
     pub fn number(self, name: &str) -> Option<u32> {
-        let table = self.table();
-        let at = table.binary_search_by_key(&name, |(name, _)| *name).ok()?;
-        table.get(at).map(|(_, number)| *number)
+        let own = ARM_PRIVATE.iter().find(|(own, _)| *own == name);
+        match (self, own) {
+            (Self::Arm, Some((_, number))) => Some(*number),
+            _ => self.table().number(name),
+        }
     }
 
     fn table(self) -> &'static Table {
-        static TABLES: [OnceLock<Table>; 4] = [const { OnceLock::new() }; 4];
-        let [x86_64, x86, aarch64, arm] = &TABLES;
-        let (slot, make): (_, fn() -> Table) = match self {
-            Self::X86_64 => (x86_64, || table!(x86_64)),
-            Self::X86 => (x86, || table!(x86)),
-            Self::Aarch64 => (aarch64, || table!(aarch64)),
-            Self::Arm => (arm, || {
-                let mut table = table!(arm);
-                table.extend(ARM_PRIVATE);
-                table
-            }),
-        };
-        slot.get_or_init(|| {
-            let mut table = make();
-            table.sort_unstable();
-            table
-        })
+        match self {
+            Self::X86_64 => &X86_64,
+            Self::X86 => &X86,
+            Self::Aarch64 => &AARCH64,
+            Self::Arm => &ARM,
+        }
     }
 }
 
@@ -158,5 +201,19 @@ mod tests {
         assert_eq!(Arch::Aarch64.number("open"), None);
         assert_eq!(Arch::Arm.number("set_tls"), Some(0xf0005));
         assert_eq!(Arch::X86_64.number("no_such_call"), None);
+    }
+
+    #[test]
+    fn every_name_is_found() {
+        for arch in [Arch::X86_64, Arch::X86, Arch::Aarch64, Arch::Arm] {
+            let table = arch.table();
+            let named = (0..u16::MAX).filter_map(|number| Some((number, (table.name)(number)?)));
+            let mut count = 0;
+            for (number, name) in named {
+                assert_eq!(arch.number(name), Some(number.into()), "{arch:?} {name}");
+                count += 1;
+            }
+            assert!(count > 300, "{arch:?} has {count}");
+        }
     }
 }
