@@ -217,11 +217,14 @@ fn an_update_changes_what_it_names_and_nothing_when_it_fails(w: &World) {
 
     let failed = ["update", "--memory", "32m", "--cpuset-cpus", "4000", "one"];
     assert_eq!(w.run(&failed).code, 1);
-    assert_eq!(
-        says("memory", memory),
-        "41943040",
-        "a failed update has left a change"
-    );
+    // On v2 runc says itself that it could not.
+    if ours(w) || !v2() {
+        assert_eq!(
+            says("memory", memory),
+            "41943040",
+            "a failed update has left a change"
+        );
+    }
     assert_eq!(says("cpuset", "cpuset.cpus"), "0");
     assert_eq!(quota(), "20000 50000");
     w.run(&["delete", "-f", "one"]).ok();
@@ -445,9 +448,16 @@ fn keys(value: &Value, at: &str, out: &mut Vec<String>) {
 
 /// Members that stand there only while they are not zero, and those of the other's process alone.
 fn comes_and_goes(key: &str) -> bool {
-    [".data.memory.cache", ".data.blkio", ".data.cpu.throttling"]
-        .iter()
-        .any(|start| key.starts_with(start))
+    // Of huge pages, v2's files tell more than runc looks for.
+    let huge = if v2() { ".data.hugetlb" } else { ".none" };
+    [
+        ".data.memory.cache",
+        ".data.blkio",
+        ".data.cpu.throttling",
+        huge,
+    ]
+    .iter()
+    .any(|start| key.starts_with(start))
         || key.ends_with(".usage")
         || key.ends_with(".max")
 }

@@ -273,7 +273,7 @@ fn micros(value: &Value) -> Option<u64> {
         Value::U64(n) => i128::from(*n),
         Value::Double(seconds) => {
             let micros = seconds * 1e6;
-            let fits = micros >= 0.0 && micros < 1e18;
+            let fits = (0.0..1e18).contains(&micros);
             #[expect(
                 clippy::cast_possible_truncation,
                 clippy::cast_sign_loss,
