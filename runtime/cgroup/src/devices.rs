@@ -193,6 +193,24 @@ impl Policy {
         have == want
     }
 
+    /// What is allowed, in systemd's words; `None` where it has none for it.
+    pub(crate) fn systemd_list(&self) -> Option<Vec<(String, String)>> {
+        if self.allow {
+            return None;
+        }
+        let entry = |(&(kind, major, minor), &access): (&Device, &u8)| {
+            let what = if kind == Kind::Block { "block" } else { "char" };
+            let path = match (major, minor) {
+                (None, None) => format!("{what}-*"),
+                (Some(major), None) => format!("{what}-{major}"),
+                (Some(major), Some(minor)) => format!("/dev/{what}/{major}:{minor}"),
+                (None, Some(_)) => return None,
+            };
+            Some((path, letters(access)))
+        };
+        self.exceptions.iter().map(entry).collect()
+    }
+
     /// All that the policy says, in a name for a directory: equal names are equal policies.
     pub(crate) fn name(&self) -> String {
         let mut name = String::from(if self.allow { "allow" } else { "deny" });
@@ -258,7 +276,12 @@ impl Policy {
 fn line(kind: Kind, major: Option<u32>, minor: Option<u32>, access: u8) -> String {
     let number = |n: Option<u32>| n.map_or_else(|| "*".to_owned(), |n| n.to_string());
     let kind = if kind == Kind::Block { 'b' } else { 'c' };
-    let mut text = format!("{kind} {}:{} ", number(major), number(minor));
+    let access = letters(access);
+    format!("{kind} {}:{} {access}", number(major), number(minor))
+}
+
+fn letters(access: u8) -> String {
+    let mut text = String::new();
     for (bit, letter) in [(READ, 'r'), (WRITE, 'w'), (MKNOD, 'm')] {
         if access & bit != 0 {
             text.push(letter);

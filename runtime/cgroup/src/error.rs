@@ -68,6 +68,26 @@ pub enum CgroupError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nobody manages services here.
+    #[error("--systemd-cgroup needs systemd, which does not run on this host")]
+    NoSystemd(#[source] io::Error),
+    /// The connection to systemd failed.
+    #[error("failed to {action} systemd")]
+    Bus {
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// systemd refused.
+    #[error("systemd refused {call}: {answer}")]
+    Systemd {
+        /// What it was asked for, and about what.
+        call: String,
+        /// Its answer.
+        answer: String,
+    },
     /// The cgroup exists already.
     #[error("cgroup \"{}\" exists already", .0.display())]
     Exists(PathBuf),
@@ -99,7 +119,8 @@ impl CgroupError {
 impl Classify for CgroupError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Io { source, .. } => io_kind(source),
+            Self::Io { source, .. } | Self::Bus { source, .. } => io_kind(source),
+            Self::Systemd { .. } => ErrorKind::FailedPrecondition,
             Self::Set { source, .. } => match source.raw_os_error() {
                 Some(errno) if errno == rustix::io::Errno::BUSY.raw_os_error() => {
                     ErrorKind::FailedPrecondition
@@ -115,6 +136,7 @@ impl Classify for CgroupError {
             Self::MissingController { .. }
             | Self::MissingFile { .. }
             | Self::Unsupported { .. }
+            | Self::NoSystemd(_)
             | Self::NoCgroups(_) => ErrorKind::Unsupported,
             Self::Invalid { .. } => ErrorKind::InvalidArgument,
             Self::Exists(_) => ErrorKind::Conflict,

@@ -192,6 +192,39 @@ impl Hierarchies {
         Ok(created?.at(location))
     }
 
+    /// Takes over a cgroup that a service manager has made, and writes limits and device policy into it.
+    ///
+    /// # Errors
+    /// As [`Hierarchies::create`]; nothing is removed.
+    pub(crate) fn adopt(
+        &self,
+        parent: &str,
+        name: &str,
+        resources: &Resources,
+    ) -> Result<Cgroup, CgroupError> {
+        let parent = checked_parent(parent)?;
+        let name = checked_name(name)?;
+        let settings = settings::from_resources(self.version, resources, None)?;
+        let policy = Policy::from_rules(&resources.devices)?;
+        let policy = Some(policy).filter(|policy| !policy.allows_all());
+        let request = Request {
+            name: name.to_owned(),
+            settings,
+            program: self.program(policy.as_ref())?,
+            policy,
+        };
+        let adopted = match self.version {
+            Version::V2 => v2::adopt(self, parent, &request)?,
+            Version::V1 => {
+                return Err(CgroupError::Unsupported {
+                    field: "--systemd-cgroup".to_owned(),
+                    version: self.version,
+                });
+            }
+        };
+        Ok(adopted.at(self.location(parent, name)))
+    }
+
     fn program(&self, policy: Option<&Policy>) -> Result<Option<OwnedFd>, CgroupError> {
         let (Version::V2, Some(policy)) = (self.version, policy) else {
             return Ok(None);

@@ -23,6 +23,7 @@ mod policies;
 mod settings;
 mod stats;
 mod supervisors;
+pub mod systemd;
 mod v1;
 mod v2;
 

@@ -41,6 +41,10 @@ pub(crate) fn program(root: &Dir, parent: &str, policy: &Policy) -> io::Result<O
     Ok(program)
 }
 
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(clippy::useless_conversion, reason = "a u32 on other architectures")
+)]
 fn room(root: &Dir, parent: &str) -> bool {
     let links = |dir: Dir| fstat(&dir.fd).map(|stat| u64::from(stat.st_nlink));
     root.child(parent)

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::cgroup::{Cgroup, Part};
 use crate::devices::Policy;
 use crate::dir::Dir;
-use crate::hierarchy::{Hierarchies, Parent, ParentDir, READY, Request};
+use crate::hierarchy::{Hierarchies, Parent, ParentDir, READY, Request, below};
 use crate::{CgroupError, Version, settings};
 
 /// Controllers turned on for every container where they exist, for its statistics.
@@ -151,9 +151,7 @@ fn share_policy(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
     let failed = |action, source: rustix::io::Errno| dir.error(action, "", source.into());
     flock(&dir.fd, FlockOperation::LockExclusive).map_err(|errno| failed("lock", errno))?;
     let result = match bpf::count_device_programs(dir.fd.as_fd()) {
-        Ok(0) | Err(_) => bpf::load_device_program(&policy.program())
-            .map_err(|source| dir.error("load a device policy for", "", source))
-            .and_then(|program| attach(dir, &program)),
+        Ok(0) | Err(_) => load(dir, policy).and_then(|program| attach(dir, &program)),
         Ok(_) => Ok(()),
     };
     if result.is_ok() {
@@ -164,6 +162,11 @@ fn share_policy(dir: &Dir, policy: &Policy) -> Result<(), CgroupError> {
     result
 }
 
+fn load(dir: &Dir, policy: &Policy) -> Result<OwnedFd, CgroupError> {
+    let program = bpf::load_device_program(&policy.program());
+    program.map_err(|source| dir.error("load a device policy for", "", source))
+}
+
 fn attach(dir: &Dir, program: &OwnedFd) -> Result<(), CgroupError> {
     bpf::attach_device_program(dir.fd.as_fd(), program.as_fd())
         .map_err(|source| dir.error("attach a device policy to", "", source))
@@ -171,8 +174,7 @@ fn attach(dir: &Dir, program: &OwnedFd) -> Result<(), CgroupError> {
 
 /// Puts the policy in the place of the one that was attached here before, at once; says which it was.
 pub(crate) fn replace_policy(dir: &Dir, policy: &Policy) -> Result<Option<OwnedFd>, CgroupError> {
-    let program = bpf::load_device_program(&policy.program())
-        .map_err(|source| dir.error("load a device policy for", "", source))?;
+    let program = load(dir, policy)?;
     replace_program(dir, program.as_fd())
 }
 
@@ -234,6 +236,41 @@ pub(crate) fn create(parent: &Parent, request: &Request) -> Result<Cgroup, Cgrou
     result.map(|()| made)
 }
 
+/// Opens a cgroup that somebody else has made, and writes its limits. Controllers that a service
+/// manager has no hand in are turned on here.
+pub(crate) fn adopt(
+    host: &Hierarchies,
+    parent: &str,
+    request: &Request,
+) -> Result<Cgroup, CgroupError> {
+    let path = below(parent, &request.name);
+    let dir = host.root.child(&path);
+    let dir = dir.map_err(|source| host.root.error("open", &path, source))?;
+    let available = |dir: &Dir| {
+        let text = dir.read("cgroup.controllers");
+        let text = text.map_err(|source| dir.error("read", "cgroup.controllers", source))?;
+        Ok::<Vec<String>, CgroupError>(text.split_whitespace().map(str::to_owned).collect())
+    };
+    let mut controllers = available(&dir)?;
+    for setting in &request.settings {
+        let name = setting.controller.as_ref();
+        if name == "cgroup" || controllers.iter().any(|have| have == name) {
+            continue;
+        }
+        enable_down(host, parent, &[name])?;
+        controllers = available(&dir)?;
+        if !controllers.iter().any(|have| have == name) {
+            return Err(CgroupError::MissingController {
+                controller: name.to_owned(),
+                field: setting.field.to_string(),
+            });
+        }
+    }
+    let found = Cgroup::new(Version::V2, vec![Part { controllers, dir }]);
+    fill(&found, request)?;
+    Ok(found)
+}
+
 fn fill(made: &Cgroup, request: &Request) -> Result<(), CgroupError> {
     let dir = made.first()?;
     if let Some(program) = &request.program {
@@ -258,12 +295,11 @@ pub(crate) fn extend(
 pub(crate) fn open(host: &Hierarchies, path: &str) -> Result<Option<Cgroup>, CgroupError> {
     match host.root.child(path) {
         Ok(dir) => {
-            let controllers = dir
-                .read("cgroup.controllers")
-                .map_err(|source| dir.error("read", "cgroup.controllers", source))?
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect();
+            // It may go while it is looked at: a service manager removes what is empty.
+            let Some(text) = dir.read_optional("cgroup.controllers")? else {
+                return Ok(None);
+            };
+            let controllers = text.split_whitespace().map(str::to_owned).collect();
             Ok(Some(Cgroup::new(
                 Version::V2,
                 vec![Part { controllers, dir }],

@@ -26,6 +26,7 @@ pub mod properties;
 mod raw;
 pub mod seccomp;
 pub mod signal;
+pub mod sitter;
 pub mod supervise;
 pub mod tree;
 pub mod userns;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use amphora_cgroup::{Cgroup, CgroupError};
+use amphora_cgroup::{Cgroup, CgroupError, systemd};
 use amphora_executor::Bundle;
 use amphora_spec::runtime::{Hook, Hooks, Resources, Spec};
 use amphora_sys::base::Base;
@@ -18,7 +18,7 @@ use crate::console::{Console, Foreground};
 use crate::error::{Result, RuncError};
 use crate::listener::Agent;
 use crate::state::{Container, Record, Status, write_file};
-use crate::{Code, Context, activation, bundle, delete, exec, hooks, listener, netdev};
+use crate::{Code, Context, activation, bundle, delete, exec, hooks, listener, netdev, scope};
 
 const CREATE: &[Flag] = &[
     Flag::value("bundle", Some('b')),
@@ -162,7 +162,7 @@ fn make(
             "rootless container requires user namespaces",
         ));
     }
-    let mut record = Record::new(wanted.id, wanted.bundle.clone(), &spec)?;
+    let mut record = Record::new(context, wanted.id, wanted.bundle.clone(), &spec)?;
     record.no_new_keyring = wanted.parsed.on("no-new-keyring");
     let mut attempt = Attempt {
         container: Some(Container::claim(&context.root, record)?),
@@ -177,7 +177,10 @@ fn make(
         .ok_or(RuncError::NoSuchContainer)?;
     container.save_config(&wanted.config)?;
     container.save()?;
-    let cgroup = cgroup(context, container, &spec)?;
+    let unit = container.record.systemd.clone();
+    let place = unit.map(|unit| scope::start(container, &unit, &spec));
+    let place = place.transpose()?;
+    let cgroup = cgroup(context, container, &spec, place.is_some())?;
     if !cgroup.paths().is_empty() {
         attempt.cgroup = Some(cgroup.try_clone()?);
     }
@@ -198,6 +201,7 @@ fn make(
     }
     let hooked = before.iter().any(|hooks| !hooks.is_empty());
     let process = prepare_and_launch(context, container, wanted, bundle, console, hooked)?;
+    drop(place);
     if let Some(path) = wanted.parsed.get("pid-file") {
         write_file(
             Path::new(path),
@@ -210,10 +214,19 @@ fn make(
     Ok((made.ok_or(RuncError::NoSuchContainer)?, process))
 }
 
-/// Makes the container's cgroup; none where the caller has no right to and asks for no limit.
-fn cgroup(context: &Context<'_>, container: &Container, spec: &Spec) -> Result<Cgroup> {
+/// Makes the container's cgroup, or takes the one that systemd has `started`; none where the caller has
+/// no right to and asks for no limit.
+fn cgroup(
+    context: &Context<'_>,
+    container: &Container,
+    spec: &Spec,
+    started: bool,
+) -> Result<Cgroup> {
     let (parent, name) = &container.record.cgroup;
     let resources = &spec.linux.resources;
+    if started {
+        return Ok(systemd::adopt(parent, name, resources)?);
+    }
     let made = match Cgroup::create(parent, name, resources) {
         Err(error) if is_denied(&error) && context.may_lack_a_cgroup() => Err(error),
         made => return Ok(made?),

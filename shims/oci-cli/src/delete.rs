@@ -10,7 +10,7 @@ use crate::args::{Flag, Order, parse};
 use crate::error::{Result, RuncError};
 use crate::kill::KILL;
 use crate::state::{Container, Status};
-use crate::{Code, Context, hooks};
+use crate::{Code, Context, hooks, scope};
 
 const FLAGS: &[Flag] = &[Flag::switch("force", Some('f'))];
 /// How long a killed process may take to go.
@@ -60,9 +60,11 @@ pub(crate) fn destroy(context: &Context<'_>, container: Container, hooks: &Hooks
         }
         cgroup.kill()?;
         wait_gone(&container)?;
+        scope::stop(context, &container);
         cgroup.remove()?;
     } else {
         wait_gone(&container)?;
+        scope::stop(context, &container);
         container.remove_unclaimed_cgroup();
     }
     let state = container.oci_state(Status::Stopped);

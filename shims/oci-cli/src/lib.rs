@@ -22,6 +22,7 @@ mod list;
 mod listener;
 mod log;
 mod netdev;
+mod scope;
 mod spec;
 mod state;
 mod update;
@@ -43,6 +44,8 @@ pub(crate) struct Context<'a> {
     /// Whether a container may do without a cgroup that nobody lets us make; `None`: if the caller's
     /// rights end at a user namespace.
     rootless: Option<bool>,
+    /// New containers' cgroups are units of systemd's.
+    pub(crate) systemd: bool,
     /// The whole command line.
     args: &'a [OsString],
 }
@@ -110,6 +113,7 @@ GLOBAL OPTIONS:
    --root DIR          directory of container state
    --rootless WHEN     do without a cgroup that may not be made: true, false
                        or auto, for who is not the host's root
+   --systemd-cgroup    make cgroups by systemd; cgroupsPath is slice:prefix:name
    --help, -h          show help
    --version, -v       print the version
 ";
@@ -211,9 +215,6 @@ fn dispatch(global: &Parsed, log: log::Log, args: &[OsString], workload: &dyn Wo
     if global.on("debug") {
         log.debug(&format!("{command} {}", rest.join(" ")));
     }
-    if global.on("systemd-cgroup") {
-        return Err(RuncError::unsupported("--systemd-cgroup"));
-    }
     let rootless = match global.get("rootless").unwrap_or("auto") {
         "true" => Some(true),
         "false" => Some(false),
@@ -230,6 +231,7 @@ fn dispatch(global: &Parsed, log: log::Log, args: &[OsString], workload: &dyn Wo
             .map_or_else(state::default_root, Into::into),
         workload,
         log,
+        systemd: global.on("systemd-cgroup"),
         args,
         rootless,
     };

@@ -132,7 +132,7 @@ pub(crate) fn features(words: &[String]) -> Code {
                 "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
             ],
             "cgroup": {
-                "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false,
+                "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": true,
             },
             "capabilities": amphora_executor::capabilities(),
             "seccomp": {

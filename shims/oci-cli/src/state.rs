@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use amphora_cgroup::systemd::Unit;
 use amphora_cgroup::{Cgroup, CgroupError};
 use amphora_spec::runtime::{Resources, Spec};
 use amphora_sys::pidfd;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::error::{Result, RuncError};
+use crate::{Context, scope};
 
 /// Version of the record.
 const VERSION: u32 = 1;
@@ -49,11 +51,20 @@ pub(crate) struct Record {
     /// `--no-new-keyring`, which holds for `exec` too.
     #[serde(default)]
     pub(crate) no_new_keyring: bool,
+    /// The unit of systemd's that it is, with `--systemd-cgroup`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) systemd: Option<Unit>,
 }
 
 impl Record {
     /// Of a container that is being created.
-    pub(crate) fn new(id: &str, bundle: PathBuf, spec: &Spec) -> Result<Self> {
+    pub(crate) fn new(
+        context: &Context<'_>,
+        id: &str,
+        bundle: PathBuf,
+        spec: &Spec,
+    ) -> Result<Self> {
+        let (cgroup, systemd) = scope::place(context, spec, id)?;
         Ok(Self {
             version: VERSION,
             id: id.to_owned(),
@@ -64,9 +75,10 @@ impl Record {
             created: now(),
             owner: rustix::process::getuid().as_raw().to_string(),
             annotations: spec.annotations.clone(),
-            cgroup: crate::bundle::cgroup_place(spec, id)?,
+            cgroup,
             cgroup_inodes: Vec::new(),
             no_new_keyring: false,
+            systemd,
         })
     }
 }

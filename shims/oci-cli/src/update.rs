@@ -7,7 +7,7 @@ use amphora_spec::runtime::{BlockIo, Cpu, Memory, Pids, Resources};
 use crate::args::{Flag, Order, Parsed, parse};
 use crate::error::{Result, RuncError};
 use crate::state::{Container, Status};
-use crate::{Code, Context};
+use crate::{Code, Context, scope};
 
 const FLAGS: &[Flag] = &[
     Flag::value("resources", Some('r')),
@@ -55,11 +55,18 @@ pub(crate) fn update(context: &Context<'_>, words: &[String]) -> Code {
     let Some(mut cgroup) = container.cgroup()? else {
         return Err(RuncError::State("the container has no cgroup".to_owned()));
     };
-    let previous = cgroup.update(&resources)?;
+    // systemd writes what it is told in its own measure; the exact values come after it.
+    let before = container.config()?.linux.resources;
+    scope::update(&container, &resources)?;
+    let changed = cgroup.update(&resources);
+    let previous = changed.inspect_err(|_| scope::restore(&container, &resources, &before))?;
     let noted = container
         .note_resources(&resources)
         .and_then(|()| container.note_cgroup(&cgroup));
-    noted.inspect_err(|_| cgroup.restore(&previous)).map(|()| 0)
+    noted.map(|()| 0).inspect_err(|_| {
+        scope::restore(&container, &resources, &before);
+        cgroup.restore(&previous);
+    })
 }
 
 fn from_file(path: &str) -> Result<Resources> {

@@ -46,6 +46,7 @@ mod goldens;
 mod health;
 mod images;
 mod init;
+mod limits;
 mod linux;
 mod listener;
 mod logging;

@@ -722,11 +722,7 @@ fn options_stand_before_and_after_the_id() {
 fn what_is_not_done_is_refused_by_name() {
     let w = World::ours();
     w.bundle(&["sh"], |_| {});
-    for args in [
-        &["checkpoint", "one"][..],
-        &["restore", "one"],
-        &["--systemd-cgroup", "create", "one"],
-    ] {
+    for args in [&["checkpoint", "one"][..], &["restore", "one"]] {
         w.detached(args).fails(1, "is not supported");
     }
     for (pointer, value, text) in [

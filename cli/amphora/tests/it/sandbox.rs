@@ -386,11 +386,13 @@ pub(crate) fn has_controller(name: &str) -> bool {
     let here = freezes || root.join(name).is_dir() || v2.split_whitespace().any(|c| c == name);
     if !here {
         let test = std::thread::current().name().unwrap_or("?").to_owned();
-        // Past the capture of what a test prints: it is to be seen although the test passes.
-        let _ = writeln!(
-            std::io::stderr(),
-            "SKIPPED: {test}: no cgroup controller {name}"
-        );
+        skipped(&test, &format!("no cgroup controller {name}"));
     }
     here
+}
+
+/// Tells that a test cannot run here, past the capture of what a test prints: it is to be seen although
+/// the test passes.
+pub(crate) fn skipped(test: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
 }

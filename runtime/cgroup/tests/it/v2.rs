@@ -209,6 +209,7 @@ fn a_private_v2_view_is_detected() {
 }
 
 /// The kernel's number of the device program that is attached to a cgroup.
+#[expect(clippy::expect_used, reason = "a test's way to fail")]
 fn program_id(cgroup: &Cgroup) -> String {
     let dir = std::fs::File::open(cgroup.paths()[0]).expect("open");
     let program = amphora_sys::bpf::own_device_program(dir.as_fd()).expect("query");
