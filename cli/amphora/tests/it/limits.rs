@@ -176,7 +176,7 @@ fn an_update_changes_what_it_names_and_nothing_when_it_fails(w: &World) {
         return;
     }
     w.bundle(&["sleep", "600"], |spec| {
-        spec["linux"]["resources"] = resources()
+        spec["linux"]["resources"] = resources();
     });
     w.detached(&["run", "-d", "one"]).ok();
     let memory = if v2() {
@@ -473,7 +473,7 @@ fn figures_are_those_of_runc_key_by_key() {
     }
     let figures = |w: World| {
         w.bundle(&["sleep", "600"], |spec| {
-            spec["linux"]["resources"] = resources()
+            spec["linux"]["resources"] = resources();
         });
         w.detached(&["run", "-d", "one"]).ok();
         let text = w.run(&["events", "--stats", "one"]).ok();
@@ -661,7 +661,7 @@ fn without_systemd_its_cgroups_are_refused() {
     w.detached(&create).fails(1, "linux.cgroupsPath");
     if !systemd() {
         w.bundle(&["sh"], |spec| {
-            spec["linux"]["cgroupsPath"] = "a.slice:b:c".into()
+            spec["linux"]["cgroupsPath"] = "a.slice:b:c".into();
         });
         w.detached(&create)
             .fails(1, "needs systemd, which does not run on this host");
