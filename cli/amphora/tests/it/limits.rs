@@ -90,6 +90,23 @@ fn resources() -> Value {
     resources
 }
 
+fn disk_limits_stand() {
+    if let Some((major, minor)) = disk() {
+        if v2() {
+            let line = says("io", "io.max");
+            assert!(
+                line.contains("rbps=1048576") && line.contains("wiops=1048576"),
+                "{line}"
+            );
+        } else {
+            for name in ["read_bps_device", "write_iops_device"] {
+                let line = says("blkio", &format!("blkio.throttle.{name}"));
+                assert_eq!(line, format!("{major}:{minor} 1048576"));
+            }
+        }
+    }
+}
+
 fn limits_stand_in_the_kernels_files(w: &World) {
     if !limited() {
         return;
@@ -149,20 +166,7 @@ fn limits_stand_in_the_kernels_files(w: &World) {
         let oom = says("memory", "memory.oom_control");
         assert!(oom.contains("oom_kill_disable 1"), "{oom}");
     }
-    if let Some((major, minor)) = disk() {
-        if v2() {
-            let line = says("io", "io.max");
-            assert!(
-                line.contains("rbps=1048576") && line.contains("wiops=1048576"),
-                "{line}"
-            );
-        } else {
-            for name in ["read_bps_device", "write_iops_device"] {
-                let line = says("blkio", &format!("blkio.throttle.{name}"));
-                assert_eq!(line, format!("{major}:{minor} 1048576"));
-            }
-        }
-    }
+    disk_limits_stand();
     w.run(&["delete", "-f", "one"]).ok();
     w.done();
 }
@@ -172,7 +176,7 @@ fn an_update_changes_what_it_names_and_nothing_when_it_fails(w: &World) {
         return;
     }
     w.bundle(&["sleep", "600"], |spec| {
-        spec["linux"]["resources"] = resources()
+        spec["linux"]["resources"] = resources();
     });
     w.detached(&["run", "-d", "one"]).ok();
     let memory = if v2() {
@@ -469,7 +473,7 @@ fn figures_are_those_of_runc_key_by_key() {
     }
     let figures = |w: World| {
         w.bundle(&["sleep", "600"], |spec| {
-            spec["linux"]["resources"] = resources()
+            spec["linux"]["resources"] = resources();
         });
         w.detached(&["run", "-d", "one"]).ok();
         let text = w.run(&["events", "--stats", "one"]).ok();
@@ -657,7 +661,7 @@ fn without_systemd_its_cgroups_are_refused() {
     w.detached(&create).fails(1, "linux.cgroupsPath");
     if !systemd() {
         w.bundle(&["sh"], |spec| {
-            spec["linux"]["cgroupsPath"] = "a.slice:b:c".into()
+            spec["linux"]["cgroupsPath"] = "a.slice:b:c".into();
         });
         w.detached(&create)
             .fails(1, "needs systemd, which does not run on this host");
@@ -723,6 +727,12 @@ mod scopes {
         let pid = w.state("one")["pid"].to_string();
         let procs = std::fs::read_to_string(file_in(place, "", "cgroup.procs")).unwrap();
         assert_eq!(procs.trim(), pid);
+        systemd_is_told_of_changes(&w, place);
+        it_ends_with_its_container(&w, place);
+        w.done();
+    }
+
+    fn systemd_is_told_of_changes(w: &World, place: &str) {
         let file = |name: &str| {
             let text = std::fs::read_to_string(file_in(place, "memory", name)).unwrap();
             text.trim().to_owned()
@@ -763,6 +773,9 @@ mod scopes {
                 ("30", "30")
             );
         }
+    }
+
+    fn it_ends_with_its_container(w: &World, place: &str) {
         let said = w
             .run(&["exec", "one", "sh", "-c", "echo x >/dev/null && echo fine"])
             .ok();
@@ -785,6 +798,5 @@ mod scopes {
         w.run(&["delete", "-f", "one"]).ok();
         wait_until("the scope to go", SOON, || show("LoadState") == "not-found");
         tool(&["systemctl", "stop", "amphora-test.slice", "amphora.slice"]);
-        w.done();
     }
 }
