@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 14] = [
     "busybox-static",
     "crun",
     "docker-registry",
@@ -19,6 +19,7 @@ const PACKAGES: [&str; 13] = [
     "procps",
     "runc",
     "strace",
+    "uidmap",
     "util-linux",
 ];
 /// Debian 13 has the client of `docker.io` in a package of its own.

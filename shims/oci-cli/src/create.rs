@@ -138,6 +138,27 @@ pub(crate) fn run(context: &Context<'_>, words: &[String]) -> Code {
     }
 }
 
+/// Refuses what cannot be had together, before anything is made.
+fn check(parsed: &Parsed, spec: &Spec, given: &Hooks) -> Result {
+    let no_pivot = parsed.on("no-pivot");
+    if no_pivot && !given.create_container.is_empty() {
+        return Err(RuncError::unsupported(
+            "hooks.createContainer with --no-pivot",
+        ));
+    }
+    hooks::check(given)?;
+    let has_users = spec.linux.namespaces.iter().any(|ns| ns.kind == "user");
+    if has_users && no_pivot {
+        return Err(RuncError::unsupported("a user namespace with --no-pivot"));
+    }
+    if !has_users && !amphora_executor::is_privileged() {
+        return Err(RuncError::usage(
+            "rootless container requires user namespaces",
+        ));
+    }
+    Ok(())
+}
+
 /// Makes the container and leaves its process before the program.
 fn make(
     context: &Context<'_>,
@@ -147,21 +168,7 @@ fn make(
     let mut spec = wanted.spec.clone();
     bundle::allow_tunnels(&mut spec);
     let given = spec.hooks.clone().unwrap_or_default();
-    if wanted.parsed.on("no-pivot") && !given.create_container.is_empty() {
-        return Err(RuncError::unsupported(
-            "hooks.createContainer with --no-pivot",
-        ));
-    }
-    hooks::check(&given)?;
-    let has_users = spec.linux.namespaces.iter().any(|ns| ns.kind == "user");
-    if has_users && wanted.parsed.on("no-pivot") {
-        return Err(RuncError::unsupported("a user namespace with --no-pivot"));
-    }
-    if !has_users && !amphora_executor::is_privileged() {
-        return Err(RuncError::usage(
-            "rootless container requires user namespaces",
-        ));
-    }
+    check(wanted.parsed, &spec, &given)?;
     let mut record = Record::new(context, wanted.id, wanted.bundle.clone(), &spec)?;
     record.no_new_keyring = wanted.parsed.on("no-new-keyring");
     let mut attempt = Attempt {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -112,6 +112,8 @@ impl Here<'_> {
                 path(&world.dir.join("state"))
             ),
         };
+        let stdin = self.dir.join("stdin");
+        File::create(&stdin).expect("stdin");
         let tries = world.patience.as_millis() / 10;
         let mut command = Command::new("sh");
         command
@@ -120,7 +122,9 @@ impl Here<'_> {
             .env("RT", runtime)
             .env("PATIENCE", tries.to_string())
             .env_remove("XDG_RUNTIME_DIR")
-            .stdin(Stdio::null())
+            // A file of the case: runtimes give their standard streams to the container's user, and
+            // /dev/null is everybody's.
+            .stdin(File::open(stdin).expect("stdin"))
             .stdout(File::create(&out).expect("output"))
             .stderr(File::create(&err).expect("output"));
         let mut child = command.spawn().expect("sh");

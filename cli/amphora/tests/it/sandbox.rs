@@ -391,6 +391,11 @@ pub(crate) fn has_controller(name: &str) -> bool {
     here
 }
 
+/// Tells that a test is one of those that the machine of `cargo xtask machine` is for.
+pub(crate) fn for_machine(test: &str) {
+    let _ = writeln!(std::io::stderr(), "MACHINE: {test}");
+}
+
 /// Tells that a test cannot run here, past the capture of what a test prints: it is to be seen although
 /// the test passes.
 pub(crate) fn skipped(test: &str, why: &str) {

@@ -872,7 +872,10 @@ fn a_create_without_rights_that_is_killed_is_removed() {
 #[test]
 fn a_user_without_rights_maps_its_ranges() {
     if !Path::new("/usr/bin/newuidmap").exists() {
-        println!("skipped: newuidmap is not installed");
+        crate::sandbox::skipped(
+            "userns::a_user_without_rights_maps_its_ranges",
+            "newuidmap is not installed",
+        );
         return;
     }
     let w = World::ours();

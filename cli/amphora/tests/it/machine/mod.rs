@@ -5,7 +5,6 @@ mod limits;
 mod runtimes;
 mod sessions;
 
-use std::io::Write;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
@@ -41,8 +40,7 @@ impl Machine {
         static LOAD: Once = Once::new();
         if std::env::var_os(HERE).is_none() {
             let test = std::thread::current().name().unwrap_or("?").to_owned();
-            // Past the capture of what a test prints: it is to be seen although the test passes.
-            let _ = writeln!(std::io::stderr(), "MACHINE: {test}");
+            crate::sandbox::for_machine(&test);
             return None;
         }
         let machine = Self(TURN.lock().unwrap_or_else(PoisonError::into_inner));
