@@ -239,14 +239,17 @@ impl<'a> Mounts<'a> {
             cstr(&*mount.source)?
         };
         let at = self.place(path, Create::Dir)?;
+        let inherit_mode = kind == Kind::Tmpfs && !has_mode;
+        // What cannot be written cannot be given its mode either.
+        let late = if inherit_mode { attr & RDONLY } else { 0 };
         self.op(Op::NewFs {
             fstype: fstype.to_owned(),
             source: Some(source),
             options: data,
-            attr,
+            attr: attr & !late,
             at: Some(at),
             keep,
-            inherit_mode: kind == Kind::Tmpfs && !has_mode,
+            inherit_mode,
         });
         let at = match keep {
             Some(reg) => {
@@ -255,6 +258,13 @@ impl<'a> Mounts<'a> {
             }
             None => self.place(path, Create::No)?,
         };
+        if late != 0 {
+            self.op(Op::SetAttr {
+                at: at.clone(),
+                attr: late,
+                propagation: 0,
+            });
+        }
         self.propagate(at, options);
         Ok(())
     }

@@ -191,7 +191,7 @@ impl Attr {
 /// Sorts options into their parts; what is no mount option is the file system's own.
 pub(crate) fn parse(options: &[String]) -> Options {
     let mut parsed = Options::default();
-    for word in options {
+    for word in options.iter().flat_map(|word| words(word)) {
         if let Some(attr) = attribute(word) {
             parsed.attr.merge(attr);
         } else if let Some(kind) = propagation(word) {
@@ -199,7 +199,7 @@ pub(crate) fn parse(options: &[String]) -> Options {
         } else if let Some(attr) = word.strip_prefix('r').and_then(attribute) {
             parsed.recursive_attr.merge(attr);
         } else {
-            match word.as_str() {
+            match word {
                 "bind" => parsed.bind = true,
                 "rbind" => (parsed.bind, parsed.recursive) = (true, true),
                 "idmap" => parsed.ids = Some(IdMap::Top),
@@ -211,13 +211,28 @@ pub(crate) fn parse(options: &[String]) -> Options {
                 "defaults" | "async" | "nomand" | "nolazytime" | "acl" | "noacl" | "iversion"
                 | "noiversion" | "silent" | "loud" => {}
                 _ => parsed.data.push(match word.split_once('=') {
-                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                    None => (word.clone(), None),
+                    Some((key, value)) => (key.to_owned(), Some(bare(value).to_owned())),
+                    None => (word.to_owned(), None),
                 }),
             }
         }
     }
     parsed
+}
+
+/// A value without its quotation marks.
+fn bare(value: &str) -> &str {
+    let inner = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
+    inner.unwrap_or(value)
+}
+
+/// The options of one string: as mount(8) has them, commas lie between them unless they are quoted.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    text.split(move |c| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    })
 }
 
 #[cfg(test)]
@@ -278,5 +293,13 @@ mod tests {
     #[test]
     fn relatime_is_not_a_recursive_word() {
         assert_eq!(parsed("relatime,rw").recursive_attr, Attr::default());
+    }
+
+    #[test]
+    fn one_string_may_hold_several() {
+        let options = parse(&["ro,lowerdir=/a,x=\"b,c\"".to_owned()]);
+        assert_eq!(options.attr.set, RDONLY);
+        let data = |key: &str, value: &str| (key.to_owned(), Some(value.to_owned()));
+        assert_eq!(options.data, [data("lowerdir", "/a"), data("x", "b,c")]);
     }
 }

@@ -152,6 +152,12 @@ pub(crate) fn bundle(id: &str, mut spec: Spec, root: OwnedFd, cgroup: Cgroup) ->
     {
         spec.process.env.push(home(&root, &spec));
     }
+    // On Linux a destination that is no absolute path is one from the root (config.md, "Mounts").
+    for mount in &mut spec.mounts {
+        if !mount.destination.is_empty() && !mount.destination.starts_with('/') {
+            mount.destination.insert(0, '/');
+        }
+    }
     Bundle {
         id: id.to_owned(),
         spec,
