@@ -1,6 +1,7 @@
 //! The container's file system tree as steps of a plan.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -212,19 +213,6 @@ impl<'a> Mounts<'a> {
             self.dev_readonly = attr & RDONLY != 0;
             attr &= !RDONLY;
         }
-        let mut data = Vec::new();
-        for (key, value) in &options.data {
-            // Not known to the kernel any more; every instance is a new one.
-            if !(kind == Kind::Devpts && key == "newinstance") {
-                data.push((cstr(key.as_str())?, value.as_deref().map(cstr).transpose()?));
-            }
-        }
-        // The kernel's own instances of the others have their labels already.
-        if matches!(kind, Kind::Tmpfs | Kind::Devpts)
-            && let Some(label) = new_fs::label(&self.bundle.spec)
-        {
-            data.push((c"context".to_owned(), Some(cstr(label)?)));
-        }
         if let Some(users) = self.users.filter(|users| users.privileged)
             && keep == Some(Reg::Dev)
         {
@@ -245,7 +233,7 @@ impl<'a> Mounts<'a> {
         self.op(Op::NewFs {
             fstype: fstype.to_owned(),
             source: Some(source),
-            options: data,
+            options: self.data(kind, options)?,
             attr: attr & !late,
             at: Some(at),
             keep,
@@ -267,6 +255,24 @@ impl<'a> Mounts<'a> {
         }
         self.propagate(at, options);
         Ok(())
+    }
+
+    /// What the file system itself is told.
+    fn data(&self, kind: Kind, options: &Options) -> Result<Vec<(CString, Option<CString>)>> {
+        let mut data = Vec::new();
+        for (key, value) in &options.data {
+            // Not known to the kernel any more; every instance is a new one.
+            if !(kind == Kind::Devpts && key == "newinstance") {
+                data.push((cstr(key.as_str())?, value.as_deref().map(cstr).transpose()?));
+            }
+        }
+        // The kernel's own instances of the others have their labels already.
+        if matches!(kind, Kind::Tmpfs | Kind::Devpts)
+            && let Some(label) = new_fs::label(&self.bundle.spec)
+        {
+            data.push((c"context".to_owned(), Some(cstr(label)?)));
+        }
+        Ok(data)
     }
 
     /// Sets the propagation of a new mount, which is private by itself.

@@ -12,7 +12,7 @@ use super::wire::{CALL, ERROR, HEAD, HEARD, Message, REPLY, SIGNAL, Value};
 use crate::CgroupError;
 
 /// How long systemd may take for one answer or job.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 /// After this long without a word, a job may have gone unseen.
 const SILENCE: Duration = Duration::from_millis(500);
 /// How a job ends that ends well.
@@ -49,6 +49,8 @@ impl Refusal {
 pub(crate) struct Bus {
     stream: UnixStream,
     serial: u32,
+    /// For one answer.
+    patience: Duration,
     /// Heard while waiting for something else.
     signals: VecDeque<Message>,
 }
@@ -104,6 +106,7 @@ impl Bus {
         let mut bus = Self {
             stream,
             serial: 0,
+            patience: DEADLINE,
             signals: VecDeque::new(),
         };
         bus.authenticate(uid).map_err(lost("log in"))?;
@@ -168,7 +171,12 @@ impl Bus {
             body,
             ..Message::default()
         };
-        self.exchange(message, Instant::now() + DEADLINE)
+        self.exchange(message, Instant::now() + self.patience)
+    }
+
+    /// Waits less long for answers; a job may take as long as ever.
+    pub(crate) fn expect_answers_within(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     fn exchange(
@@ -275,6 +283,12 @@ impl Bus {
         self.stream.read_exact(rest)?;
         Message::parse(&bytes).ok_or_else(malformed)
     }
+}
+
+/// Whether nobody answered in time.
+pub(crate) fn is_silence(error: &CgroupError) -> bool {
+    use io::ErrorKind::{TimedOut, WouldBlock};
+    matches!(error, CgroupError::Bus { source, .. } if matches!(source.kind(), TimedOut | WouldBlock))
 }
 
 fn lost(action: &'static str) -> impl Fn(io::Error) -> CgroupError {

@@ -10,6 +10,7 @@ mod variant;
 mod wire;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use amphora_spec::runtime::Resources;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,8 @@ use crate::{Cgroup, CgroupError, Version};
 
 pub use self::properties::annotated;
 
+/// How long the answer to the call that ends a scope may take.
+const ANSWER: Duration = Duration::from_secs(1);
 /// Present while systemd runs the host.
 const RUNS: &str = "/run/systemd/system";
 
@@ -193,7 +196,17 @@ impl Unit {
     /// # Errors
     /// As [`Unit::start`].
     pub fn stop(&self, sockets: &Sockets) -> Result<(), CgroupError> {
-        self.stop_on(&mut self.connect(sockets)?)
+        let deadline = Instant::now() + bus::DEADLINE;
+        // A scope goes by itself when it is empty. Where that happens while systemd looks at the call,
+        // nobody answers it: another connection hears that there is no such unit.
+        loop {
+            let mut bus = self.connect(sockets)?;
+            bus.expect_answers_within(ANSWER);
+            match self.stop_on(&mut bus) {
+                Err(error) if bus::is_silence(&error) && Instant::now() < deadline => {}
+                stopped => return stopped,
+            }
+        }
     }
 
     fn stop_on(&self, bus: &mut Bus) -> Result<(), CgroupError> {
