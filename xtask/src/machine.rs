@@ -84,7 +84,12 @@ pub(crate) fn run(root: &Path, args: &[String]) -> Result<()> {
     let payload = payload::write(&place, &files, &script)?;
     let mut seen = Seen::default();
     boot::run(&place, &payload, DEADLINE, |line| seen.read(line))?;
-    seen.conclude(programs.len())
+    seen.conclude(programs.len())?;
+    let idle = |line: &&String| line.contains(" ok. 0 passed");
+    match seen.closing.iter().find(idle) {
+        Some(_) if args.is_empty() => bail!("a program of the stage had no test to run"),
+        _ => Ok(()),
+    }
 }
 
 /// What the console said.

@@ -211,9 +211,10 @@ impl Policy {
         self.exceptions.iter().map(entry).collect()
     }
 
-    /// All that the policy says, in a name for a directory: equal names are equal policies.
+    /// All that the policy says, in a name for a directory: equal names are equal programs. Its number
+    /// is another whenever [`Policy::program`] is.
     pub(crate) fn name(&self) -> String {
-        let mut name = String::from(if self.allow { "allow" } else { "deny" });
+        let mut name = String::from(if self.allow { "1,allow" } else { "1,deny" });
         for (&(kind, major, minor), &access) in &self.exceptions {
             name.push(',');
             name.push_str(&line(kind, major, minor, access).replace(' ', "="));

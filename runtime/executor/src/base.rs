@@ -219,6 +219,7 @@ fn join_plan(bundle: &Bundle, init: &OwnedFd, options: BaseOptions) -> Result<La
 /// Sets the namespaces to be born into, and returns the steps that the child takes for the rest.
 fn namespaces(bundle: &Bundle, users: Option<&Users>, plan: &mut LaunchPlan) -> Result<Vec<Op>> {
     let mut ops = Vec::new();
+    let mut pid_namespace = None;
     let mut joined = Vec::new();
     cgroup::enter(&bundle.cgroup, plan)?;
     if let Some(netns) = &bundle.netns {
@@ -247,7 +248,7 @@ fn namespaces(bundle: &Bundle, users: Option<&Users>, plan: &mut LaunchPlan) -> 
         if let Some(path) = &ns.path {
             let slot = open_namespace(path, plan)?;
             if flag == CLONE_NEWPID && users.is_none() {
-                plan.pid_namespace = Some(slot);
+                pid_namespace = Some(slot);
             } else {
                 joined.push((slot, flag as i32));
             }
@@ -268,12 +269,19 @@ fn namespaces(bundle: &Bundle, users: Option<&Users>, plan: &mut LaunchPlan) -> 
         }
         None => ops.extend(joined.into_iter().map(|(ns, kind)| Op::SetNs { ns, kind })),
     }
-    if let Some(step) = userns::new_time(&bundle.spec) {
-        if users.is_none() {
-            plan.lead.push(Op::Hide);
-        }
-        plan.lead.push(step);
+    let Some(step) = userns::new_time(&bundle.spec) else {
+        plan.pid_namespace = pid_namespace;
+        return Ok(ops);
+    };
+    if users.is_none() {
+        plan.lead.push(Op::Hide);
     }
+    // By the lead itself: were it born there, the number of its child would be one of there.
+    plan.lead.extend(pid_namespace.map(|ns| Op::Join {
+        user: None,
+        others: vec![(ns, CLONE_NEWPID as i32)],
+    }));
+    plan.lead.push(step);
     Ok(ops)
 }
 

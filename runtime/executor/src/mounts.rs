@@ -194,7 +194,27 @@ impl<'a> Mounts<'a> {
         Ok(kind)
     }
 
+    /// What is made outside is the host's, and cannot be everybody's.
+    fn check_users(&self, path: &str, mount: &Mount, kind: Kind, options: &Options) -> Result {
+        let Some(users) = self.users else {
+            return Ok(());
+        };
+        if kind == Kind::Other && !users.privileged {
+            return Err(ExecutorError::unsupported(format!(
+                "mounts: \"{path}\": type \"{}\" without the host's rights",
+                mount.kind
+            )));
+        }
+        if kind == Kind::Tmpfs && options.copy_up {
+            return Err(ExecutorError::unsupported(format!(
+                "mounts: \"{path}\": tmpcopyup in a user namespace"
+            )));
+        }
+        Ok(())
+    }
+
     fn spec_mount(&mut self, path: &str, mount: &Mount, kind: Kind, options: &Options) -> Result {
+        self.check_users(path, mount, kind, options)?;
         let (fstype, reg, usual) = match kind {
             Kind::Bind => return self.bind(path, mount, options),
             Kind::Cgroup => return self.cgroup(path, options),
@@ -402,7 +422,8 @@ impl<'a> Mounts<'a> {
     }
 
     fn cgroup(&mut self, path: &str, options: &Options) -> Result {
-        let readonly = options.attr.set & RDONLY != 0;
+        let attr = options.attr.set | options.recursive_attr.set;
+        let readonly = attr & RDONLY != 0;
         let unprivileged = self.users.is_some_and(|users| !users.privileged);
         if unprivileged || self.bundle.cgroup.paths().is_empty() {
             return self.cgroup_inside(path, options);

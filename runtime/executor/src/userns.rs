@@ -347,10 +347,13 @@ pub(crate) fn join_with(
     let named = |kinds, ns: &Namespace| kinds | kind_of(&ns.kind);
     let listed = || spec.linux.namespaces.iter().fold(0, named);
     let Some(users) = users else {
+        let mut pid = true;
         if known_inside() {
-            kinds = listed() & !CLONE_NEWPID;
+            kinds = listed();
+            pid = kinds & CLONE_NEWPID != 0;
+            kinds &= !CLONE_NEWPID;
         }
-        plan.pid_namespace = Some(ns);
+        plan.pid_namespace = pid.then_some(ns);
         plan.ops.push(Op::SetNs { ns, kind: kinds });
         return Ok(());
     };

@@ -148,6 +148,10 @@ impl<'a> Child<'a> {
             self.step(op)?;
         }
         self.report.step.fetch_add(1, Ordering::Release);
+        if self.retry_chdir.is_some() {
+            // Nobody has come to be who may go there.
+            return Err(Errno::ACCESS);
+        }
         self.lower_files();
         Err(self.exec())
     }
@@ -575,6 +579,8 @@ pub(crate) fn set_two_ids(uid: u32, gid: u32) -> Sys<()> {
     if uid != 0 {
         thr::set_keep_capabilities(false)?;
     }
+    // Where `fs.suid_dumpable` says so, another user can be looked into again.
+    hide();
     Ok(())
 }
 

@@ -520,9 +520,20 @@ impl LaunchPlan {
         let release = self.add_fd(release);
         let forget = Op::Forget(writer.as_raw_fd());
         let leaves = |op: &Op| matches!(op, Op::LeaveHost);
-        if let Some(leave) = self.ops.iter().position(leaves) {
+        let stages = |op: &Op| matches!(op, Op::StageRoot { .. });
+        // What takes away or needs what is made meanwhile comes after it.
+        let late = |op: &Op| {
+            matches!(
+                op,
+                Op::WriteProc { .. } | Op::ReadonlyPath { .. } | Op::MaskPath { .. }
+            ) || leaves(op)
+        };
+        if self.ops.iter().any(leaves) {
+            let staged = self.ops.iter().position(stages).unwrap_or(0);
+            let after = self.ops.iter().skip(staged).position(late).unwrap_or(0);
+            let at_op = staged + after;
             self.ops
-                .splice(leave..leave, [forget, Op::Await { release }]);
+                .splice(at_op..at_op, [forget, Op::Await { release }]);
             for op in &mut self.ops {
                 if let Op::StageRoot { at: place, .. } = op {
                     place.clone_from(&at);
@@ -615,7 +626,8 @@ impl LaunchPlan {
         if let Some(Op::SeccompListen { ack, .. }) = self.ops.get_mut(at) {
             *ack = Some(slot);
         }
-        self.ops.insert(at, Op::Forget(writer.as_raw_fd()));
+        // First of all: later the number may be another's.
+        self.ops.insert(0, Op::Forget(writer.as_raw_fd()));
     }
 
     fn before_filter(&self) -> usize {

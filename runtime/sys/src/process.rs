@@ -226,8 +226,8 @@ pub fn self_exe_is_readonly() -> io::Result<bool> {
     Ok(is_sealed(&program))
 }
 
-/// Says whether the running program's file is another's, who is not root: nobody who has only the
-/// caller's rights can write to it.
+/// Says whether the caller is not root and the running program's file is another's: nobody who has
+/// only the caller's rights can write to it.
 ///
 /// # Errors
 /// When `/proc` cannot be used.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use amphora_cgroup::Cgroup;
 use amphora_executor::{Bundle, SeccompChoice};
-use amphora_spec::runtime::{DeviceCgroup, Process, Spec};
+use amphora_spec::runtime::{DeviceCgroup, Process, Resources, Spec};
 use amphora_sys::mount::clone_tree_with;
 use amphora_sys::plan::{LaunchPlan, Op};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -39,13 +39,15 @@ pub(crate) fn read_spec(path: &Path) -> Result<(Spec, Vec<u8>)> {
 /// specification asks for nothing else; the engine's own containers do not get its caller's.
 pub(crate) fn inherit(plan: &mut LaunchPlan, process: &Process) {
     let reset = |op: &Op| matches!(op, Op::ResetInherited);
-    if process.oom_score_adj == Some(0) {
-        let found = plan.ops.iter_mut().find(|op| reset(op));
-        found
-            .into_iter()
-            .for_each(|op| *op = Op::OomScore(b"0".to_vec()));
-    } else {
-        plan.ops.retain(|op| !reset(op));
+    for ops in [&mut plan.ops, &mut plan.lead] {
+        if process.oom_score_adj == Some(0) {
+            let found = ops.iter_mut().find(|op| reset(op));
+            found
+                .into_iter()
+                .for_each(|op| *op = Op::OomScore(b"0".to_vec()));
+        } else {
+            ops.retain(|op| !reset(op));
+        }
     }
 }
 
@@ -95,8 +97,8 @@ pub(crate) fn root(spec: &Spec, bundle: &Path) -> Result<OwnedFd> {
 
 /// Beside what every container may use, runc allows the device of network tunnels, and engines rely
 /// on it: whoever may make a node and has the right over a network may make a tunnel.
-pub(crate) fn allow_tunnels(spec: &mut Spec) {
-    spec.linux.resources.devices.push(DeviceCgroup {
+pub(crate) fn allow_tunnels(resources: &mut Resources) {
+    resources.devices.push(DeviceCgroup {
         allow: true,
         kind: "c".to_owned(),
         major: Some(10),

@@ -36,6 +36,8 @@ const CREATE: &[Flag] = &[
 struct Attempt<'a> {
     container: Option<Container>,
     cgroup: Option<Cgroup>,
+    /// Whether systemd has made the unit for us.
+    unit: bool,
     /// To be run if hooks before them have been.
     poststop: Vec<Hook>,
     context: &'a Context<'a>,
@@ -58,6 +60,9 @@ impl Drop for Attempt<'_> {
                 return;
             }
         }
+        if let Some(container) = self.container.as_ref().filter(|_| self.unit) {
+            scope::stop(self.context, container);
+        }
         if let Some(container) = self.container.take() {
             let state = container.oci_state(Status::Stopped);
             container.remove();
@@ -65,6 +70,9 @@ impl Drop for Attempt<'_> {
         }
     }
 }
+
+/// The container's process, and the interfaces it was given.
+type Launched = (OwnedFd, Option<netdev::Moved>);
 
 /// What `create` and `run` are asked for.
 struct Wanted<'a> {
@@ -166,7 +174,7 @@ fn make(
     console: &Console,
 ) -> Result<(Container, OwnedFd)> {
     let mut spec = wanted.spec.clone();
-    bundle::allow_tunnels(&mut spec);
+    bundle::allow_tunnels(&mut spec.linux.resources);
     let given = spec.hooks.clone().unwrap_or_default();
     check(wanted.parsed, &spec, &given)?;
     let mut record = Record::new(context, wanted.id, wanted.bundle.clone(), &spec)?;
@@ -174,6 +182,7 @@ fn make(
     let mut attempt = Attempt {
         container: Some(Container::claim(&context.root, record)?),
         cgroup: None,
+        unit: false,
         poststop: Vec::new(),
         context,
     };
@@ -187,6 +196,7 @@ fn make(
     let unit = container.record.systemd.clone();
     let place = unit.map(|unit| scope::start(container, &unit, &spec));
     let place = place.transpose()?;
+    attempt.unit = place.is_some();
     let cgroup = cgroup(context, container, &spec, place.is_some())?;
     if !cgroup.paths().is_empty() {
         attempt.cgroup = Some(cgroup.try_clone()?);
@@ -207,7 +217,8 @@ fn make(
         attempt.poststop.clone_from(&given.poststop);
     }
     let hooked = before.iter().any(|hooks| !hooks.is_empty());
-    let process = prepare_and_launch(context, container, wanted, bundle, console, hooked)?;
+    let launched = prepare_and_launch(context, container, wanted, bundle, console, hooked)?;
+    let (process, moved) = launched;
     drop(place);
     if let Some(path) = wanted.parsed.get("pid-file") {
         write_file(
@@ -216,7 +227,12 @@ fn make(
             0o644,
         )?;
     }
+    // From here on nothing is taken back.
+    if let Some(moved) = moved {
+        moved.keep();
+    }
     attempt.cgroup = None;
+    attempt.unit = false;
     let made = attempt.container.take();
     Ok((made.ok_or(RuncError::NoSuchContainer)?, process))
 }
@@ -266,7 +282,7 @@ fn prepare_and_launch(
     mut bundle: Bundle,
     console: &Console,
     hooked: bool,
-) -> Result<OwnedFd> {
+) -> Result<Launched> {
     let given = wanted.spec.hooks.clone().unwrap_or_default();
     let prepare = |bundle: &Bundle| -> Result<LaunchPlan> {
         let plan = context.workload.prepare(bundle);
@@ -336,7 +352,7 @@ fn launch(
     plan: &mut LaunchPlan,
     console: &Console,
     given: &Hooks,
-) -> Result<OwnedFd> {
+) -> Result<Launched> {
     console.attach(plan)?;
     plan.pass_fds(exec::again(&wanted.inherited)?);
     plan.await_alone(make_fifo(container)?);
@@ -346,7 +362,10 @@ fn launch(
     let no_pivot = wanted.parsed.on("no-pivot");
     let devices = &wanted.spec.linux.net_devices;
     let gates = Gates::new(container, plan, given, (no_pivot, !devices.is_empty()))?;
-    let base = if no_pivot && plan.enters_root() {
+    if no_pivot && !plan.enters_root() {
+        return Err(RuncError::unsupported("--no-pivot in a user namespace"));
+    }
+    let base = if no_pivot {
         plan.cover_root();
         Some(Base::new().map_err(RuncError::file("failed to make an empty mount namespace"))?)
     } else {
@@ -386,11 +405,9 @@ fn launch(
     pending.wait_ready().map_err(RuncError::Launch)?;
     note(container, &pending)?;
     container.save()?;
-    if let Some(moved) = moved {
-        moved.keep();
-    }
     let process = pending.launched().pidfd.try_clone();
-    process.map_err(RuncError::file("failed to hold the container's process"))
+    let process = process.map_err(RuncError::file("failed to hold the container's process"))?;
+    Ok((process, moved))
 }
 
 /// Runs the hooks that see the container's namespaces, and its root beside the host's tree.

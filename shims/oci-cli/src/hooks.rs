@@ -211,8 +211,11 @@ fn planned(
         None => launch(plan).map_err(|error| amphora_spec::error::chain(&error))?,
     };
     let text = |error: io::Error| error.to_string();
-    if let Some(seconds) = hook.timeout {
-        let end = Instant::now() + Duration::from_secs(seconds);
+    let end = hook.timeout.and_then(|seconds| {
+        let seconds = Duration::from_secs(seconds);
+        Instant::now().checked_add(seconds)
+    });
+    if let Some(end) = end {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let timeout = Timespec::try_from(left).map_err(|error| error.to_string())?;

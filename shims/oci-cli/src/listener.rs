@@ -45,6 +45,11 @@ pub(crate) fn expect(plan: &mut LaunchPlan) -> Result<Option<OwnedFd>> {
     if !plan.listens() {
         return Ok(None);
     }
+    if !amphora_executor::is_privileged() {
+        return Err(RuncError::unsupported(
+            "linux.seccomp: SCMP_ACT_NOTIFY without the host's rights",
+        ));
+    }
     let (read, write) =
         pipe_with(PipeFlags::CLOEXEC).map_err(RuncError::file("failed to make a pipe"))?;
     plan.answer_filter(read, write.as_fd());

@@ -27,6 +27,11 @@ pub(crate) fn place(
     if !context.systemd {
         return Ok((bundle::cgroup_place(spec, id)?, None));
     }
+    if !amphora_executor::is_privileged() || amphora_executor::is_inside() {
+        return Err(RuncError::unsupported(
+            "--systemd-cgroup without the host's rights",
+        ));
+    }
     let uid = rustix::process::getuid();
     let user = (!uid.is_root()).then(|| uid.as_raw());
     let unit = Unit::parse(&spec.linux.cgroups_path, id, user)?;
@@ -43,6 +48,22 @@ pub(crate) fn start(container: &mut Container, unit: &Unit, spec: &Spec) -> Resu
     container.record.cgroup = unit.start(&sockets(), sitter.pid(), resources, &more)?;
     container.save()?;
     Ok(sitter)
+}
+
+/// Changed limits with what they go together with: systemd computes a rate of quota and period, and
+/// devices are never without those that engines rely on.
+pub(crate) fn whole(changed: &Resources, before: &Resources) -> Resources {
+    let mut whole = changed.clone();
+    if !whole.devices.is_empty() {
+        bundle::allow_tunnels(&mut whole);
+    }
+    if let (Some(cpu), Some(before)) = (&mut whole.cpu, &before.cpu)
+        && (cpu.quota.is_some() || cpu.period.is_some())
+    {
+        cpu.quota = cpu.quota.or(before.quota);
+        cpu.period = cpu.period.or(before.period);
+    }
+    whole
 }
 
 /// Tells systemd of other limits, if the container is one of its.
@@ -66,5 +87,31 @@ pub(crate) fn stop(context: &Context<'_>, container: &Container) {
         && let Err(error) = unit.stop(&sockets())
     {
         context.log.warning(&amphora_spec::error::chain(&error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use amphora_spec::runtime::Cpu;
+
+    use super::*;
+
+    #[test]
+    fn a_rate_needs_quota_and_period() {
+        let cpu = |quota, period| Resources {
+            cpu: Some(Cpu {
+                quota,
+                period,
+                ..Cpu::default()
+            }),
+            ..Resources::default()
+        };
+        let before = cpu(Some(50_000), Some(50_000));
+        let now = |changed| whole(&changed, &before).cpu.map(|c| (c.quota, c.period));
+        let both = Some((Some(20_000), Some(50_000)));
+        assert_eq!(now(cpu(Some(20_000), None)), both);
+        assert_eq!(now(cpu(None, Some(9000))), Some((Some(50_000), Some(9000))));
+        assert_eq!(now(cpu(None, None)), Some((None, None)));
+        assert!(whole(&cpu(None, None), &before).devices.is_empty());
     }
 }

@@ -127,6 +127,7 @@ pub(crate) fn features(words: &[String]) -> Code {
             "poststop",
         ],
         "mountOptions": amphora_executor::mount_options(),
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
         "linux": {
             "namespaces": [
                 "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",

@@ -312,7 +312,9 @@ impl Container {
 
     /// The configuration as it was at `create`.
     pub(crate) fn config(&self) -> Result<Spec> {
-        crate::bundle::read_spec(&self.dir.join(CONFIG)).map(|(spec, _)| spec)
+        let (mut spec, _) = crate::bundle::read_spec(&self.dir.join(CONFIG))?;
+        crate::bundle::absolute_sources(&mut spec, &self.record.bundle);
+        Ok(spec)
     }
 
     /// Writes down which limits hold now, where they stood at `create`.

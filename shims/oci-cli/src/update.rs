@@ -7,7 +7,7 @@ use amphora_spec::runtime::{BlockIo, Cpu, Memory, Pids, Resources};
 use crate::args::{Flag, Order, Parsed, parse};
 use crate::error::{Result, RuncError};
 use crate::state::{Container, Status};
-use crate::{Code, Context, scope};
+use crate::{Code, Context, bundle, scope};
 
 const FLAGS: &[Flag] = &[
     Flag::value("resources", Some('r')),
@@ -56,15 +56,19 @@ pub(crate) fn update(context: &Context<'_>, words: &[String]) -> Code {
         return Err(RuncError::State("the container has no cgroup".to_owned()));
     };
     // systemd writes what it is told in its own measure; the exact values come after it.
-    let before = container.config()?.linux.resources;
-    scope::update(&container, &resources)?;
-    let changed = cgroup.update(&resources);
-    let previous = changed.inspect_err(|_| scope::restore(&container, &resources, &before))?;
+    let mut before = container.config()?.linux.resources;
+    bundle::allow_tunnels(&mut before);
+    let told = scope::whole(&resources, &before);
+    scope::update(&container, &told)?;
+    let mut exact = resources.clone();
+    exact.devices.clone_from(&told.devices);
+    let changed = cgroup.update(&exact);
+    let previous = changed.inspect_err(|_| scope::restore(&container, &told, &before))?;
     let noted = container
         .note_resources(&resources)
         .and_then(|()| container.note_cgroup(&cgroup));
     noted.map(|()| 0).inspect_err(|_| {
-        scope::restore(&container, &resources, &before);
+        scope::restore(&container, &told, &before);
         cgroup.restore(&previous);
     })
 }

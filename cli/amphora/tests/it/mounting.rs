@@ -205,3 +205,23 @@ fn mounts_that_nothing_would_come_of_are_refused() {
     w.detached(&["create", "one"]).fails(1, "tmpcopyup of what");
     w.done();
 }
+
+/// What `create` has found, those who come later find too.
+#[test]
+fn exec_enters_a_container_with_a_source_from_the_bundle() {
+    let w = World::ours();
+    std::fs::create_dir(w.s.dir.join("data")).unwrap();
+    std::fs::write(w.s.dir.join("data/file"), "from the bundle\n").unwrap();
+    w.bundle(&["sleep", "600"], |spec| {
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(
+            json!({"destination": "tmp", "type": "bind", "source": "data",
+            "options": ["rbind"]}),
+        );
+    });
+    w.detached(&["run", "-d", "one"]).ok();
+    let said = w.run(&["exec", "one", "cat", "/tmp/file"]).ok();
+    assert_eq!(said, "from the bundle\n");
+    w.run(&["delete", "-f", "one"]).ok();
+    w.done();
+}

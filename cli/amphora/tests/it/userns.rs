@@ -910,3 +910,49 @@ fn a_user_without_rights_maps_its_ranges() {
     std::fs::remove_file(ranges).unwrap();
     user.done();
 }
+
+/// The first process is known by its number here, wherever it was born.
+#[test]
+fn a_pid_namespace_is_joined_with_a_clock_of_its_own() {
+    let w = World::ours();
+    w.bundle(&["sleep", "600"], |_| {});
+    w.detached(&["run", "-d", "one"]).ok();
+    let first = w.state("one")["pid"].to_string();
+    w.bundle(&["sleep", "601"], |spec| {
+        add(&mut spec["linux"]["namespaces"], json!({"type": "time"}));
+        namespace(spec, "pid", &format!("/proc/{first}/ns/pid"));
+        spec["linux"]["cgroupsPath"] = "/amphora-it-runc/other".into();
+    });
+    w.detached(&["run", "-d", "two"]).ok();
+    let pid = w.state("two")["pid"].to_string();
+    wait_until("its program", SOON, || {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words == b"sleep\x00601\0"
+    });
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    assert_eq!(of(&pid), of(&first));
+    for id in ["two", "one"] {
+        w.run(&["delete", "-f", id]).ok();
+    }
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    w.done();
+}
+
+/// What the caller has set and the configuration does not name stays, whoever root is inside.
+#[test]
+fn settings_of_the_caller_stay() {
+    let w = World::ours();
+    bundle(
+        &w,
+        &["sh", "-c", "ulimit -S -c; cat /proc/self/oom_score_adj"],
+        |_| {},
+    );
+    let runtime = path(&w.program).to_owned();
+    let state = path(&w.s.dir.join("state")).to_owned();
+    let script = "ulimit -S -c 7; echo 100 > /proc/self/oom_score_adj; \
+                  cd \"$3\"; exec \"$1\" --root \"$2\" run one";
+    let dir = path(&w.s.dir).to_owned();
+    let said = tool(&["busybox", "sh", "-c", script, "sh", &runtime, &state, &dir]);
+    assert_eq!(said, "7\n100\n");
+    w.done();
+}

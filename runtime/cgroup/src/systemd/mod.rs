@@ -118,7 +118,15 @@ impl Unit {
             });
         }
         self.start_on(&mut bus, pid, limits, more)?;
-        of_process(pid)
+        let (parent, name) = of_process(pid)?;
+        if name == self.name {
+            return Ok((parent, name));
+        }
+        // What is there is somebody's, and would go with the container.
+        Err(CgroupError::Systemd {
+            call: format!("StartTransientUnit {}", self.name),
+            answer: format!("its process is in {parent}/{name}"),
+        })
     }
 
     fn start_on(

@@ -86,6 +86,7 @@ pub(super) fn back(changed: &[Property], before: &[Property]) -> Vec<Property> {
         }
         let none = match (&now.value, now.name.as_str()) {
             (_, "MemoryLow" | "MemoryMin") => Value::U64(0),
+            (_, "DevicePolicy") => Value::text("auto"),
             (Value::U64(_), _) => Value::U64(INFINITY),
             (Value::Array(element, _), _) => Value::Array(element.clone(), Vec::new()),
             _ => continue,

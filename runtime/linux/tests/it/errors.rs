@@ -141,7 +141,8 @@ fn fields_that_are_not_honoured_are_refused_by_name() {
     });
     assert_eq!(text, "\"linux.intelRdt\" is not supported");
     let (text, _) = refused(&|spec| spec.linux.namespaces[0].kind = "user".into());
-    assert_eq!(text, "\"linux.namespaces: user\" is not supported");
+    let wanted = "linux.uidMappings: a new user namespace needs mappings";
+    assert_eq!(text, wanted);
     let (text, _) = refused(&|spec| spec.process.cwd = "relative".into());
     assert_eq!(text, "process.cwd: \"relative\" is not an absolute path");
     let (text, _) = refused(&|spec| {
