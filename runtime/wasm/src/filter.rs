@@ -27,6 +27,13 @@ const JUMP_AT_LEAST: u16 = 0x35;
 const JUMP_BITS: u16 = 0x45;
 const RETURN: u16 = 0x06;
 
+/// `kexec_file_load(2)`, which libc has for some architectures only.
+const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "aarch64") {
+    294
+} else {
+    320
+};
+
 /// Refused with `EPERM` to both.
 const DENIED: &[libc::c_long] = &[
     libc::SYS_execve,
@@ -67,7 +74,7 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_finit_module,
     libc::SYS_delete_module,
     libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
+    KEXEC_FILE_LOAD,
     libc::SYS_reboot,
     libc::SYS_swapon,
     libc::SYS_swapoff,
