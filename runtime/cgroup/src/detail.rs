@@ -72,7 +72,8 @@ pub struct BlockCount {
     pub value: u64,
 }
 
-const CPUSET_NUMBERS: [&str; 9] = [
+/// Names of the numbers of a [`CpuSet`], as v1 has them.
+pub const CPUSET_NUMBERS: [&str; 9] = [
     "cpu_exclusive",
     "mem_exclusive",
     "mem_hardwall",

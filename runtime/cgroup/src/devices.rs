@@ -138,6 +138,14 @@ impl Policy {
         Ok(())
     }
 
+    /// What `devices.list` says; `None` where everything is allowed.
+    pub(crate) fn from_v1_list(list: &str) -> Option<Self> {
+        parse_v1_list(list).map(|exceptions| Self {
+            allow: false,
+            exceptions,
+        })
+    }
+
     /// Files and lines to write, in order, into a v1 `devices` cgroup.
     pub(crate) fn v1_lines(&self) -> Vec<(&'static str, String)> {
         let (base, opposite) = if self.allow {

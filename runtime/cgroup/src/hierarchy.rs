@@ -170,13 +170,7 @@ impl Hierarchies {
             true => (aside.as_str(), Some(policy)),
             false => (parent, Some(policy)),
         };
-        let policy = policy.filter(|policy| !policy.allows_all());
-        let request = Request {
-            name: name.to_owned(),
-            settings,
-            program: self.program(policy.as_ref())?,
-            policy,
-        };
+        let request = self.request(name, settings, policy)?;
         let location = self.location(parent, name);
         let opened = self.parent(parent, &request)?;
         let created = match self.create_in(&opened, &request) {
@@ -206,13 +200,7 @@ impl Hierarchies {
         let name = checked_name(name)?;
         let settings = settings::from_resources(self.version, resources, None)?;
         let policy = Policy::from_rules(&resources.devices)?;
-        let policy = Some(policy).filter(|policy| !policy.allows_all());
-        let request = Request {
-            name: name.to_owned(),
-            settings,
-            program: self.program(policy.as_ref())?,
-            policy,
-        };
+        let request = self.request(name, settings, Some(policy))?;
         let adopted = match self.version {
             Version::V2 => v2::adopt(self, parent, &request)?,
             Version::V1 => {
@@ -223,6 +211,21 @@ impl Hierarchies {
             }
         };
         Ok(adopted.at(self.location(parent, name)))
+    }
+
+    fn request(
+        &self,
+        name: &str,
+        settings: Vec<Setting>,
+        policy: Option<Policy>,
+    ) -> Result<Request, CgroupError> {
+        let policy = policy.filter(|policy| !policy.allows_all());
+        Ok(Request {
+            name: name.to_owned(),
+            settings,
+            program: self.program(policy.as_ref())?,
+            policy,
+        })
     }
 
     fn program(&self, policy: Option<&Policy>) -> Result<Option<OwnedFd>, CgroupError> {

@@ -28,7 +28,7 @@ mod v1;
 mod v2;
 
 pub use cgroup::{Cgroup, CgroupMounts, Handle, HandleDir, Previous};
-pub use detail::{BlockCount, CpuSet, Detail, Usage};
+pub use detail::{BlockCount, CPUSET_NUMBERS, CpuSet, Detail, Usage};
 pub use error::CgroupError;
 pub use hierarchy::{DEFAULT_PARENT, Hierarchies, Version};
 pub use oom::OomWatch;

@@ -180,14 +180,15 @@ pub(crate) fn change_policy(dir: &Dir, policy: &Policy) -> Result<String, Cgroup
     Ok(list)
 }
 
-/// Brings back what `devices.list` said.
+/// Brings back what `devices.list` said; what is used under both policies is never refused meanwhile.
 pub(crate) fn restore_policy(dir: &Dir, list: &str) {
-    let all = list.lines().any(|line| line.starts_with("a "));
-    let base = if all { "devices.allow" } else { "devices.deny" };
+    let lines = match Policy::from_v1_list(list) {
+        Some(policy) => policy.v1_changes(&dir.read("devices.list").unwrap_or_default()),
+        None => vec![("devices.allow", "a".to_owned())],
+    };
     // What led here is told, and what the parent has taken back meanwhile cannot come again.
-    let _ = dir.write(base, "a");
-    for line in list.lines().filter(|line| !line.starts_with("a ")) {
-        let _ = dir.write("devices.allow", line);
+    for (file, value) in lines {
+        let _ = dir.write(file, &value);
     }
 }
 

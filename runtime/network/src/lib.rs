@@ -29,7 +29,6 @@ mod store;
 mod sysctl;
 #[cfg(feature = "testing")]
 mod testing;
-mod wire;
 
 pub use address::{Subnet, SubnetError, hardware_address, hardware_text};
 pub use config::{DEFAULT_NETWORK, NetworkConfig, NetworkSettings};

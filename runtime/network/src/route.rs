@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::address::Subnet;
 use crate::sysctl;
-use crate::wire::{Attributes, Batch, F_CREATE, F_DUMP, F_EXCL};
+use amphora_sys::wire::{Attributes, Batch, F_CREATE, F_DUMP, F_EXCL};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;

@@ -11,6 +11,7 @@ use rustix::thread as thr;
 
 use crate::launch::Report;
 use crate::plan::{CapSets, Exec, FdSlot, LaunchPlan, Op, REGS, Reg};
+use crate::properties::{self, Scheduling};
 use crate::raw::{self, CArray, Sys};
 
 /// Bit of [`Report::detail`]: the program's file exists.
@@ -506,11 +507,16 @@ const NOFILE: u32 = libc::RLIMIT_NOFILE as u32;
 /// Descriptors from here on leave no room below the usual limit of 1024.
 const LARGE_FD: i32 = 512;
 
+/// Every CPU the cpuset allows.
+static ALL_CPUS: [u8; 1024] = [u8::MAX; 1024];
+
 /// Undoes what a shell may have set beside limits. Each part is best effort.
 fn reset_inherited() {
-    raw::normal_scheduling();
-    raw::all_cpus();
-    raw::plain_policies();
+    let _ = properties::schedule(&Scheduling::default());
+    let _ = properties::affinity(&ALL_CPUS);
+    let _ = properties::io_priority(0);
+    raw::plain_memory_policy();
+    let _ = properties::personality(0);
     let _ = thr::set_current_timer_slack(std::num::NonZeroU64::new(50_000));
     let _ = thr::set_capabilities_secure_bits(thr::CapabilitiesSecureBits::empty());
     let _ = thr::disable_transparent_huge_pages(false);

@@ -12,7 +12,7 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use crate::base::Base;
 use crate::child::{self, Child, EXISTS};
 use crate::plan::{Exec, LaunchPlan, Op, PlanError};
-use crate::raw::{CArray, CloneArgs, clone3_fork, own};
+use crate::raw::{CArray, CloneArgs, fork_with_pidfd};
 
 /// A running child.
 #[derive(Debug)]
@@ -226,22 +226,14 @@ fn make(plan: &LaunchPlan, mut child: Child<'_>, report: &Report) -> io::Result<
     if !plan.lead.is_empty() {
         return make_ahead(plan, child, report);
     }
-    let mut pidfd: i32 = -1;
     let mut args = CloneArgs {
-        flags: plan.clone_flags | u64::from(libc::CLONE_PIDFD as u32),
-        pidfd: std::ptr::from_mut(&mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
+        flags: plan.clone_flags,
         ..CloneArgs::default()
     };
     into_cgroup(plan, &mut args);
     // SAFETY: no memory is shared; the child goes into `child::run`, which only makes system
     // calls and ends in an exec or an exit.
-    let pid = unsafe { clone3_fork(&args) }?;
-    if pid == 0 {
-        child::run(&mut child);
-    }
-    // SAFETY: the kernel has just put a new descriptor there, which nobody else knows.
-    let pidfd = unsafe { own(pidfd) };
+    let (pid, pidfd) = unsafe { fork_with_pidfd(&args, || child::run(&mut child)) }?;
     Ok(Launched { pid, pidfd })
 }
 
@@ -260,21 +252,10 @@ fn make_ahead(plan: &LaunchPlan, mut child: Child<'_>, report: &Report) -> io::R
         ..CloneArgs::default()
     };
     into_cgroup(plan, &mut args);
-    let mut pidfd: i32 = -1;
-    let ahead = CloneArgs {
-        flags: u64::from(libc::CLONE_PIDFD as u32),
-        pidfd: std::ptr::from_mut(&mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
-        ..CloneArgs::default()
-    };
+    let ahead = || child::run_ahead(&mut child, &args);
     // SAFETY: no memory is shared; the child goes into `child::run_ahead`, which only makes system
     // calls and ends in an exec or an exit.
-    let pid = unsafe { clone3_fork(&ahead) }?;
-    if pid == 0 {
-        child::run_ahead(&mut child, &args);
-    }
-    // SAFETY: the kernel has just put a new descriptor there, which nobody else knows.
-    let pidfd = unsafe { own(pidfd) };
+    let (pid, pidfd) = unsafe { fork_with_pidfd(&CloneArgs::default(), ahead) }?;
     let wait = |options| loop {
         match waitid(WaitId::PidFd(pidfd.as_fd()), options) {
             Err(Errno::INTR) => {}

@@ -31,6 +31,7 @@ pub mod supervise;
 pub mod tree;
 pub mod userns;
 mod walk;
+pub mod wire;
 pub mod xattr;
 pub mod xtables;
 

@@ -37,7 +37,7 @@ impl<'a> CArray<'a> {
 
 /// `struct clone_args`, as of kernel 5.7.
 #[repr(C)]
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct CloneArgs {
     pub(crate) flags: u64,
     pub(crate) pidfd: u64,
@@ -67,6 +67,32 @@ pub(crate) unsafe fn clone3_fork(args: &CloneArgs) -> Sys<i32> {
         )
     })?;
     Ok(i32::try_from(pid).unwrap_or(-1))
+}
+
+/// Forks a child of the caller's that is told by its pidfd; it goes into `inside`. Returns its pid and
+/// pidfd.
+///
+/// # Safety
+/// As [`clone3_fork`]; `inside` is the child.
+pub(crate) unsafe fn fork_with_pidfd(
+    args: &CloneArgs,
+    inside: impl FnOnce(),
+) -> Sys<(i32, OwnedFd)> {
+    let mut pidfd: c_int = -1;
+    let args = CloneArgs {
+        flags: args.flags | u64::from(libc::CLONE_PIDFD as u32),
+        pidfd: std::ptr::from_mut(&mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..*args
+    };
+    // SAFETY: the caller's promise.
+    let pid = unsafe { clone3_fork(&args) }?;
+    if pid == 0 {
+        inside();
+        exit_now(0);
+    }
+    // SAFETY: the kernel has just put a new descriptor there, which nobody else knows.
+    Ok((pid, unsafe { own(pidfd) }))
 }
 
 pub(crate) fn execve(path: &CStr, argv: &CArray<'_>, envp: &CArray<'_>) -> Errno {
@@ -193,63 +219,8 @@ pub(crate) fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Sys<()> {
     Ok(())
 }
 
-/// Normal scheduling policy and niceness 0, with none of the other flags.
-pub(crate) fn normal_scheduling() {
-    /// `struct sched_attr`, first version.
-    #[repr(C)]
-    struct SchedAttr {
-        size: u32,
-        policy: u32,
-        flags: u64,
-        nice: i32,
-        priority: u32,
-        runtime: [u64; 3],
-    }
-    let attr = SchedAttr {
-        size: 48,
-        policy: 0,
-        flags: 0,
-        nice: 0,
-        priority: 0,
-        runtime: [0; 3],
-    };
-    // SAFETY: the structure outlives the call and carries its size.
-    unsafe {
-        libc::syscall(
-            libc::SYS_sched_setattr,
-            0 as c_long,
-            std::ptr::from_ref(&attr),
-            0 as c_long,
-        )
-    };
-}
-
-/// Every CPU the cpuset allows.
-pub(crate) fn all_cpus() {
-    static ALL: [u64; 128] = [u64::MAX; 128];
-    // SAFETY: the mask is static and its size is passed.
-    unsafe {
-        libc::syscall(
-            libc::SYS_sched_setaffinity,
-            0 as c_long,
-            size_of_val(&ALL),
-            ALL.as_ptr(),
-        )
-    };
-}
-
-/// I/O class, memory policy, personality and huge pages as a process is born with.
-pub(crate) fn plain_policies() {
-    const IOPRIO_WHO_PROCESS: c_long = 1;
-    // SAFETY: plain integers.
-    unsafe {
-        libc::syscall(
-            libc::SYS_ioprio_set,
-            IOPRIO_WHO_PROCESS,
-            0 as c_long,
-            0 as c_long,
-        )
-    };
+/// The default memory policy.
+pub(crate) fn plain_memory_policy() {
     // SAFETY: the default policy takes no node mask.
     unsafe {
         libc::syscall(
@@ -259,8 +230,6 @@ pub(crate) fn plain_policies() {
             0 as c_long,
         )
     };
-    // SAFETY: plain integer.
-    unsafe { libc::syscall(libc::SYS_personality, 0 as c_long) };
 }
 
 /// Joins a new anonymous session keyring; a kernel without keyrings is no error.

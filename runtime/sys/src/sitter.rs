@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::launch::Launched;
-use crate::raw::{self, CloneArgs, clone3_fork, own};
+use crate::raw::{self, CloneArgs, fork_with_pidfd};
 
 /// A process that waits until it is dropped, or until the one that made it ends.
 #[derive(Debug)]
@@ -24,21 +24,13 @@ impl Sitter {
     pub fn new() -> io::Result<Self> {
         const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
         let (wait, hold) = pipe_with(PipeFlags::CLOEXEC)?;
-        let mut pidfd: i32 = -1;
         let args = CloneArgs {
-            flags: u64::from(libc::CLONE_PIDFD as u32) | CLONE_CLEAR_SIGHAND,
-            pidfd: std::ptr::from_mut(&mut pidfd) as u64,
-            exit_signal: libc::SIGCHLD as u64,
+            flags: CLONE_CLEAR_SIGHAND,
             ..CloneArgs::default()
         };
         // SAFETY: no memory is shared; the child goes into `sit`, which only makes system calls and
         // ends in an exit.
-        let pid = unsafe { clone3_fork(&args) }?;
-        if pid == 0 {
-            sit(wait.as_raw_fd());
-        }
-        // SAFETY: the kernel has just put a new descriptor there, which nobody else knows.
-        let pidfd = unsafe { own(pidfd) };
+        let (pid, pidfd) = unsafe { fork_with_pidfd(&args, || sit(wait.as_raw_fd())) }?;
         Ok(Self {
             process: Launched { pid, pidfd },
             _hold: hold,

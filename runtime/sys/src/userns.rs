@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::pidfd::{Wait, wait};
-use crate::raw::{self, CloneArgs, clone3_fork, own};
+use crate::raw::{self, CloneArgs, fork_with_pidfd};
 
 /// The contents of a namespace's files of maps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -42,21 +42,16 @@ impl Lender {
     fn new(join: Option<BorrowedFd<'_>>) -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         let (ready, told) = pipe_with(PipeFlags::CLOEXEC)?;
-        let mut pidfd: i32 = -1;
         let new = if join.is_none() {
             libc::CLONE_NEWUSER as u64
         } else {
             0
         };
         let args = CloneArgs {
-            flags: new | u64::from(libc::CLONE_PIDFD as u32),
-            pidfd: std::ptr::from_mut(&mut pidfd) as u64,
-            exit_signal: libc::SIGCHLD as u64,
+            flags: new,
             ..CloneArgs::default()
         };
-        // SAFETY: no memory is shared; the child only makes system calls and ends in an exit.
-        let pid = unsafe { clone3_fork(&args) }?;
-        if pid == 0 {
+        let inside = || {
             drop_raw(&write);
             let joined = join.is_none_or(|ns| {
                 // Somebody may be in there already.
@@ -69,11 +64,11 @@ impl Lender {
                 let _ = rustix::io::write(&told, &[1]);
                 let _ = rustix::io::read(&read, &mut [0u8; 1]);
             }
-            raw::exit_now(0);
-        }
+            raw::exit_now(0)
+        };
+        // SAFETY: no memory is shared; the child only makes system calls and ends in an exit.
+        let (pid, pidfd) = unsafe { fork_with_pidfd(&args, inside) }?;
         drop(told);
-        // SAFETY: the kernel has just put a new descriptor there, which nobody else knows.
-        let pidfd = unsafe { own(pidfd) };
         let lender = Self {
             pid,
             pidfd,

@@ -158,24 +158,13 @@ fn cpu(stats: &Stats, detail: &Detail) -> Value {
 }
 
 fn cpuset(set: &CpuSet) -> Value {
-    const NUMBERS: [&str; 9] = [
-        "cpu_exclusive",
-        "mem_exclusive",
-        "mem_hardwall",
-        "memory_migrate",
-        "memory_pressure",
-        "memory_spread_page",
-        "memory_spread_slab",
-        "sched_load_balance",
-        "sched_relax_domain_level",
-    ];
     let mut out = Map::new();
     for (key, values) in [("cpus", &set.cpus), ("mems", &set.mems)] {
         if !values.is_empty() {
             out.insert(key.to_owned(), json!(values));
         }
     }
-    for key in NUMBERS {
+    for key in amphora_cgroup::CPUSET_NUMBERS {
         let value = set.numbers.get(key).copied().unwrap_or(0);
         out.insert(key.to_owned(), value.into());
     }

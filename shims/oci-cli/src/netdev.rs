@@ -8,8 +8,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use amphora_spec::runtime::NetDevice;
-use amphora_sys::netlink::{F_ACK, HEADER, Message, NetlinkError, ROUTE, Socket, attributes};
+use amphora_sys::netlink::{Message, NetlinkError, ROUTE, Socket, attributes};
 use amphora_sys::ns::{current_netns, in_netns};
+use amphora_sys::wire::{Batch, F_CREATE, F_DUMP, F_REPLACE};
 use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
 
 use crate::error::{Result, RuncError};
@@ -18,10 +19,6 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
-const F_REQUEST: u16 = 1;
-const F_DUMP: u16 = 0x300;
-/// `NLM_F_CREATE | NLM_F_REPLACE`.
-const F_SET: u16 = 0x500;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFA_FLAGS: u16 = 8;
@@ -39,7 +36,7 @@ const ADDRESS_HEADER: usize = 8;
 struct Address {
     family: u8,
     prefix: u8,
-    attributes: Vec<u8>,
+    attributes: Vec<(u16, Vec<u8>)>,
 }
 
 /// One interface that was moved.
@@ -150,9 +147,13 @@ fn settle(socket: &Socket, index: u32, up: bool, addresses: &[Address]) -> io::R
         header[0] = address.family;
         header[1] = address.prefix;
         header[4..8].copy_from_slice(&index.to_ne_bytes());
-        let flags = F_REQUEST | F_ACK | F_SET;
-        let bytes = message(RTM_NEWADDR, flags, &header, &address.attributes);
-        socket.transact(&bytes).map_err(told)?;
+        let mut batch = Batch::default();
+        batch.message(RTM_NEWADDR, F_CREATE | F_REPLACE, &header, |put| {
+            for (kind, value) in &address.attributes {
+                put.bytes(*kind, value);
+            }
+        });
+        socket.transact(&batch.finish()).map_err(told)?;
     }
     if up {
         change(socket, index, true, None, None)?;
@@ -172,15 +173,16 @@ fn change(
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header[8..12].copy_from_slice(&(if up { IFF_UP } else { 0 }).to_ne_bytes());
     header[12..16].copy_from_slice(&IFF_UP.to_ne_bytes());
-    let mut more = Vec::new();
-    if let Some(name) = name {
-        attribute(&mut more, IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
-    }
-    if let Some(ns) = ns {
-        attribute(&mut more, IFLA_NET_NS_FD, &ns.as_raw_fd().to_ne_bytes());
-    }
-    let bytes = message(RTM_NEWLINK, F_REQUEST | F_ACK, &header, &more);
-    socket.transact(&bytes).map_err(told)
+    let mut batch = Batch::default();
+    batch.message(RTM_NEWLINK, 0, &header, |put| {
+        if let Some(name) = name {
+            put.text(IFLA_IFNAME, name);
+        }
+        if let Some(ns) = ns {
+            put.native(IFLA_NET_NS_FD, ns.as_raw_fd().cast_unsigned());
+        }
+    });
+    socket.transact(&batch.finish()).map_err(told)
 }
 
 #[derive(Debug)]
@@ -197,7 +199,7 @@ fn find(socket: &Socket, name: &str) -> io::Result<Option<Link>> {
 
 fn links(socket: &Socket) -> io::Result<Vec<Link>> {
     let mut found = Vec::new();
-    let ask = message(RTM_GETLINK, F_REQUEST | F_DUMP, &[0; LINK_HEADER], &[]);
+    let ask = dump(RTM_GETLINK, &[0; LINK_HEADER]);
     let mut each = |answer: Message<'_>| {
         let (Some(index), Some(flags)) = (u32_at(answer.payload, 4), u32_at(answer.payload, 8))
         else {
@@ -219,7 +221,7 @@ fn links(socket: &Socket) -> io::Result<Vec<Link>> {
 /// The addresses of an interface that are meant to last and to be reached from elsewhere.
 fn addresses(socket: &Socket, index: u32) -> io::Result<Vec<Address>> {
     let mut found = Vec::new();
-    let ask = message(RTM_GETADDR, F_REQUEST | F_DUMP, &[0; ADDRESS_HEADER], &[]);
+    let ask = dump(RTM_GETADDR, &[0; ADDRESS_HEADER]);
     let mut each = |answer: Message<'_>| {
         let Some(&[family, prefix, few, scope]) = answer.payload.first_chunk() else {
             return;
@@ -238,10 +240,11 @@ fn addresses(socket: &Socket, index: u32) -> io::Result<Vec<Address>> {
         let mut kept = Vec::new();
         for (kind, value) in attributes(rest) {
             if IFA_KEPT.contains(&kind) {
-                attribute(&mut kept, kind, value);
+                kept.push((kind, value.to_vec()));
             }
         }
-        attribute(&mut kept, IFA_FLAGS, &(flags & IFA_F_KEPT).to_ne_bytes());
+        let flags = flags & IFA_F_KEPT;
+        kept.push((IFA_FLAGS, flags.to_ne_bytes().to_vec()));
         found.push(Address {
             family,
             prefix,
@@ -259,25 +262,11 @@ fn told(error: NetlinkError) -> io::Error {
     }
 }
 
-fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    out.extend(length.to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend(value);
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-fn message(kind: u16, flags: u16, header: &[u8], attributes: &[u8]) -> Vec<u8> {
-    let length = HEADER + header.len() + attributes.len();
-    let mut out = Vec::with_capacity(length);
-    out.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend(flags.to_ne_bytes());
-    out.extend(1_u32.to_ne_bytes());
-    out.extend([0; 4]);
-    out.extend(header);
-    out.extend(attributes);
-    out
+/// Asks for all of a kind.
+fn dump(kind: u16, header: &[u8]) -> Vec<u8> {
+    let mut batch = Batch::default();
+    batch.message(kind, F_DUMP, header, |_| ());
+    batch.into_bytes()
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {

@@ -6,7 +6,7 @@ use amphora_sys::netlink::{NetlinkError, Socket, attributes};
 use rustix::io::Errno;
 
 use crate::ports::{Protocol, PublishedPort};
-use crate::wire::{F_CREATE, F_EXCL};
+use amphora_sys::wire::{F_CREATE, F_EXCL};
 
 use super::{Family, TABLE, Transaction, Verb, question};
 

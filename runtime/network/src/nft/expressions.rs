@@ -1,6 +1,6 @@
 //! The expressions our rules are made of, one method each.
 
-use crate::wire::Attributes;
+use amphora_sys::wire::Attributes;
 
 /// `NFT_REG_VERDICT`.
 const VERDICT: u32 = 0;

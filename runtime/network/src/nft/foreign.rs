@@ -6,7 +6,7 @@
 use amphora_sys::netlink::{NetlinkError, Socket, attributes};
 use rustix::io::Errno;
 
-use crate::wire::{Batch, F_CREATE, F_DUMP};
+use amphora_sys::wire::{Batch, F_CREATE, F_DUMP};
 
 use super::expressions::{Expressions, META_IIFNAME, META_OIFNAME, Verdict};
 use super::{Family, Transaction, Verb, kind, question};

@@ -11,7 +11,7 @@ pub(crate) use table::{BridgeFacts, drop_table, is_current, rebuild};
 
 use amphora_sys::netlink::Socket;
 
-use crate::wire::{Attributes, Batch};
+use amphora_sys::wire::{Attributes, Batch};
 
 /// The name of our table, family `inet`.
 pub(crate) const TABLE: &str = "amphora";

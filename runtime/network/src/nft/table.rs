@@ -16,7 +16,7 @@ use amphora_sys::netlink::{NetlinkError, Socket, attributes};
 use rustix::io::Errno;
 
 use crate::address::Subnet;
-use crate::wire::{Attributes, F_APPEND, F_CREATE};
+use amphora_sys::wire::{Attributes, F_APPEND, F_CREATE};
 
 use super::elements::{Element, put_elements};
 use super::expressions::{

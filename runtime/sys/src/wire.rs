@@ -2,24 +2,26 @@
 
 use std::net::IpAddr;
 
-use amphora_sys::netlink::{F_ACK, HEADER};
+use crate::netlink::{F_ACK, HEADER};
 
 /// `NLM_F_REQUEST`.
 const F_REQUEST: u16 = 0x1;
+/// `NLM_F_REPLACE`.
+pub const F_REPLACE: u16 = 0x100;
 /// `NLM_F_EXCL`.
-pub(crate) const F_EXCL: u16 = 0x200;
+pub const F_EXCL: u16 = 0x200;
 /// `NLM_F_CREATE`.
-pub(crate) const F_CREATE: u16 = 0x400;
+pub const F_CREATE: u16 = 0x400;
 /// `NLM_F_APPEND`.
-pub(crate) const F_APPEND: u16 = 0x800;
+pub const F_APPEND: u16 = 0x800;
 /// `NLM_F_DUMP`.
-pub(crate) const F_DUMP: u16 = 0x300;
+pub const F_DUMP: u16 = 0x300;
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
 
 /// Messages that leave as one datagram.
 #[derive(Debug, Default)]
-pub(crate) struct Batch {
+pub struct Batch {
     bytes: Vec<u8>,
     sequence: u32,
     last: usize,
@@ -27,7 +29,7 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// Adds one message: its family header, then the attributes that `fill` puts.
-    pub(crate) fn message(
+    pub fn message(
         &mut self,
         kind: u16,
         flags: u16,
@@ -51,7 +53,7 @@ impl Batch {
     }
 
     /// Asks for an acknowledgement of the message added last.
-    pub(crate) fn acknowledged(&mut self) {
+    pub fn acknowledged(&mut self) {
         let at = self.last + 6;
         if let Some(old) = self.bytes.get(at..at + 2) {
             let flags = u16::from_ne_bytes([
@@ -63,24 +65,24 @@ impl Batch {
     }
 
     /// Returns the datagram; its last message is acknowledged.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.acknowledged();
         self.bytes
     }
 
     /// Returns the datagram as it stands (dumps end by themselves; nftables batches have a tail).
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
+    pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 }
 
 /// The attributes of one message or nest.
 #[derive(Debug)]
-pub(crate) struct Attributes<'a>(&'a mut Vec<u8>);
+pub struct Attributes<'a>(&'a mut Vec<u8>);
 
 impl Attributes<'_> {
     /// Puts raw bytes.
-    pub(crate) fn bytes(&mut self, kind: u16, data: &[u8]) {
+    pub fn bytes(&mut self, kind: u16, data: &[u8]) {
         let start = self.0.len();
         self.0.extend([0; 2]);
         self.0.extend(kind.to_ne_bytes());
@@ -89,24 +91,24 @@ impl Attributes<'_> {
     }
 
     /// Puts a number in the machine's byte order (rtnetlink).
-    pub(crate) fn native(&mut self, kind: u16, value: u32) {
+    pub fn native(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_ne_bytes());
     }
 
     /// Puts a number in network byte order (nftables).
-    pub(crate) fn be32(&mut self, kind: u16, value: u32) {
+    pub fn be32(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
 
     /// Puts a text with its final NUL.
-    pub(crate) fn text(&mut self, kind: u16, value: &str) {
+    pub fn text(&mut self, kind: u16, value: &str) {
         let mut data = value.as_bytes().to_vec();
         data.push(0);
         self.bytes(kind, &data);
     }
 
     /// Puts an address of either family.
-    pub(crate) fn ip(&mut self, kind: u16, address: IpAddr) {
+    pub fn ip(&mut self, kind: u16, address: IpAddr) {
         match address {
             IpAddr::V4(v4) => self.bytes(kind, &v4.octets()),
             IpAddr::V6(v6) => self.bytes(kind, &v6.octets()),
@@ -114,17 +116,12 @@ impl Attributes<'_> {
     }
 
     /// Puts a nest.
-    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Attributes<'_>)) {
         self.nest_after(kind, &[], fill);
     }
 
     /// Puts a nest whose attributes follow a fixed header.
-    pub(crate) fn nest_after(
-        &mut self,
-        kind: u16,
-        header: &[u8],
-        fill: impl FnOnce(&mut Attributes<'_>),
-    ) {
+    pub fn nest_after(&mut self, kind: u16, header: &[u8], fill: impl FnOnce(&mut Attributes<'_>)) {
         let start = self.0.len();
         self.0.extend([0; 2]);
         self.0.extend((kind | NESTED).to_ne_bytes());
@@ -154,7 +151,7 @@ fn patch(bytes: &mut [u8], at: usize, data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use amphora_sys::netlink::{attributes, messages};
+    use crate::netlink::{attributes, messages};
 
     #[test]
     fn what_is_encoded_is_walked_back() {
