@@ -24,6 +24,7 @@ mod firewall;
 mod lease;
 mod live;
 mod macvlan;
+mod more_bridges;
 mod networks;
 mod nft;
 mod overlay;
