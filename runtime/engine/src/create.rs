@@ -120,6 +120,7 @@ impl Engine {
         labels.extend(options.labels);
         let mut host = options.host;
         self.options.settings.complete(&mut host, chosen.executor);
+        self.check_networks(&mut host, options.hostname.is_some(), &options.expose)?;
         crate::modes::check(&host, options.hostname.is_some())?;
         crate::devices::check(&host)?;
         if chosen.executor == Executor::Wasm {
