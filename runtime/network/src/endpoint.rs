@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{hardware_address, hardware_text};
 use crate::config::NetworkConfig;
+use crate::conntrack;
 use crate::ensure::random_hex;
 use crate::ensure::{Host, host_has_ipv6};
 use crate::error::{NetworkError, Result, kernel, netlink};
@@ -253,7 +254,8 @@ impl Networks {
         undo.push(Undo::File(lease.path.clone()));
 
         self.step()?;
-        let (ports, mut listeners) = reserve(&request.ports, lease.address, host_has_ipv6())?;
+        let reserved = reserve(&request.ports, lease.address, host_has_ipv6());
+        let (ports, mut listeners) = reserved.map_err(|error| self.allocated(error))?;
         let endpoint = Endpoint::new(id, config, &lease, ports, random_hex()?);
 
         self.step()?;
@@ -270,6 +272,8 @@ impl Networks {
             id.short()
         )))?;
 
+        let conntrack = conntrack::forget(&host.nft, &endpoint);
+
         self.step()?;
         // Closing this socket may block until a grace period is over (see `netlink::replay`);
         // the supervisor has all the time in the world.
@@ -282,6 +286,7 @@ impl Networks {
                 bytes,
             })
             .into_iter()
+            .chain(conntrack)
             .chain([Release::Unlink(lease.path), Release::Unlink(record)])
             .collect();
         Ok((endpoint, listeners, release))

@@ -14,6 +14,7 @@
 
 mod address;
 mod config;
+mod conntrack;
 mod endpoint;
 mod ensure;
 mod error;
@@ -24,6 +25,7 @@ mod networks;
 mod nft;
 mod port_spec;
 mod ports;
+mod publish;
 mod route;
 mod store;
 mod sysctl;
@@ -38,4 +40,5 @@ pub use firewall::Firewall;
 pub use networks::{Networks, is_default};
 pub use port_spec::{PortSpecError, parse_port_spec};
 pub use ports::{Listener, PortRequest, Protocol, PublishedPort};
+pub use publish::PortChange;
 pub use sysctl::Change;

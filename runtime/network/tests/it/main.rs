@@ -8,5 +8,6 @@
 )]
 
 mod attach;
+mod ports;
 mod traffic;
 mod world;

@@ -1,0 +1,198 @@
+//! Ports published and taken back while the container runs.
+//!
+//! The sockets are had first and the rules come last, so that nobody else is led astray by what
+//! fails in between; the record lies between both, so that what was cut off is found by it.
+
+use amphora_spec::ContainerId;
+use amphora_spec::release::Release;
+use amphora_sys::netlink::NETFILTER;
+
+use crate::conntrack;
+use crate::endpoint::Endpoint;
+use crate::ensure::host_has_ipv6;
+use crate::error::{BindFailure, NetworkError, Result, kernel, netlink};
+use crate::networks::Networks;
+use crate::nft;
+use crate::ports::{Listener, PortRequest, Protocol, PublishedPort, is_served, reserve};
+use crate::store;
+
+/// Other ports for a container that is attached: had, not yet published.
+#[derive(Debug)]
+pub struct PortChange {
+    before: Endpoint,
+    after: Endpoint,
+    /// Sockets of the new ports, in the order of [`PortChange::added`].
+    pub listeners: Vec<Listener>,
+}
+
+impl PortChange {
+    /// Returns every port as it was.
+    #[must_use]
+    pub fn before(&self) -> &[PublishedPort] {
+        &self.before.ports
+    }
+
+    /// Returns every port as it will be.
+    #[must_use]
+    pub fn after(&self) -> &[PublishedPort] {
+        &self.after.ports
+    }
+
+    /// Returns the new ports.
+    #[must_use]
+    pub fn added(&self) -> Vec<PublishedPort> {
+        missing(&self.after.ports, &self.before.ports)
+    }
+
+    /// Returns the ports that go.
+    #[must_use]
+    pub fn removed(&self) -> Vec<PublishedPort> {
+        missing(&self.before.ports, &self.after.ports)
+    }
+
+    /// Returns what the supervisor serves or holds for each port as it will be, in their order.
+    #[must_use]
+    pub fn targets(&self) -> Vec<Option<std::net::SocketAddr>> {
+        let inside = self.after.address;
+        let target = |port: &PublishedPort| is_served(port, inside);
+        self.after.ports.iter().map(target).collect()
+    }
+
+    /// Returns what frees the ports as they were and as they will be, for [`replaced`].
+    #[must_use]
+    pub fn releases(&self) -> [Option<Release>; 2] {
+        [&self.before, &self.after].map(release)
+    }
+}
+
+/// What is in `all` and not in `others`.
+fn missing<T: PartialEq + Clone>(all: &[T], others: &[T]) -> Vec<T> {
+    all.iter()
+        .filter(|one| !others.contains(one))
+        .cloned()
+        .collect()
+}
+
+fn release(endpoint: &Endpoint) -> Option<Release> {
+    nft::remove_batch(&endpoint.elements()).map(|bytes| Release::Netlink {
+        protocol: NETFILTER,
+        bytes,
+    })
+}
+
+impl Networks {
+    /// Has more ports for a container that is attached. Nothing is published yet:
+    /// [`Networks::change_ports`].
+    ///
+    /// # Errors
+    /// [`NetworkError::NoEndpoint`]; a taken host port is a conflict.
+    pub fn more_ports(&self, id: &ContainerId, requests: &[PortRequest]) -> Result<PortChange> {
+        let before = self.endpoint_of(id)?;
+        let reserved = reserve(requests, before.address, host_has_ipv6());
+        let (ports, listeners) = reserved.map_err(|error| self.allocated(error))?;
+        let mut after = before.clone();
+        after.ports.extend(ports);
+        Ok(PortChange {
+            before,
+            after,
+            listeners,
+        })
+    }
+
+    /// The ports of a container that is attached without those that the requests name: all of a
+    /// container's port, or those at a host port and address.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoEndpoint`]; [`NetworkError::NotPublished`] for a request that names none.
+    pub fn fewer_ports(&self, id: &ContainerId, requests: &[PortRequest]) -> Result<PortChange> {
+        let before = self.endpoint_of(id)?;
+        for request in requests {
+            if !before.ports.iter().any(|port| request.names(port)) {
+                return Err(NetworkError::NotPublished(request.to_string(), id.short()));
+            }
+        }
+        let mut after = before.clone();
+        after
+            .ports
+            .retain(|port| !requests.iter().any(|r| r.names(port)));
+        Ok(PortChange {
+            before,
+            after,
+            listeners: Vec::new(),
+        })
+    }
+
+    /// Publishes what a change adds, and takes back what it removes, in one transaction.
+    ///
+    /// # Errors
+    /// When the record or the rules cannot be changed; everything is as before then.
+    pub fn change_ports(&self, change: &PortChange) -> Result<()> {
+        self.turn(&change.before, &change.after).inspect_err(|_| {
+            // The failure that led here is the one to tell.
+            let _ = self.turn(&change.after, &change.before);
+        })
+    }
+
+    /// Undoes [`Networks::change_ports`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unchange_ports(&self, change: &PortChange) -> Result<()> {
+        self.turn(&change.after, &change.before)
+    }
+
+    fn turn(&self, from: &Endpoint, to: &Endpoint) -> Result<()> {
+        self.step()?;
+        // A container that has ended meanwhile has no directory any more, and gets none.
+        store::write_json(&self.endpoint_path(&to.container), to)?;
+        self.step()?;
+        let socket = nft::open().map_err(kernel("open nftables"))?;
+        let (old, new) = (from.elements(), to.elements());
+        let step = format!("publish the ports of container {}", to.container.short());
+        nft::change(&socket, &missing(&old, &new), &missing(&new, &old)).map_err(netlink(step))?;
+        let udp = |port: &&PublishedPort| port.protocol == Protocol::Udp;
+        let all = [
+            missing(&from.ports, &to.ports),
+            missing(&to.ports, &from.ports),
+        ]
+        .concat();
+        let changed: Vec<_> = all.iter().filter(udp).collect();
+        if !changed.is_empty() {
+            conntrack::forget_ports(&socket, &changed);
+        }
+        self.step()
+    }
+
+    fn endpoint_of(&self, id: &ContainerId) -> Result<Endpoint> {
+        let endpoint = self.endpoint(id)?;
+        endpoint.ok_or_else(|| NetworkError::NoEndpoint(id.short()))
+    }
+
+    /// Says of a port that is in use whether a container of ours has it.
+    pub(crate) fn allocated(&self, error: NetworkError) -> NetworkError {
+        let NetworkError::Bind {
+            address,
+            protocol,
+            source: BindFailure::InUse,
+        } = &error
+        else {
+            return error;
+        };
+        let (address, protocol) = (*address, *protocol);
+        let has = |port: &PublishedPort| {
+            let both = [port.host_ip, address.ip()];
+            port.host_port == address.port()
+                && port.protocol == protocol
+                && port.host_ip.is_ipv4() == address.is_ipv4()
+                && (port.host_ip == address.ip()
+                    || both.iter().any(std::net::IpAddr::is_unspecified))
+        };
+        let others = self.endpoints().unwrap_or_default();
+        let ours = others.iter().any(|e| e.ports.iter().any(has));
+        if ours {
+            NetworkError::Allocated { address, protocol }
+        } else {
+            error
+        }
+    }
+}
