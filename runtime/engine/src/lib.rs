@@ -39,6 +39,7 @@ mod modes;
 mod mount_spec;
 mod names;
 mod pause;
+mod ports;
 mod prune;
 mod ps;
 mod reconcile;
@@ -55,6 +56,7 @@ mod update;
 mod usage;
 mod volumes;
 
+pub use amphora_network::PortRequest;
 pub use boot::Booted;
 pub use changes::{Change, ChangeKind};
 pub use commit::{CommitOptions, ImportOptions};

@@ -21,6 +21,8 @@ use crate::store;
 pub struct PortChange {
     before: Endpoint,
     after: Endpoint,
+    /// What ends UDP conversations, for a container that had none so far.
+    conversations: Option<Release>,
     /// Sockets of the new ports, in the order of [`PortChange::added`].
     pub listeners: Vec<Listener>,
 }
@@ -58,10 +60,17 @@ impl PortChange {
         self.after.ports.iter().map(target).collect()
     }
 
-    /// Returns what frees the ports as they were and as they will be, for [`replaced`].
+    /// Returns what frees the ports as they were.
     #[must_use]
-    pub fn releases(&self) -> [Option<Release>; 2] {
-        [&self.before, &self.after].map(release)
+    pub fn old_release(&self) -> Vec<Release> {
+        release(&self.before).into_iter().collect()
+    }
+
+    /// Returns what frees the ports as they will be, in the place of [`PortChange::old_release`].
+    #[must_use]
+    pub fn new_release(&self) -> Vec<Release> {
+        let rules = release(&self.after).into_iter();
+        rules.chain(self.conversations.clone()).collect()
     }
 }
 
@@ -73,11 +82,31 @@ fn missing<T: PartialEq + Clone>(all: &[T], others: &[T]) -> Vec<T> {
         .collect()
 }
 
+fn has_udp(endpoint: &Endpoint) -> bool {
+    let udp = |port: &PublishedPort| port.protocol == Protocol::Udp;
+    endpoint.ports.iter().any(udp)
+}
+
 fn release(endpoint: &Endpoint) -> Option<Release> {
     nft::remove_batch(&endpoint.elements()).map(|bytes| Release::Netlink {
         protocol: NETFILTER,
         bytes,
     })
+}
+
+fn turn_rules(from: &Endpoint, to: &Endpoint) -> Result<()> {
+    let socket = nft::open().map_err(kernel("open nftables"))?;
+    let (old, new) = (from.elements(), to.elements());
+    let step = format!("publish the ports of container {}", to.container.short());
+    nft::change(&socket, &missing(&old, &new), &missing(&new, &old)).map_err(netlink(step))?;
+    let gone = missing(&from.ports, &to.ports);
+    let come = missing(&to.ports, &from.ports);
+    let udp = |port: &&PublishedPort| port.protocol == Protocol::Udp;
+    let changed: Vec<_> = gone.iter().chain(&come).filter(udp).collect();
+    if !changed.is_empty() {
+        conntrack::forget_ports(&socket, &changed);
+    }
+    Ok(())
 }
 
 impl Networks {
@@ -92,9 +121,15 @@ impl Networks {
         let (ports, listeners) = reserved.map_err(|error| self.allocated(error))?;
         let mut after = before.clone();
         after.ports.extend(ports);
+        let mut conversations = None;
+        if has_udp(&after) && !has_udp(&before) {
+            let socket = nft::open().map_err(kernel("open nftables"))?;
+            conversations = conntrack::forget(&socket, &after);
+        }
         Ok(PortChange {
             before,
             after,
+            conversations,
             listeners,
         })
     }
@@ -118,6 +153,7 @@ impl Networks {
         Ok(PortChange {
             before,
             after,
+            conversations: None,
             listeners: Vec::new(),
         })
     }
@@ -127,40 +163,31 @@ impl Networks {
     /// # Errors
     /// When the record or the rules cannot be changed; everything is as before then.
     pub fn change_ports(&self, change: &PortChange) -> Result<()> {
-        self.turn(&change.before, &change.after).inspect_err(|_| {
-            // The failure that led here is the one to tell.
-            let _ = self.turn(&change.after, &change.before);
-        })
+        let (from, to) = (&change.before, &change.after);
+        self.step()
+            // A container that has ended meanwhile has no directory any more, and gets none.
+            .and_then(|()| store::write_json(&self.endpoint_path(&to.container), to))
+            .and_then(|()| self.step())
+            .and_then(|()| turn_rules(from, to))
+            .and_then(|()| self.step())
+            .inspect_err(|_| {
+                // The failure that led here is the one to tell.
+                let _ = self.unchange_ports(change);
+            })
     }
 
-    /// Undoes [`Networks::change_ports`].
+    /// Undoes [`Networks::change_ports`], as far as that has come.
     ///
     /// # Errors
     /// As there.
     pub fn unchange_ports(&self, change: &PortChange) -> Result<()> {
-        self.turn(&change.after, &change.before)
-    }
-
-    fn turn(&self, from: &Endpoint, to: &Endpoint) -> Result<()> {
-        self.step()?;
-        // A container that has ended meanwhile has no directory any more, and gets none.
-        store::write_json(&self.endpoint_path(&to.container), to)?;
-        self.step()?;
-        let socket = nft::open().map_err(kernel("open nftables"))?;
-        let (old, new) = (from.elements(), to.elements());
-        let step = format!("publish the ports of container {}", to.container.short());
-        nft::change(&socket, &missing(&old, &new), &missing(&new, &old)).map_err(netlink(step))?;
-        let udp = |port: &&PublishedPort| port.protocol == Protocol::Udp;
-        let all = [
-            missing(&from.ports, &to.ports),
-            missing(&to.ports, &from.ports),
-        ]
-        .concat();
-        let changed: Vec<_> = all.iter().filter(udp).collect();
-        if !changed.is_empty() {
-            conntrack::forget_ports(&socket, &changed);
+        let (from, to) = (&change.after, &change.before);
+        let rules = turn_rules(from, to);
+        // Another run of the container has a record of its own.
+        if self.endpoint(&to.container)?.as_ref() == Some(from) {
+            store::write_json(&self.endpoint_path(&to.container), to)?;
         }
-        self.step()
+        rules
     }
 
     fn endpoint_of(&self, id: &ContainerId) -> Result<Endpoint> {
