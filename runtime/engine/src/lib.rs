@@ -40,6 +40,7 @@ mod mount_spec;
 mod names;
 mod networks;
 mod pause;
+mod ports;
 mod prune;
 mod ps;
 mod reconcile;
@@ -56,6 +57,7 @@ mod update;
 mod usage;
 mod volumes;
 
+pub use amphora_network::PortRequest;
 pub use boot::Booted;
 pub use changes::{Change, ChangeKind};
 pub use commit::{CommitOptions, ImportOptions};

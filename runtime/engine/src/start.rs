@@ -262,7 +262,10 @@ impl Engine {
         let ahead = ahead(config);
         // It comes up beside us, and makes the network namespace on the way.
         let waiting = match inherited {
-            None => Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead),
+            None => {
+                let run = self.run_dir(&config.id);
+                Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead, &run)
+            }
             Some(socket) => Waiting::inherited(socket, &exe),
         }
         .map_err(EngineError::plain)?;

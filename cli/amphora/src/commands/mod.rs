@@ -25,6 +25,7 @@ mod info;
 mod inspect;
 mod logs;
 mod pause;
+mod port;
 mod prune;
 mod ps;
 mod quick;
