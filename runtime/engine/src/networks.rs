@@ -175,7 +175,9 @@ impl Engine {
             attachment: asked,
             hostname,
         };
-        let reached = self.networks.connect(&request, &mut |to| self.tell(&running, to));
+        let reached = self
+            .networks
+            .connect(&request, &mut |to| self.tell(&running, to));
         let reached = reached.map_err(plain).inspect_err(|_| {
             // The failure that led here is the one to tell.
             let _ = self.keep_config(&before);

@@ -66,6 +66,7 @@ pub struct Attachment {
 pub(crate) enum Undo {
     File(PathBuf),
     Link(String),
+    Inside(OwnedFd, String),
     Elements(Vec<Element>),
     Listing(ContainerId, Listing),
     Gateways(OwnedFd, Vec<(u32, IpAddr)>, Vec<(u32, IpAddr)>),
@@ -169,6 +170,8 @@ impl Networks {
             let _ = match action {
                 Undo::File(path) => store::remove(path).is_ok(),
                 Undo::Link(name) => route::delete_link(&host.route, name).is_ok(),
+                Undo::Inside(netns, name) => inside(netns.as_fd())
+                    .is_ok_and(|socket| route::delete_link(&socket, name).is_ok()),
                 Undo::Elements(all) => nft::delete(&host.nft, all).is_ok(),
                 Undo::Listing(id, listing) => self.write_listing(id, listing).is_ok(),
                 Undo::Gateways(netns, from, to) => {
@@ -456,7 +459,7 @@ impl Networks {
     ) -> Result<u32> {
         let (config, on) = place;
         if config.driver == Driver::Macvlan {
-            return self.link_macvlan(host, config, *on, endpoint, netns);
+            return self.link_macvlan(host, config, *on, endpoint, netns, undo);
         }
         undo.push(Undo::Link(endpoint.link.clone()));
         let Some(nth) = nth else {

@@ -175,7 +175,10 @@ impl Server {
         if change.given.is_empty() && change.close.is_empty() {
             // The same sockets: what they serve may be elsewhere now.
             let (old, new) = (&old.listeners, &self.parts.config.listeners);
-            let moved = old.iter().zip(new).filter_map(|(o, n)| o.target.zip(n.target));
+            let moved = old
+                .iter()
+                .zip(new)
+                .filter_map(|(o, n)| o.target.zip(n.target));
             self.splices.retarget(&moved.collect::<Vec<_>>());
         }
         let (mut opened, held) = (Vec::new(), self.parts.hold.len());
