@@ -99,7 +99,7 @@ fn endpoint_errors(asked: &NetworkAttachment, network: Option<&NetworkConfig>) -
 }
 
 impl Engine {
-    /// Checks what a new container asks of its networks, and calls them by their names. One that
+    /// Checks modes and what a new container asks of its networks, and calls them by their names. One that
     /// is not there is no error yet.
     pub(crate) fn check_networks(
         &self,
@@ -125,7 +125,7 @@ impl Engine {
             // Whatever else was asked for, the other container has it already.
             host.networks.clear();
         }
-        Ok(())
+        crate::modes::check(host, hostname)
     }
 
     /// The addresses of the containers that a container is linked to, by alias and names. On the

@@ -10,5 +10,6 @@
 mod attach;
 mod more_bridges;
 mod networks;
+mod ports;
 mod traffic;
 mod world;
