@@ -43,6 +43,7 @@ mod prune;
 mod ps;
 mod reconcile;
 mod rename;
+mod resolving;
 pub mod restart;
 mod save;
 mod settings;

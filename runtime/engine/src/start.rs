@@ -19,6 +19,7 @@ use crate::boot::{WORK, remove_work};
 use crate::config::{ContainerConfig, CreateOptions, MountPoint, NetworkMode};
 use crate::files::{Lock, ensure_dir, write};
 use crate::finish::{put_exit_aside, remove_cgroup, remove_failed, settle_exit};
+use crate::resolving;
 use crate::spec_builder::{self, StartFacts};
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result};
@@ -135,6 +136,7 @@ fn taken(claim: &mut Claim) -> (Vec<Release>, Vec<amphora_network::Listener>) {
 fn ahead(config: &ContainerConfig) -> Ahead {
     Ahead {
         netns: config.host.network != NetworkMode::Host,
+        names: resolving::has_server(config).then(|| resolving::place(config)),
     }
 }
 
@@ -270,7 +272,9 @@ impl Engine {
         let (mut mounts, hold) = self.mount_volumes(config, root.as_fd())?;
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
-        mounts.extend(self.etc_files(config, claim.as_ref().map(|c| &c.endpoint))?);
+        let endpoint = claim.as_ref().map(|c| &c.endpoint);
+        let resolving = self.resolving(config, endpoint.is_some_and(|e| e.address6.is_some()))?;
+        mounts.extend(self.etc_files(config, endpoint, &resolving.text)?);
         mounts.extend(self.joined_shm(config)?);
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
         let mut supervise = self.supervise_config(config, release, cgroup.handle())?;
@@ -294,6 +298,7 @@ impl Engine {
             .iter()
             .map(|l| Listener { target: l.target })
             .collect();
+        supervise.names = resolving.server;
         supervise.netns = claim.as_ref().map(|_| host_netns()).transpose()?;
         supervise.events = self.start_events(config, attach, claim.as_ref(), &mut undo);
         let charge = Charge {
@@ -362,6 +367,7 @@ impl Engine {
             health: self.health_config(config),
             events: amphora_supervisor::EventLog::default(),
             netns: None,
+            names: None,
         })
     }
 
@@ -390,6 +396,7 @@ impl Engine {
         &self,
         config: &ContainerConfig,
         network: Option<&Endpoint>,
+        resolv: &str,
     ) -> Result<Vec<BundleMount>> {
         let dir = self.run_dir(&config.id).join("etc");
         ensure_dir(&dir, 0o755)?;
@@ -399,12 +406,7 @@ impl Engine {
         });
         let gateway = network.map(|n| IpAddr::from(n.gateway));
         let extra = extra_hosts(&config.host.extra_hosts, gateway)?;
-        let mut resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let overrides = resolv_overrides(&config.host.dns)?;
         let hosts = if config.host.network == NetworkMode::Host {
-            if overrides != files::ResolvOverrides::default() {
-                resolv = files::resolv_conf(&resolv, &overrides, true);
-            }
             // Copies: what the container writes there is not the machine's.
             let mut hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
             for (name, address) in &extra {
@@ -412,8 +414,6 @@ impl Engine {
             }
             hosts
         } else {
-            let ipv6 = network.is_some_and(|n| n.address6.is_some());
-            resolv = files::resolv_conf(&resolv, &overrides, ipv6);
             let full = format!("{}.{}", config.hostname, config.domainname);
             let both = [full.as_str(), config.hostname.as_str()];
             let names = if config.domainname.is_empty() {
@@ -595,19 +595,6 @@ impl Engine {
             id.hex(),
         ]
     }
-}
-
-/// What `/etc/resolv.conf` says in place of the host's.
-fn resolv_overrides(dns: &crate::config::DnsConfig) -> Result<files::ResolvOverrides> {
-    let address = |text: &String| {
-        text.parse()
-            .map_err(|_| EngineError::Invalid(format!("invalid DNS server address: \"{text}\"")))
-    };
-    Ok(files::ResolvOverrides {
-        servers: dns.servers.iter().map(address).collect::<Result<_>>()?,
-        search: dns.search.clone(),
-        options: dns.options.clone(),
-    })
 }
 
 /// Parses `host:address` lines; `host-gateway` stands for the host's address on the network.

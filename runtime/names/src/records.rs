@@ -42,18 +42,15 @@ struct Endpoint {
     address: Option<Ipv4Addr>,
     #[serde(default)]
     address6: Option<Ipv6Addr>,
+    /// Nothing leads out of the network.
+    #[serde(default)]
+    internal: bool,
 }
 
 #[derive(Debug, Deserialize)]
 struct Endpoints {
     version: u32,
     endpoints: Vec<Endpoint>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Network {
-    #[serde(default)]
-    internal: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -103,7 +100,8 @@ impl Records {
             for id in direct.iter().chain(&aliased) {
                 let endpoints = self.endpoints(id);
                 for endpoint in endpoints.iter().filter(|e| e.network == network) {
-                    here.v4.extend(endpoint.address);
+                    here.v4
+                        .extend(endpoint.address.filter(|a| !a.is_unspecified()));
                     here.v6.extend(endpoint.address6);
                 }
             }
@@ -152,11 +150,7 @@ impl Records {
     /// Whether names of others may be asked for outside: not from internal networks alone.
     #[must_use]
     pub fn may_leave(&self) -> bool {
-        self.own().iter().any(|endpoint| {
-            let path = self.data.join("networks").join(&endpoint.network);
-            let network: Option<Network> = read_json(&path.join("config.json"));
-            network.is_none_or(|network| !network.internal)
-        })
+        self.own().iter().any(|endpoint| !endpoint.internal)
     }
 
     fn own(&self) -> Vec<Endpoint> {

@@ -52,7 +52,10 @@ impl Home {
                 fs::create_dir_all(&leases).unwrap();
                 let _ = std::os::unix::fs::symlink(id(digit), leases.join(v4));
                 let v6 = (!v6.is_empty()).then_some(v6);
-                serde_json::json!({ "network": network, "address": v4, "address6": v6, "x": 0 })
+                serde_json::json!({
+                    "network": network, "address": v4, "address6": v6,
+                    "internal": network.starts_with("in"), "x": 0,
+                })
             })
             .collect();
         let record = serde_json::json!({ "version": 2, "endpoints": endpoints });
@@ -64,12 +67,6 @@ impl Home {
         let dir = dir.join("aliases").join(alias);
         fs::create_dir_all(&dir).unwrap();
         fs::write(dir.join(id(digit)), "").unwrap();
-    }
-
-    pub(crate) fn network(&self, name: &str, config: &str) {
-        let dir = self.data().join("networks").join(name);
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("config.json"), config).unwrap();
     }
 }
 

@@ -133,8 +133,6 @@ fn the_first_form_of_the_record_is_read_and_an_unknown_one_is_not() {
 #[test]
 fn only_internal_networks_keep_questions_in() {
     let home = Home::new("internal");
-    home.network("in", r#"{"version":2,"internal":true}"#);
-    home.network("out", r#"{"version":1}"#);
     home.container('a', "a", &[("in", "10.0.0.2", "")]);
     home.container('b', "b", &[("in", "10.0.0.3", ""), ("out", "10.9.0.3", "")]);
     home.container('c', "c", &[]);

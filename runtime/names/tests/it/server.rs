@@ -386,7 +386,6 @@ fn nobody_answers_and_own_names_go_on() {
 fn an_internal_network_asks_nobody_and_bare_names_may_stay() {
     alone();
     let home = Home::new("inside");
-    home.network("in", r#"{"version":2,"internal":true}"#);
     home.container('a', "me", &[("in", "10.0.0.2", "")]);
     let told = Settings {
         bare_names_stay: true,
