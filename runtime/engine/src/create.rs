@@ -120,7 +120,7 @@ impl Engine {
         labels.extend(options.labels);
         let mut host = options.host;
         self.options.settings.complete(&mut host, chosen.executor);
-        crate::modes::check(&host, options.hostname.is_some())?;
+        self.check_networks(&mut host, options.hostname.is_some(), &options.expose)?;
         crate::devices::check(&host)?;
         if chosen.executor == Executor::Wasm {
             crate::modes::check_wasm(&host)?;
@@ -131,7 +131,8 @@ impl Engine {
         validate_host(&host)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
-        let hostname = options.hostname.unwrap_or_else(|| default_name(&host, &id));
+        let hostname = options.hostname;
+        let hostname = hostname.map_or_else(|| self.default_name(&host, &id), Ok)?;
         let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {
             version: CONFIG_VERSION,
@@ -170,6 +171,18 @@ impl Engine {
             shell: defaults.shell.clone(),
             host,
         })
+    }
+
+    /// Docker's rule: what shares the host's network has the host's name, and what shares another
+    /// container's has that one's.
+    fn default_name(&self, host: &HostConfig, id: &ContainerId) -> Result<String> {
+        if host.uts_mode == "host" || host.network == NetworkMode::Host {
+            return Ok(host_name());
+        }
+        match host.network.container() {
+            Some(other) => Ok(self.config(&self.find(other)?)?.hostname),
+            None => Ok(id.short()),
+        }
     }
 
     fn choose_executor(
@@ -283,15 +296,6 @@ impl Engine {
         Err(EngineError::State(
             "failed to find a free container name".to_owned(),
         ))
-    }
-}
-
-/// Docker's rule: what shares the host's network has the host's name.
-fn default_name(host: &HostConfig, id: &ContainerId) -> String {
-    match host.network {
-        _ if host.uts_mode == "host" => host_name(),
-        NetworkMode::Host => host_name(),
-        _ => id.short(),
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct Resolving {
 
 /// Whether a container has a name server: with a network of ours.
 pub(crate) fn has_server(config: &ContainerConfig) -> bool {
-    config.host.network == NetworkMode::Bridge
+    config.host.network.is_connected()
 }
 
 /// Where its name server listens: elsewhere, where the container is to serve names itself.
@@ -40,7 +40,7 @@ pub(crate) fn place(config: &ContainerConfig) -> Place {
 }
 
 impl Engine {
-    pub(crate) fn resolving(&self, config: &ContainerConfig, ipv6: bool) -> Result<Resolving> {
+    pub(crate) fn resolving(&self, config: &ContainerConfig) -> Result<Resolving> {
         let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let overrides = resolv_overrides(&config.host.dns)?;
         let text = if has_server(config) {
@@ -58,7 +58,7 @@ impl Engine {
                 server: Some(server),
             });
         } else if config.host.network != NetworkMode::Host {
-            files::resolv_conf(&host, &overrides, ipv6)
+            files::resolv_conf(&host, &overrides, false)
         } else if overrides == ResolvOverrides::default() {
             host
         } else {

@@ -115,12 +115,16 @@ fn thermal_counters() -> Vec<String> {
 }
 
 /// The container's own network namespace, from its supervisor; `None` in network mode `host`.
-fn namespace(waiting: &Waiting<'_>, config: &ContainerConfig) -> Result<Option<OwnedFd>> {
-    if config.host.network == NetworkMode::Host {
-        return Ok(None);
+fn namespace(
+    engine: &Engine,
+    waiting: &Waiting<'_>,
+    config: &ContainerConfig,
+) -> Result<Option<OwnedFd>> {
+    if !config.host.network.is_own() {
+        return engine.joined_netns(config);
     }
     let netns = waiting.netns().map_err(EngineError::plain)?;
-    if config.host.network == NetworkMode::None {
+    if config.host.network == NetworkMode::None || config.host.unconnected {
         amphora_network::loopback_up(netns.as_fd()).map_err(EngineError::plain)?;
     }
     Ok(Some(netns))
@@ -135,7 +139,7 @@ fn taken(claim: &mut Claim) -> (Vec<Release>, Vec<amphora_network::Listener>) {
 /// What the supervisor makes while the rest is prepared.
 fn ahead(config: &ContainerConfig) -> Ahead {
     Ahead {
-        netns: config.host.network != NetworkMode::Host,
+        netns: config.host.network.is_own(),
         names: resolving::has_server(config).then(|| resolving::place(config)),
     }
 }
@@ -260,7 +264,10 @@ impl Engine {
         let ahead = ahead(config);
         // It comes up beside us, and makes the network namespace on the way.
         let waiting = match inherited {
-            None => Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead),
+            None => {
+                let run = self.run_dir(&config.id);
+                Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead, &run)
+            }
             Some(socket) => Waiting::inherited(socket, &exe),
         }
         .map_err(EngineError::plain)?;
@@ -272,9 +279,11 @@ impl Engine {
         let (mut mounts, hold) = self.mount_volumes(config, root.as_fd())?;
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
-        let endpoint = claim.as_ref().map(|c| &c.endpoint);
-        let resolving = self.resolving(config, endpoint.is_some_and(|e| e.address6.is_some()))?;
-        mounts.extend(self.etc_files(config, endpoint, &resolving.text)?);
+        let resolving = self.resolving(config)?;
+        mounts.extend(match self.joined_etc(config)? {
+            Some(joined) => joined,
+            None => self.etc_files(config, claim.as_ref(), &resolving.text)?,
+        });
         mounts.extend(self.joined_shm(config)?);
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
         let mut supervise = self.supervise_config(config, release, cgroup.handle())?;
@@ -283,7 +292,7 @@ impl Engine {
             spec,
             root,
             mounts,
-            netns: namespace(&waiting, config)?,
+            netns: namespace(self, &waiting, config)?,
             join: None,
             cgroup,
             module: self.open_module(config)?,
@@ -395,17 +404,21 @@ impl Engine {
     fn etc_files(
         &self,
         config: &ContainerConfig,
-        network: Option<&Endpoint>,
+        claim: Option<&Claim>,
         resolv: &str,
     ) -> Result<Vec<BundleMount>> {
         let dir = self.run_dir(&config.id).join("etc");
         ensure_dir(&dir, 0o755)?;
-        let own: Vec<IpAddr> = network.map_or_else(Vec::new, |n| {
+        let endpoints = claim.map_or(&[][..], |c| &c.endpoints);
+        let addresses = |n: &Endpoint| {
             let v6 = n.address6.map(IpAddr::from);
-            std::iter::once(IpAddr::from(n.address)).chain(v6).collect()
-        });
+            std::iter::once(IpAddr::from(n.address)).chain(v6)
+        };
+        let own: Vec<IpAddr> = endpoints.iter().flat_map(addresses).collect();
+        let network = claim.and_then(Claim::endpoint);
         let gateway = network.map(|n| IpAddr::from(n.gateway));
-        let extra = extra_hosts(&config.host.extra_hosts, gateway)?;
+        let mut extra = extra_hosts(&config.host.extra_hosts, gateway)?;
+        extra.extend(self.link_hosts(&config.host)?);
         let hosts = if config.host.network == NetworkMode::Host {
             // Copies: what the container writes there is not the machine's.
             let mut hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
@@ -508,7 +521,8 @@ impl Engine {
     }
 
     fn claim_network(&self, config: &ContainerConfig, undo: &mut Undo) -> Result<Option<Claim>> {
-        if config.host.network != NetworkMode::Bridge {
+        let networks = config.host.attachments();
+        if networks.is_empty() {
             return Ok(None);
         }
         let mut ports: Vec<PortRequest> = config.host.ports.clone();
@@ -534,12 +548,13 @@ impl Engine {
                 }
             }
         }
-        let networks = Networks::open(&self.options.root, &self.options.run_root);
+        let again = Networks::open(&self.options.root, &self.options.run_root);
         let id = config.id;
-        undo.push(move || networks.release(&id).map_err(EngineError::plain));
+        undo.push(move || again.release(&id).map_err(EngineError::plain));
         let request = AttachRequest {
             container: config.id,
-            network: "bridge".to_owned(),
+            networks,
+            hostname: crate::networks::told_hostname(config),
             ports,
         };
         match self.networks.claim(&request) {

@@ -1,12 +1,14 @@
 //! What a supervisor makes before it knows its container, while the engine prepares the rest.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use amphora_names::{Place, Sockets};
 use amphora_sys::base::Base;
 use amphora_sys::{LaunchPlan, channel, ns};
 use rustix::fs::{Mode, OFlags, open};
 
+use crate::shared_base;
 use crate::waiting::{NAMES, NAMES_ASIDE, NETNS};
 
 /// What is needed for the start alone, and takes time to close: given back in the first quiet moment,
@@ -15,6 +17,10 @@ use crate::waiting::{NAMES, NAMES_ASIDE, NETNS};
 pub(crate) struct Early {
     /// What the container's mount namespace is cloned from; `None`: the host's is.
     pub(crate) base: Option<Base>,
+    /// Whether somebody else holds it.
+    borrowed: bool,
+    /// Whether others may be using it.
+    offered: bool,
     /// Through what the settings of the network namespace were made.
     #[expect(dead_code, reason = "held to be closed in its time")]
     settings: Option<OwnedFd>,
@@ -25,10 +31,15 @@ pub(crate) struct Early {
 /// Makes it all.
 pub(crate) fn make(socket: BorrowedFd<'_>) -> Early {
     let (settings, names) = netns(socket).unwrap_or_default();
+    reset_oom_score();
+    let shared = shared_base::find_asked();
+    let borrowed = shared.is_some();
     Early {
+        base: shared.or_else(|| Base::new().ok()),
+        borrowed,
+        offered: false,
         settings,
         names,
-        base: base(),
     }
 }
 
@@ -61,9 +72,8 @@ fn netns(socket: BorrowedFd<'_>) -> Option<(Option<OwnedFd>, Option<Sockets>)> {
     }
 }
 
-/// Makes the empty mount namespace that the container's is cloned from; `None`: the host's is.
-fn base() -> Option<Base> {
-    // Born there, the child cannot reach the file that resets what it would inherit.
+/// Born in an empty mount namespace, the child cannot reach the file that resets what it would inherit.
+fn reset_oom_score() {
     if let Ok(file) = open(
         "/proc/self/oom_score_adj",
         OFlags::WRONLY | OFlags::CLOEXEC,
@@ -71,7 +81,6 @@ fn base() -> Option<Base> {
     ) {
         let _ = rustix::io::write(&file, b"0");
     }
-    Base::new().ok()
 }
 
 impl Early {
@@ -82,5 +91,24 @@ impl Early {
             plan.cover_root();
         }
         self
+    }
+
+    /// What is kept once the start is over: the base, when the other supervisors of this engine have
+    /// none.
+    pub(crate) fn settled(self, run_dir: &Path) -> Self {
+        let own = self.base.filter(|_| !self.borrowed);
+        let base = own.filter(|base| self.offered || shared_base::offer(base, run_dir));
+        Self {
+            offered: base.is_some(),
+            base,
+            ..Self::default()
+        }
+    }
+
+    /// Ends what [`Early::settled`] has kept.
+    pub(crate) fn end(self, run_dir: &Path) {
+        if let Some(base) = self.base.as_ref().filter(|_| self.offered) {
+            shared_base::withdraw(base, run_dir);
+        }
     }
 }

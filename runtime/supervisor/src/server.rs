@@ -185,7 +185,8 @@ impl Server {
 
     fn release_pages(&mut self) {
         self.used = false;
-        self.parts.early = Early::default();
+        let early = std::mem::take(&mut self.parts.early);
+        self.parts.early = early.settled(&self.parts.config.run_dir);
         self.log.release_pages();
         if let Some(names) = &mut self.names {
             names.release();

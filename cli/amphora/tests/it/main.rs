@@ -54,6 +54,7 @@ mod machine;
 mod model;
 mod mounting;
 mod names;
+mod networks;
 mod options;
 mod parallel;
 mod ports;

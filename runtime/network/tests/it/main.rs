@@ -8,5 +8,6 @@
 )]
 
 mod attach;
+mod networks;
 mod traffic;
 mod world;
