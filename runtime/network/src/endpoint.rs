@@ -17,7 +17,7 @@ use crate::conntrack;
 use crate::ensure::random_hex;
 use crate::ensure::{Host, host_has_ipv6};
 use crate::error::{NetworkError, Result, kernel, netlink};
-use crate::firewall::Firewall;
+use crate::firewall::{Firewall, REPAIRED};
 use crate::lease::Lease;
 use crate::networks::Networks;
 use crate::nft::{self, Element};
@@ -312,7 +312,8 @@ impl Networks {
         )))?;
 
         self.step()?;
-        let hints = self.ensure_accepted(&host.nft, config)?;
+        let mut hints = self.ensure_accepted(&host.nft, config)?;
+        hints.extend(host.repaired.then(|| REPAIRED.to_owned()));
         Ok(Firewall {
             hints,
             bridge: Some((config.link.clone(), config.subnet6.is_some())),

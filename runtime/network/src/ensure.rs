@@ -21,6 +21,8 @@ pub(crate) struct Host {
     pub(crate) route: Socket,
     pub(crate) nft: Socket,
     pub(crate) bridge: u32,
+    /// Whether our rules had gone from under running containers.
+    pub(crate) repaired: bool,
 }
 
 const FORWARD4: &str = "net/ipv4/ip_forward";
@@ -37,7 +39,14 @@ impl Networks {
             && let Some(bridge) = ready(config, &route)?
             && nft::is_current(&nft).map_err(netlink("look at table \"amphora\""))?
         {
-            return Ok((config.clone(), Host { route, nft, bridge }));
+            let repaired = false;
+            let host = Host {
+                route,
+                nft,
+                bridge,
+                repaired,
+            };
+            return Ok((config.clone(), host));
         }
         store::make_dir(&self.run_dir(name))?;
         let _lock = store::lock(&self.lock_path())?;
@@ -45,10 +54,11 @@ impl Networks {
             route,
             nft,
             bridge: 0,
+            repaired: false,
         };
         let config = self.ensure_bridge(name, &mut host)?;
         if !nft::is_current(&host.nft).map_err(netlink("look at table \"amphora\""))? {
-            self.rebuild_table(&host.nft, &config)?;
+            host.repaired = self.rebuild_table(&host.nft, &config)?;
         }
         Ok((config, host))
     }
@@ -197,18 +207,24 @@ impl Networks {
         changes.apply(FORWARD6, "1")
     }
 
-    /// Makes the table, with every port of every endpoint on record.
-    fn rebuild_table(&self, socket: &Socket, config: &NetworkConfig) -> Result<()> {
+    /// Makes the table, with every port of every endpoint on record. Says whether it had gone from
+    /// under one.
+    fn rebuild_table(&self, socket: &Socket, config: &NetworkConfig) -> Result<bool> {
         self.step()?;
         let mut ports = Vec::new();
-        for endpoint in self.endpoints()? {
+        let there = nft::is_there(socket).map_err(netlink("look at table \"amphora\""))?;
+        let endpoints = self.endpoints()?;
+        let gone = !there && !endpoints.is_empty();
+        for endpoint in endpoints {
             for element in endpoint.elements() {
                 if !ports.contains(&element) {
                     ports.push(element);
                 }
             }
         }
-        nft::rebuild(socket, &[config.facts()], &ports).map_err(netlink("make table \"amphora\""))
+        nft::rebuild(socket, &[config.facts()], &ports)
+            .map_err(netlink("make table \"amphora\""))?;
+        Ok(gone)
     }
 
     /// Has other engines' filters let our bridge through, as far as they can be asked; returns

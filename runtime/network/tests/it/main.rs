@@ -8,6 +8,7 @@
 )]
 
 mod attach;
+mod firewalls;
 mod ports;
 mod traffic;
 mod world;
