@@ -131,7 +131,10 @@ impl Engine {
         validate_host(&host)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
-        let hostname = options.hostname.unwrap_or_else(|| default_name(&host, &id));
+        let hostname = match options.hostname {
+            Some(name) => name,
+            None => self.default_name(&host, &id)?,
+        };
         let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {
             version: CONFIG_VERSION,
@@ -170,6 +173,18 @@ impl Engine {
             shell: defaults.shell.clone(),
             host,
         })
+    }
+
+    /// Docker's rule: what shares the host's network has the host's name, and what shares another
+    /// container's has that one's.
+    fn default_name(&self, host: &HostConfig, id: &ContainerId) -> Result<String> {
+        if host.uts_mode == "host" || host.network == NetworkMode::Host {
+            return Ok(host_name());
+        }
+        match host.network.container() {
+            Some(other) => Ok(self.config(&self.find(other)?)?.hostname),
+            None => Ok(id.short()),
+        }
     }
 
     fn choose_executor(
@@ -283,15 +298,6 @@ impl Engine {
         Err(EngineError::State(
             "failed to find a free container name".to_owned(),
         ))
-    }
-}
-
-/// Docker's rule: what shares the host's network has the host's name.
-fn default_name(host: &HostConfig, id: &ContainerId) -> String {
-    match host.network {
-        _ if host.uts_mode == "host" => host_name(),
-        NetworkMode::Host => host_name(),
-        _ => id.short(),
     }
 }
 

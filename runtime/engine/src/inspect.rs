@@ -297,7 +297,22 @@ fn network_json(view: &ContainerView) -> Value {
         }
     }
     let name = view.config.host.network.name();
-    let endpoint = endpoint_json(view.endpoint.as_ref());
+    // As Docker: the flat keys speak of the default bridge alone.
+    let flat = view.endpoints.iter().find(|e| e.network == "bridge");
+    let endpoint = endpoint_json(flat);
+    let mut networks: serde_json::Map<_, _> = view
+        .endpoints
+        .iter()
+        .map(|e| (e.network.clone(), endpoint_json(Some(e))))
+        .collect();
+    for asked in view.config.host.attachments() {
+        networks
+            .entry(asked.network)
+            .or_insert_with(|| endpoint_json(None));
+    }
+    if networks.is_empty() && view.config.host.network.container().is_none() {
+        networks.insert(name.to_owned(), endpoint_json(None));
+    }
     let ip = |key: &str| endpoint.get(key).cloned().unwrap_or_default();
     json!({
         "Bridge": "",
@@ -306,7 +321,7 @@ fn network_json(view: &ContainerView) -> Value {
         "Gateway": ip("Gateway"),
         "IPPrefixLen": ip("IPPrefixLen"),
         "MacAddress": ip("MacAddress"),
-        "Networks": { name: endpoint.clone() },
+        "Networks": networks,
         "EndpointID": ip("EndpointID"),
         "GlobalIPv6Address": ip("GlobalIPv6Address"),
         "GlobalIPv6PrefixLen": ip("GlobalIPv6PrefixLen"),

@@ -38,6 +38,7 @@ mod logs;
 mod modes;
 mod mount_spec;
 mod names;
+mod networks;
 mod pause;
 mod ports;
 mod prune;

@@ -113,11 +113,12 @@ impl Engine {
     fn for_ports(&self, id: &ContainerId) -> Result<(ContainerConfig, Option<ContainerView>)> {
         self.reconcile_one(id)?;
         let view = self.view(id)?;
-        if view.config.host.network != NetworkMode::Bridge {
+        let network = &view.config.host.network;
+        if !matches!(network, NetworkMode::Bridge | NetworkMode::User(_)) {
             return Err(EngineError::State(format!(
                 "container {} is in network mode \"{}\", in which no ports are published",
                 view.config.name,
-                view.config.host.network.name()
+                network.name()
             )));
         }
         if view.status == Status::Restarting {

@@ -4,6 +4,7 @@ use amphora_sys::netlink::{Socket, index_if_up};
 use amphora_sys::xtables::{self, Filter};
 
 use crate::config::{DEFAULT_NETWORK, NetworkConfig};
+use crate::ensure::Host;
 use crate::error::{Result, kernel, netlink};
 use crate::networks::Networks;
 use crate::nft::{self, Dropping, Foreign};
@@ -36,8 +37,9 @@ impl Networks {
         {
             return Ok(None);
         }
-        let (_, host) = self.ensure(DEFAULT_NETWORK)?;
-        Ok(host.repaired.then_some(REPAIRED))
+        let host = Host::open()?;
+        self.ensure(DEFAULT_NETWORK, &host)?;
+        Ok(host.repaired.get().then_some(REPAIRED))
     }
 
     /// Says what on this host would keep the packets of the default network's containers from

@@ -8,13 +8,12 @@ use amphora_spec::release::Release;
 use amphora_sys::netlink::NETFILTER;
 
 use crate::conntrack;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, with_host_ip};
 use crate::ensure::host_has_ipv6;
 use crate::error::{BindFailure, NetworkError, Result, kernel, netlink};
 use crate::networks::Networks;
 use crate::nft;
 use crate::ports::{Listener, PortRequest, Protocol, PublishedPort, is_served, reserve};
-use crate::store;
 
 /// Other ports for a container that is attached: had, not yet published.
 #[derive(Debug)]
@@ -116,8 +115,10 @@ impl Networks {
     /// # Errors
     /// [`NetworkError::NoEndpoint`]; a taken host port is a conflict.
     pub fn more_ports(&self, id: &ContainerId, requests: &[PortRequest]) -> Result<PortChange> {
-        let before = self.endpoint_of(id)?;
-        let reserved = reserve(requests, before.address, host_has_ipv6());
+        let before = self.publishing(id)?;
+        let config = self.find(&before.network_id)?;
+        let requests = with_host_ip(requests, &config);
+        let reserved = reserve(&requests, before.address, host_has_ipv6());
         let (ports, listeners) = reserved.map_err(|error| self.allocated(error))?;
         let mut after = before.clone();
         after.ports.extend(ports);
@@ -140,7 +141,7 @@ impl Networks {
     /// # Errors
     /// [`NetworkError::NoEndpoint`]; [`NetworkError::NotPublished`] for a request that names none.
     pub fn fewer_ports(&self, id: &ContainerId, requests: &[PortRequest]) -> Result<PortChange> {
-        let before = self.endpoint_of(id)?;
+        let before = self.publishing(id)?;
         for request in requests {
             if !before.ports.iter().any(|port| request.names(port)) {
                 return Err(NetworkError::NotPublished(request.to_string(), id.short()));
@@ -166,7 +167,7 @@ impl Networks {
         let (from, to) = (&change.before, &change.after);
         self.step()
             // A container that has ended meanwhile has no directory any more, and gets none.
-            .and_then(|()| store::write_json(&self.endpoint_path(&to.container), to))
+            .and_then(|()| self.record_ports(from, to))
             .and_then(|()| self.step())
             .and_then(|()| turn_rules(from, to))
             .and_then(|()| self.step())
@@ -184,14 +185,24 @@ impl Networks {
         let (from, to) = (&change.after, &change.before);
         let rules = turn_rules(from, to);
         // Another run of the container has a record of its own.
-        if self.endpoint(&to.container)?.as_ref() == Some(from) {
-            store::write_json(&self.endpoint_path(&to.container), to)?;
+        match self.record_ports(from, to) {
+            Err(NetworkError::NoEndpoint(_)) => rules,
+            recorded => recorded.and(rules),
         }
-        rules
     }
 
-    fn endpoint_of(&self, id: &ContainerId) -> Result<Endpoint> {
-        let endpoint = self.endpoint(id)?;
+    /// Writes an endpoint down in the place of what it was, if it still is that.
+    fn record_ports(&self, from: &Endpoint, to: &Endpoint) -> Result<()> {
+        let gone = || NetworkError::NoEndpoint(to.container.short());
+        let mut listing = self.listing(&to.container)?;
+        let place = listing.endpoints.iter_mut().find(|e| *e == from);
+        *place.ok_or_else(gone)? = to.clone();
+        self.write_listing(&to.container, &listing)
+    }
+
+    /// The endpoint that a container's ports are published at.
+    fn publishing(&self, id: &ContainerId) -> Result<Endpoint> {
+        let endpoint = self.endpoint(id)?.filter(Endpoint::publishes);
         endpoint.ok_or_else(|| NetworkError::NoEndpoint(id.short()))
     }
 

@@ -590,7 +590,7 @@ impl<'a> Check<'a> {
 }
 
 fn network_id(c: &Listed) -> Option<&str> {
-    let endpoint = c.view.as_ref()?.endpoint.as_ref()?;
+    let endpoint = c.view.as_ref()?.endpoints.first()?;
     Some(endpoint.network_id.as_str())
 }
 

@@ -125,7 +125,12 @@ impl Expressions<'_, '_> {
 
     /// The name of a link is (not) in the set of our bridges.
     pub(super) fn link_in_bridges(&mut self, key: u32, member: Member) -> &mut Self {
-        self.meta(key, REG).lookup("bridges", member)
+        self.link_in(key, "bridges", member)
+    }
+
+    /// The name of a link is (not) in a set.
+    pub(super) fn link_in(&mut self, key: u32, set: &str, member: Member) -> &mut Self {
+        self.meta(key, REG).lookup(set, member)
     }
 
     /// The register is (not) in a set.

@@ -11,7 +11,9 @@ pub(crate) use foreign::{
     Dropping, Foreign, accept_bridges, chain_names_link, forget_bridges, look, names_link,
 };
 pub(crate) use hooks::{Closed, closed, has_rule, names};
-pub(crate) use table::{BridgeFacts, drop_table, is_current, is_there, rebuild};
+pub(crate) use table::{
+    BridgeFacts, add_bridge, drop_table, is_current, is_there, rebuild, remove_bridge,
+};
 
 use amphora_sys::netlink::Socket;
 

@@ -9,6 +9,7 @@
 
 mod attach;
 mod firewalls;
+mod networks;
 mod ports;
 mod traffic;
 mod world;
