@@ -14,9 +14,10 @@ use crate::address::parse_hardware_address;
 pub use crate::attachment::Endpoint;
 use crate::attachment::{Listing, NetworkAttachment, RECORD, gateway_of, name_link};
 use crate::config::{DEFAULT_NETWORK, Driver, NetworkConfig};
+use crate::conntrack;
 use crate::ensure::{Host, host_has_ipv6, random_hex};
 use crate::error::{NetworkError, Result, kernel, netlink};
-use crate::firewall::Firewall;
+use crate::firewall::{Firewall, REPAIRED};
 use crate::lease::Lease;
 use crate::networks::Networks;
 use crate::nft::{self, Element};
@@ -200,8 +201,8 @@ impl Networks {
             && endpoint.publishes()
         {
             let requests = with_host_ip(&request.ports, config);
-            (endpoint.ports, claim.listeners) =
-                reserve(&requests, endpoint.address, host_has_ipv6())?;
+            let reserved = reserve(&requests, endpoint.address, host_has_ipv6());
+            (endpoint.ports, claim.listeners) = reserved.map_err(|e| self.allocated(e))?;
         }
 
         self.step()?;
@@ -219,6 +220,9 @@ impl Networks {
         claim.undo.push(Undo::Elements(elements.clone()));
         nft::add(&claim.host.nft, &elements).map_err(netlink(ports_of(&id)))?;
 
+        let publishing = claim.endpoints.iter().find(|e| !e.ports.is_empty());
+        let conversations = publishing.and_then(|e| conntrack::forget(&claim.host.nft, e));
+
         self.step()?;
         // Closing this socket may block until a grace period is over (see `netlink::replay`);
         // the supervisor has all the time in the world.
@@ -226,6 +230,7 @@ impl Networks {
         let fd = fd.map_err(kernel("hold the nftables socket"))?;
         claim.listeners.push(Listener { fd, target: None });
         claim.release = self.release_of(&id, &claim.endpoints);
+        claim.release.splice(0..0, conversations);
         Ok(())
     }
 
@@ -426,6 +431,7 @@ impl Networks {
         }
         let leading = gateway.and_then(|at| places.get(at));
         let leading = leading.filter(|(c, _)| bridged(c));
+        hints.extend(host.repaired.get().then(|| REPAIRED.to_owned()));
         Ok(Firewall {
             hints,
             bridge: leading.map(|(c, _)| (c.link.clone(), c.subnet6.is_some())),

@@ -8,6 +8,8 @@
 )]
 
 mod attach;
+mod firewalls;
 mod networks;
+mod ports;
 mod traffic;
 mod world;
