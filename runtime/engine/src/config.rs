@@ -79,6 +79,9 @@ pub struct HostConfig {
     /// It left its last network: that `networks` is empty says just that.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unconnected: bool,
+    /// `--link` values where the network is the default one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
     /// Memory limit in bytes.
     pub memory: Option<i64>,
     /// Memory and swap together in bytes; -1 is unlimited.

@@ -120,7 +120,7 @@ impl Engine {
         labels.extend(options.labels);
         let mut host = options.host;
         self.options.settings.complete(&mut host, chosen.executor);
-        crate::modes::check(&host, options.hostname.is_some())?;
+        self.check_networks(&mut host, options.hostname.is_some(), &options.expose)?;
         crate::devices::check(&host)?;
         if chosen.executor == Executor::Wasm {
             crate::modes::check_wasm(&host)?;
@@ -131,10 +131,8 @@ impl Engine {
         validate_host(&host)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
-        let hostname = match options.hostname {
-            Some(name) => name,
-            None => self.default_name(&host, &id)?,
-        };
+        let hostname = options.hostname;
+        let hostname = hostname.map_or_else(|| self.default_name(&host, &id), Ok)?;
         let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {
             version: CONFIG_VERSION,

@@ -149,8 +149,17 @@ impl Engine {
 
     /// What Docker tells once a container has ended.
     pub(crate) fn defer_end(&self, config: &ContainerConfig) {
-        for endpoint in self.networks.endpoints_of(&config.id).unwrap_or_default() {
-            self.defer_network(config, "disconnect", &endpoint);
+        // The endpoints are off the record by now.
+        for asked in config.host.attachments() {
+            if let Ok(Some(network)) = self.networks.stored(&asked.network) {
+                let id = config.id.hex();
+                let more = [
+                    ("container", id.as_str()),
+                    ("name", network.name.as_str()),
+                    ("type", network.driver.as_str()),
+                ];
+                self.defer("network", "disconnect", &network.id, &more);
+            }
         }
         self.defer_mounts(config, "unmount");
     }

@@ -7,7 +7,7 @@ use crate::config::{HostConfig, MountPoint};
 use crate::inspect::null_if_empty;
 
 /// Describes modes, mounts as they were given, devices and security.
-pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
+pub(crate) fn json(name: &str, host: &HostConfig) -> Map<String, Value> {
     let or = |text: &str, default: &str| if text.is_empty() { default } else { text }.to_owned();
     let tmpfs: Map<String, Value> = host
         .mounts
@@ -34,6 +34,7 @@ pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
     let value = json!({
         "Binds": null_if_empty(json!(host.binds)),
         "VolumesFrom": null_if_empty(json!(host.volumes_from)),
+        "Links": null_if_empty(json!(links(name, host))),
         "Privileged": host.privileged,
         "Devices": devices,
         "DeviceCgroupRules": null_if_empty(json!(host.device_cgroup_rules)),
@@ -58,7 +59,6 @@ pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
         "IOMaximumBandwidth": 0,
         "IOMaximumIOps": 0,
         "Isolation": "",
-        "Links": null,
         "VolumeDriver": "",
     });
     let optional = [
@@ -76,6 +76,15 @@ pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
         }
         _ => Map::new(),
     }
+}
+
+/// Links as Docker writes them: from whom, and by what name.
+fn links(name: &str, host: &HostConfig) -> Vec<String> {
+    let shown = |link: &String| {
+        let (target, alias) = crate::network_check::link_parts(link);
+        format!("/{target}:/{name}/{alias}")
+    };
+    host.links.iter().map(shown).collect()
 }
 
 /// Says whether a mount came from `--mount`.

@@ -29,6 +29,7 @@ mod image_facts;
 mod index;
 mod inspect;
 mod inspect_host;
+mod inspect_network;
 mod instructions;
 mod lifecycle;
 pub mod limits;
@@ -38,6 +39,8 @@ mod logs;
 mod modes;
 mod mount_spec;
 mod names;
+mod network_check;
+mod network_view;
 mod networks;
 mod pause;
 mod ports;
@@ -57,7 +60,9 @@ mod update;
 mod usage;
 mod volumes;
 
-pub use amphora_network::PortRequest;
+pub use amphora_network::{
+    CreateNetwork, IpamConfig, NetworkAttachment, NetworkConfig, PortRequest, Subnet,
+};
 pub use boot::Booted;
 pub use changes::{Change, ChangeKind};
 pub use commit::{CommitOptions, ImportOptions};

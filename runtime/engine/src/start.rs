@@ -411,7 +411,8 @@ impl Engine {
         let own: Vec<IpAddr> = endpoints.iter().flat_map(addresses).collect();
         let network = claim.and_then(Claim::endpoint);
         let gateway = network.map(|n| IpAddr::from(n.gateway));
-        let extra = extra_hosts(&config.host.extra_hosts, gateway)?;
+        let mut extra = extra_hosts(&config.host.extra_hosts, gateway)?;
+        extra.extend(self.link_hosts(&config.host)?);
         let mut resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let overrides = resolv_overrides(&config.host.dns)?;
         let hosts = if config.host.network == NetworkMode::Host {
