@@ -144,7 +144,7 @@ impl Engine {
             let mut names = vec![alias.to_owned()];
             names.extend([config.hostname, config.name]);
             names.dedup();
-            hosts.extend(names.into_iter().map(|name| (name, address)));
+            hosts.push((names.join(" "), address));
         }
         for asked in &host.networks {
             hosts.extend(self.aliases_of_others(asked));
