@@ -43,6 +43,7 @@ mod network_check;
 mod network_view;
 mod networks;
 mod pause;
+mod ports;
 mod prune;
 mod ps;
 mod reconcile;
@@ -59,6 +60,7 @@ mod update;
 mod usage;
 mod volumes;
 
+pub use amphora_network::PortRequest;
 pub use amphora_network::{CreateNetwork, IpamConfig, NetworkAttachment, NetworkConfig, Subnet};
 pub use boot::Booted;
 pub use changes::{Change, ChangeKind};

@@ -35,6 +35,7 @@ mod execs;
 mod finish;
 mod health;
 mod jsonlog;
+mod ports;
 mod probes;
 mod release;
 mod remote;
@@ -65,6 +66,7 @@ pub use health::{
 };
 pub use keys::DetachKeys;
 pub use lock::{inherited_lock, is_alive, lock, open_lock, try_lock};
+pub use ports::{PortsChange, Reserved};
 pub use pump::{ProxySignals, PumpEnd, PumpStreams, pump};
 pub use restart::{RestartKind, RestartPolicy};
 pub use spawn::{AdoptRequest, Adopted, SpawnRequest, Spawned, adopt, spawn};

@@ -13,7 +13,7 @@ use crate::SupervisorError;
 use crate::clients::{Client, Clients, Owed};
 use crate::config::Config;
 use crate::early::Early;
-use crate::frame::{self, Frame, TYPE_EXEC, TYPE_STDIN};
+use crate::frame::{self, Frame, TYPE_EXEC, TYPE_PORTS, TYPE_STDIN};
 use crate::health::HealthAction;
 use crate::jsonlog::Logger;
 use crate::probes::HealthClock;
@@ -121,10 +121,10 @@ impl Server {
             .zip(targets.chain(std::iter::repeat(None)))
         {
             match target {
-                Some(target) => self
-                    .splices
-                    .listen(&self.epoll, socket, target)
-                    .map_err(SupervisorError::kernel("listen for the container"))?,
+                Some(target) => {
+                    let gate = self.splices.listen(&self.epoll, socket, target);
+                    gate.map_err(SupervisorError::kernel("listen for the container"))?;
+                }
                 None => self.parts.hold.push(socket),
             }
         }
@@ -246,6 +246,9 @@ impl Server {
         if head[0] == TYPE_EXEC {
             return self.exec_arrives(index);
         }
+        if head[0] == TYPE_PORTS {
+            return self.ports_arrive(index);
+        }
         if head[0] == TYPE_STDIN {
             let at = client.session;
             let Some(session) = self.sessions.get_mut(at).and_then(Option::as_mut) else {
@@ -338,7 +341,7 @@ impl Server {
     }
 
     /// Tells a client that its request is done, or why not.
-    fn answer(&mut self, client: usize, why: Option<String>) -> Result<(), Errno> {
+    pub(crate) fn answer(&mut self, client: usize, why: Option<String>) -> Result<(), Errno> {
         let Some(client) = self.clients.get(client) else {
             return Ok(());
         };

@@ -460,7 +460,7 @@ fn network_none(image: &str) {
 }
 
 /// Sends a datagram to a server and returns its answer.
-fn ask_udp(address: &str) -> std::io::Result<String> {
+pub(crate) fn ask_udp(address: &str) -> std::io::Result<String> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     socket.connect(address)?;

@@ -9,5 +9,6 @@
 
 mod attach;
 mod networks;
+mod ports;
 mod traffic;
 mod world;
