@@ -251,6 +251,7 @@ impl Networks {
     /// Takes away what a network has: link, rules, folders. Done before is fine.
     fn unmake(&self, config: &NetworkConfig, host: &Host) -> Result<()> {
         self.step()?;
+        self.remove_more_bridges(host, config)?;
         self.delete_links(config, host)?;
         self.step()?;
         if config.driver.bridged() {
@@ -318,7 +319,7 @@ impl Networks {
     pub fn list(&self) -> Result<Vec<NetworkConfig>> {
         let all = self.stored_all()?;
         let there = |name: &&str| all.iter().any(|c| c.name == **name);
-        if PREDEFINED.iter().all(|name| there(&name)) {
+        if PREDEFINED.iter().all(there) {
             return Ok(all);
         }
         self.make_predefined()?;

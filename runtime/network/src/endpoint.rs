@@ -461,14 +461,15 @@ impl Networks {
         if config.driver == Driver::Macvlan {
             return self.link_macvlan(host, config, *on, endpoint, netns, undo);
         }
+        let on = self.bridge_for(host, config, *on, &endpoint.link)?;
         undo.push(Undo::Link(endpoint.link.clone()));
         let Some(nth) = nth else {
-            add_link(host, place, endpoint, netns, 0)?;
+            add_link(host, config, on, endpoint, netns, 0)?;
             return index_inside(netns, endpoint);
         };
         let mut last = None;
         for first in PEER_INDEXES {
-            match add_link(host, place, endpoint, netns, first + nth) {
+            match add_link(host, config, on, endpoint, netns, first + nth) {
                 Err(NetworkError::Netlink { step, source })
                     if source.is(Errno::BUSY) || source.is(Errno::EXIST) =>
                 {
@@ -586,7 +587,8 @@ pub(crate) fn index_inside(netns: BorrowedFd<'_>, endpoint: &Endpoint) -> Result
 
 fn add_link(
     host: &Host,
-    (config, bridge): &Place,
+    config: &NetworkConfig,
+    bridge: u32,
     endpoint: &Endpoint,
     netns: BorrowedFd<'_>,
     peer_index: u32,
@@ -602,7 +604,7 @@ fn add_link(
     };
     route::add_veth(&host.route, &veth).map_err(step())?;
     let alone = !config.icc() && !frames_are_filtered();
-    route::join_bridge(&host.route, &endpoint.link, *bridge, alone).map_err(step())
+    route::join_bridge(&host.route, &endpoint.link, bridge, alone).map_err(step())
 }
 
 /// Whether what passes from port to port of a bridge goes through our rules as well, which then say

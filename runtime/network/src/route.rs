@@ -222,6 +222,43 @@ pub(crate) fn join_bridge(
     socket.transact(&batch.finish())
 }
 
+/// A veth pair between two bridges: link and bridge of either side.
+#[derive(Debug)]
+pub(crate) struct Uplink<'a> {
+    pub(crate) above: (&'a str, u32),
+    pub(crate) below: (&'a str, u32),
+    pub(crate) mtu: u32,
+}
+
+/// Makes the pair, both ends ports of their bridges and up.
+pub(crate) fn add_uplink(socket: &Socket, uplink: &Uplink<'_>) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let header = link_header(0, false);
+    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
+        a.text(IFLA_IFNAME, uplink.above.0);
+        a.native(IFLA_MTU, uplink.mtu);
+        a.nest(IFLA_LINKINFO, |info| {
+            info.bytes(IFLA_INFO_KIND, b"veth");
+            info.nest(IFLA_INFO_DATA, |data| {
+                data.nest_after(VETH_INFO_PEER, &header, |peer| {
+                    peer.text(IFLA_IFNAME, uplink.below.0);
+                    peer.native(IFLA_MTU, uplink.mtu);
+                });
+            });
+        });
+    });
+    socket.transact(&batch.finish())?;
+    let mut batch = Batch::default();
+    for (name, bridge) in [uplink.above, uplink.below] {
+        let _ = sysctl::set_if_there(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
+        batch.message(RTM_NEWLINK, 0, &link_header(0, true), |a| {
+            a.text(IFLA_IFNAME, name);
+            a.native(IFLA_MASTER, bridge);
+        });
+    }
+    socket.transact(&batch.finish())
+}
+
 /// Removes a link; a missing one is fine.
 pub(crate) fn delete_link(socket: &Socket, name: &str) -> Result<(), NetlinkError> {
     let mut batch = Batch::default();

@@ -20,6 +20,7 @@ mod client;
 mod exec;
 mod exit;
 mod frame;
+mod held;
 mod handover;
 mod keys;
 mod lock;
@@ -61,6 +62,7 @@ pub use events::{
 };
 pub use exec::{ExecConfig, ExecRecord, ExecRequest};
 pub use exit::ExitRecord;
+pub use held::held;
 pub use health::{
     HealthAction, HealthConfig, HealthPhase, HealthRecord, HealthResult, HealthStatus, health_time,
 };

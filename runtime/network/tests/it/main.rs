@@ -8,6 +8,7 @@
 )]
 
 mod attach;
+mod more_bridges;
 mod networks;
 mod ports;
 mod traffic;
