@@ -71,3 +71,4 @@ mod terminal;
 mod upgrade;
 mod userns;
 mod v2;
+mod volumes;
