@@ -43,6 +43,7 @@ const STAGE: [Tests; 2] = [
             "v2::",
             "runc::ours::",
             "boot::a_service_that_ends",
+            "limits::ours::",
             "limits::scopes::",
         ],
     },

@@ -32,26 +32,10 @@ pub(crate) fn settings(
             }
         }
         if value != *device {
-            push(out, "rdma", "rdma.max".to_owned(), value, field);
+            add(out, "rdma", "rdma.max", value, field);
         }
     }
     Ok(())
-}
-
-fn push(
-    out: &mut Vec<Setting>,
-    controller: &'static str,
-    file: String,
-    value: String,
-    field: String,
-) {
-    out.push(Setting {
-        controller: controller.into(),
-        file: file.into(),
-        value,
-        field: field.into(),
-        absent: Absent::Refuse,
-    });
 }
 
 /// Both what is in use and what is reserved is limited: a fault on a reserved page that may not be
@@ -77,7 +61,7 @@ fn huge_pages(
     };
     for suffix in suffixes {
         let file = format!("hugetlb.{size}.{suffix}");
-        push(out, "hugetlb", file, limit.limit.to_string(), field.clone());
+        add(out, "hugetlb", file, limit.limit.to_string(), field.clone());
         if let (true, Some(last)) = (suffix.starts_with("rsvd"), out.last_mut()) {
             // Kernels before 5.7 reserve without a limit.
             last.absent = Absent::Skip;

@@ -135,9 +135,9 @@ fn asks(value: &Value) -> bool {
 pub(crate) fn add(
     out: &mut Vec<Setting>,
     controller: &'static str,
-    file: &'static str,
+    file: impl Into<Cow<'static, str>>,
     value: String,
-    field: &'static str,
+    field: impl Into<Cow<'static, str>>,
 ) {
     out.push(Setting {
         controller: controller.into(),

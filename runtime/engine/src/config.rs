@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use amphora_network::PortRequest;
+use amphora_network::{NetworkAttachment, PortRequest};
 use amphora_spec::{ContainerId, Digest, select::Executor};
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +73,15 @@ pub struct HostConfig {
     pub publish_all: bool,
     /// Network.
     pub network: NetworkMode,
+    /// What is asked of each network; empty: to be in `network`, and nothing more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkAttachment>,
+    /// It left its last network: that `networks` is empty says just that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unconnected: bool,
+    /// `--link` values where the network is the default one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
     /// Memory limit in bytes.
     pub memory: Option<i64>,
     /// Memory and swap together in bytes; -1 is unlimited.
@@ -162,6 +171,16 @@ pub struct HostConfig {
 }
 
 impl HostConfig {
+    /// Returns what is asked of each network that the container is to be in.
+    #[must_use]
+    pub fn attachments(&self) -> Vec<NetworkAttachment> {
+        match &self.network {
+            mode if !mode.is_connected() || self.unconnected => Vec::new(),
+            mode if self.networks.is_empty() => vec![NetworkAttachment::to(mode.name())],
+            _ => self.networks.clone(),
+        }
+    }
+
     /// Says whether its supervisor may start it again by itself.
     pub(crate) fn comes_back(&self) -> bool {
         self.restart.is_some()
@@ -185,9 +204,9 @@ const fn both() -> [bool; 2] {
     [true; 2]
 }
 
-/// Which network a container is in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Which network a container is in; written as Docker writes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
 pub enum NetworkMode {
     /// The default bridge.
     #[default]
@@ -196,17 +215,61 @@ pub enum NetworkMode {
     Host,
     /// Only a loopback device.
     None,
+    /// That of another container: `container:<id>`, whole.
+    Container(String),
+    /// A network that was made, by name or id.
+    User(String),
+}
+
+impl From<String> for NetworkMode {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "" | "default" | "bridge" => Self::Bridge,
+            "host" => Self::Host,
+            "none" => Self::None,
+            _ if text.starts_with("container:") => Self::Container(text),
+            _ => Self::User(text),
+        }
+    }
+}
+
+impl From<NetworkMode> for String {
+    fn from(mode: NetworkMode) -> Self {
+        mode.name().to_owned()
+    }
 }
 
 impl NetworkMode {
     /// Returns Docker's name of the network.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Self::Bridge => "bridge",
             Self::Host => "host",
             Self::None => "none",
+            Self::Container(text) | Self::User(text) => text,
         }
+    }
+
+    /// Returns the container whose network namespace is joined.
+    #[must_use]
+    pub fn container(&self) -> Option<&str> {
+        match self {
+            Self::Container(text) => text.strip_prefix("container:"),
+            _ => None,
+        }
+    }
+
+    /// Says whether the container has a namespace of its own.
+    #[must_use]
+    pub const fn is_own(&self) -> bool {
+        !matches!(self, Self::Host | Self::Container(_))
+    }
+
+    /// Says whether the container is in networks, as it may be in several.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        matches!(self, Self::Bridge | Self::User(_))
     }
 }
 

@@ -60,8 +60,8 @@ pub struct ContainerView {
     pub exit: Option<ExitRecord>,
     /// Health, of this run or of the last one.
     pub health: Option<amphora_supervisor::HealthRecord>,
-    /// Network endpoint, while it runs on a bridge.
-    pub endpoint: Option<amphora_network::Endpoint>,
+    /// Network endpoints, while it runs.
+    pub endpoints: Vec<amphora_network::Endpoint>,
     /// Published ports, while it runs on a bridge.
     pub ports: Vec<amphora_network::PublishedPort>,
 }
@@ -204,10 +204,10 @@ impl Engine {
             // Its supervisor is removing it; name, ports and address are free already.
             return Err(EngineError::NoSuchContainer(id.hex()));
         }
-        let endpoint = if running {
-            self.networks.endpoint(id).ok().flatten()
+        let endpoints = if running {
+            self.networks.endpoints_of(id).unwrap_or_default()
         } else {
-            None
+            Vec::new()
         };
         let paused = running && crate::pause::is_paused(&run, id);
         Ok(ContainerView {
@@ -217,11 +217,8 @@ impl Engine {
             paused,
             state: if status.is_active() { state } else { None },
             exit,
-            ports: endpoint
-                .as_ref()
-                .map(|e| e.ports.clone())
-                .unwrap_or_default(),
-            endpoint,
+            ports: endpoints.iter().flat_map(|e| e.ports.clone()).collect(),
+            endpoints,
         })
     }
 

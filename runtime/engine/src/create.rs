@@ -120,6 +120,7 @@ impl Engine {
         labels.extend(options.labels);
         let mut host = options.host;
         self.options.settings.complete(&mut host, chosen.executor);
+        self.check_networks(&mut host, options.hostname.is_some(), &options.expose)?;
         crate::modes::check(&host, options.hostname.is_some())?;
         crate::devices::check(&host)?;
         if chosen.executor == Executor::Wasm {
@@ -132,7 +133,10 @@ impl Engine {
         self.resolve_images(&mut host.mounts)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
-        let hostname = options.hostname.unwrap_or_else(|| default_name(&host, &id));
+        let hostname = match options.hostname {
+            Some(name) => name,
+            None => self.default_name(&host, &id)?,
+        };
         let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {
             version: CONFIG_VERSION,
@@ -171,6 +175,18 @@ impl Engine {
             shell: defaults.shell.clone(),
             host,
         })
+    }
+
+    /// Docker's rule: what shares the host's network has the host's name, and what shares another
+    /// container's has that one's.
+    fn default_name(&self, host: &HostConfig, id: &ContainerId) -> Result<String> {
+        if host.uts_mode == "host" || host.network == NetworkMode::Host {
+            return Ok(host_name());
+        }
+        match host.network.container() {
+            Some(other) => Ok(self.config(&self.find(other)?)?.hostname),
+            None => Ok(id.short()),
+        }
     }
 
     fn choose_executor(
@@ -282,15 +298,6 @@ impl Engine {
         Err(EngineError::State(
             "failed to find a free container name".to_owned(),
         ))
-    }
-}
-
-/// Docker's rule: what shares the host's network has the host's name.
-fn default_name(host: &HostConfig, id: &ContainerId) -> String {
-    match host.network {
-        _ if host.uts_mode == "host" => host_name(),
-        NetworkMode::Host => host_name(),
-        _ => id.short(),
     }
 }
 

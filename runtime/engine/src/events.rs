@@ -4,7 +4,7 @@
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
-use amphora_network::Claim;
+use amphora_network::{Claim, Endpoint};
 use amphora_spec::ContainerId;
 use amphora_supervisor::{
     Event, EventLog, append_events, change_attributes, event_attributes, events_path,
@@ -113,8 +113,8 @@ impl Engine {
         claim: Option<&Claim>,
         undo: &mut Undo,
     ) -> EventLog {
-        let network_id = claim.map(|c| c.endpoint.network_id.as_str());
-        self.defer_start(config, attach, network_id);
+        let endpoints = claim.map_or(&[][..], |c| &c.endpoints);
+        self.defer_start(config, attach, endpoints);
         let before = self.events.take();
         let path = events_path(&self.options.run_root);
         let (again, lines) = (path.clone(), before.clone());
@@ -137,32 +137,41 @@ impl Engine {
         }
     }
 
-    fn defer_start(&self, config: &ContainerConfig, attach: Attach, network_id: Option<&str>) {
+    fn defer_start(&self, config: &ContainerConfig, attach: Attach, endpoints: &[Endpoint]) {
         if attach != Attach::None {
             self.defer_container(config, "attach", &[]);
         }
-        if let Some(network) = network_id {
-            self.defer_network(config, "connect", network);
+        for endpoint in endpoints {
+            self.defer_network(config, "connect", endpoint);
         }
         self.defer_mounts(config, "mount");
     }
 
     /// What Docker tells once a container has ended.
     pub(crate) fn defer_end(&self, config: &ContainerConfig) {
-        if let Ok(Some(endpoint)) = self.networks.endpoint(&config.id) {
-            self.defer_network(config, "disconnect", &endpoint.network_id);
+        // The endpoints are off the record by now.
+        for asked in config.host.attachments() {
+            if let Ok(Some(network)) = self.networks.stored(&asked.network) {
+                let id = config.id.hex();
+                let more = [
+                    ("container", id.as_str()),
+                    ("name", network.name.as_str()),
+                    ("type", network.driver.as_str()),
+                ];
+                self.defer("network", "disconnect", &network.id, &more);
+            }
         }
         self.defer_mounts(config, "unmount");
     }
 
-    pub(crate) fn defer_network(&self, config: &ContainerConfig, action: &str, network_id: &str) {
+    pub(crate) fn defer_network(&self, config: &ContainerConfig, action: &str, at: &Endpoint) {
         let id = config.id.hex();
         let more = [
             ("container", id.as_str()),
-            ("name", config.host.network.name()),
-            ("type", "bridge"),
+            ("name", at.network.as_str()),
+            ("type", at.driver.as_str()),
         ];
-        self.defer("network", action, network_id, &more);
+        self.defer("network", action, &at.network_id, &more);
     }
 
     pub(crate) fn defer_mounts(&self, config: &ContainerConfig, action: &str) {

@@ -1,6 +1,7 @@
-//! `inspect`: Docker's JSON of containers, images and volumes.
+//! `inspect`: Docker's JSON of containers, images and volumes. Networks describe themselves.
 
 use amphora_spec::select::{Options, select};
+use amphora_spec::{Classify, ErrorKind};
 use amphora_supervisor::HealthAction;
 use serde_json::{Value, json};
 
@@ -12,7 +13,7 @@ use crate::{Engine, EngineError, Result};
 const NEVER: &str = "0001-01-01T00:00:00Z";
 
 impl Engine {
-    /// Describes a container, an image or a volume in Docker's JSON.
+    /// Describes a container, an image, a network or a volume in Docker's JSON.
     ///
     /// # Errors
     /// [`EngineError::NoSuchObject`].
@@ -23,6 +24,10 @@ impl Engine {
         }
         match self.inspect_image(text) {
             Err(EngineError::NoSuchImage(_)) => {}
+            other => return other,
+        }
+        match self.inspect_network(text) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
             other => return other,
         }
         self.inspect_volume(text)
@@ -116,7 +121,7 @@ impl Engine {
             },
             "Mounts": self.mounts_json(view),
             "Config": config_json(view),
-            "NetworkSettings": network_json(view),
+            "NetworkSettings": crate::inspect_network::network_json(view),
         })
     }
 
@@ -276,7 +281,7 @@ fn host_json(view: &ContainerView) -> Value {
     }
     if let Some(map) = value.as_object_mut() {
         map.extend(crate::limits::json(host));
-        map.extend(crate::inspect_host::json(host));
+        map.extend(crate::inspect_host::json(&view.config.name, host));
     }
     value
 }
@@ -292,68 +297,6 @@ fn capabilities(given: &[String]) -> Value {
     };
     let names: std::collections::BTreeSet<String> = given.iter().map(whole).collect();
     null_if_empty(json!(names))
-}
-
-fn network_json(view: &ContainerView) -> Value {
-    let mut ports = serde_json::Map::new();
-    for exposed in &view.config.exposed {
-        ports.insert(exposed.clone(), Value::Null);
-    }
-    for port in &view.ports {
-        let key = format!("{}/{}", port.container_port, port.protocol);
-        let list = ports.entry(key).or_insert(Value::Null);
-        if list.is_null() {
-            *list = json!([]);
-        }
-        if let Some(list) = list.as_array_mut() {
-            list.push(json!({
-                "HostIp": port.host_ip.to_string(), "HostPort": port.host_port.to_string(),
-            }));
-        }
-    }
-    let name = view.config.host.network.name();
-    let endpoint = endpoint_json(view.endpoint.as_ref());
-    let ip = |key: &str| endpoint.get(key).cloned().unwrap_or_default();
-    json!({
-        "Bridge": "",
-        "Ports": if view.status == Status::Running { Value::Object(ports) } else { json!({}) },
-        "IPAddress": ip("IPAddress"),
-        "Gateway": ip("Gateway"),
-        "IPPrefixLen": ip("IPPrefixLen"),
-        "MacAddress": ip("MacAddress"),
-        "Networks": { name: endpoint.clone() },
-        "EndpointID": ip("EndpointID"),
-        "GlobalIPv6Address": ip("GlobalIPv6Address"),
-        "GlobalIPv6PrefixLen": ip("GlobalIPv6PrefixLen"),
-        "IPv6Gateway": ip("IPv6Gateway"),
-        "HairpinMode": false,
-        "LinkLocalIPv6Address": "",
-        "LinkLocalIPv6PrefixLen": 0,
-        "SandboxID": "",
-        "SandboxKey": "",
-        "SecondaryIPAddresses": null,
-        "SecondaryIPv6Addresses": null,
-    })
-}
-
-fn endpoint_json(endpoint: Option<&amphora_network::Endpoint>) -> Value {
-    let text = |ip: Option<String>| ip.unwrap_or_default();
-    json!({
-        "IPAMConfig": null,
-        "Links": null,
-        "Aliases": null,
-        "MacAddress": text(endpoint.map(|e| e.mac.to_string())),
-        "DriverOpts": null,
-        "NetworkID": text(endpoint.map(|e| e.network_id.to_string())),
-        "EndpointID": text(endpoint.map(|e| e.link.to_string())),
-        "Gateway": text(endpoint.map(|e| e.gateway.to_string())),
-        "IPAddress": text(endpoint.map(|e| e.address.to_string())),
-        "IPPrefixLen": endpoint.map_or(0, |e| e.prefix),
-        "IPv6Gateway": text(endpoint.and_then(|e| e.gateway6).map(|a| a.to_string())),
-        "GlobalIPv6Address": text(endpoint.and_then(|e| e.address6).map(|a| a.to_string())),
-        "GlobalIPv6PrefixLen": endpoint.map_or(0, |e| e.prefix6),
-        "DNSNames": null,
-    })
 }
 
 /// Docker's `null` for a list or map that nobody gave.

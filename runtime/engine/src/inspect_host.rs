@@ -7,7 +7,12 @@ use crate::config::{HostConfig, MountPoint};
 use crate::inspect::null_if_empty;
 
 /// Describes modes, mounts as they were given, devices and security.
-pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
+pub(crate) fn json(name: &str, host: &HostConfig) -> Map<String, Value> {
+    let links = host.links.iter().map(|link| {
+        let (target, alias) = crate::network_check::link_parts(link);
+        format!("/{target}:/{name}/{alias}")
+    });
+    let links: Vec<String> = links.collect();
     let or = |text: &str, default: &str| if text.is_empty() { default } else { text }.to_owned();
     let tmpfs: Map<String, Value> = host
         .mounts
@@ -34,6 +39,7 @@ pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
     let value = json!({
         "Binds": null_if_empty(json!(host.binds)),
         "VolumesFrom": null_if_empty(json!(host.volumes_from)),
+        "Links": null_if_empty(json!(links)),
         "Privileged": host.privileged,
         "Devices": devices,
         "DeviceCgroupRules": null_if_empty(json!(host.device_cgroup_rules)),
@@ -58,7 +64,6 @@ pub(crate) fn json(host: &HostConfig) -> Map<String, Value> {
         "IOMaximumBandwidth": 0,
         "IOMaximumIOps": 0,
         "Isolation": "",
-        "Links": null,
         "VolumeDriver": "",
     });
     let optional = [

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use amphora_executor::BundleMount;
 use amphora_spec::ContainerId;
 
-use crate::config::{ContainerConfig, HostConfig, NetworkMode};
+use crate::config::{ContainerConfig, DnsConfig, HostConfig, NetworkMode};
 use crate::container::Status;
 use crate::{Engine, EngineError, Result};
 
@@ -59,6 +59,7 @@ pub(crate) fn check(host: &HostConfig, hostname_given: bool) -> Result<()> {
     if host.uts_mode == "host" && hostname_given {
         return invalid("conflicting options: hostname and the UTS mode");
     }
+    check_joined(host, hostname_given)?;
     for name in host.sysctls.keys() {
         let ipc_name = name.starts_with("kernel.") || name.starts_with("fs.mqueue.");
         let place = match Mode::of(ipc) {
@@ -72,6 +73,37 @@ pub(crate) fn check(host: &HostConfig, hostname_given: bool) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Refuses what a container that joins another's network would have to change there.
+fn check_joined(host: &HostConfig, hostname_given: bool) -> Result<()> {
+    let NetworkMode::Container(text) = &host.network else {
+        return Ok(());
+    };
+    if host.network.container().is_none_or(str::is_empty) {
+        return invalid(format!("invalid network mode: {text}"));
+    }
+    let conflicts = [
+        ("hostname and the network mode", hostname_given),
+        ("dns and the network mode", host.dns != DnsConfig::default()),
+        (
+            "custom host-to-IP mapping and the network mode",
+            !host.extra_hosts.is_empty(),
+        ),
+        (
+            "port publishing and the container type network mode",
+            !host.ports.is_empty() || host.publish_all,
+        ),
+        (
+            "container type network can't be used with links. This would result in undefined \
+             behavior",
+            !host.networks.is_empty(),
+        ),
+    ];
+    match conflicts.into_iter().find(|(_, given)| *given) {
+        Some((what, _)) => invalid(format!("conflicting options: {what}")),
+        None => Ok(()),
+    }
 }
 
 /// Refuses what a guest of the Wasm executor cannot be given, by the name of its flag.
@@ -100,6 +132,10 @@ impl Engine {
                 *mode = format!("container:{id}");
             }
         }
+        if let Some(text) = host.network.container() {
+            let id = self.find(text)?;
+            host.network = NetworkMode::Container(format!("container:{id}"));
+        }
         Ok(())
     }
 
@@ -117,6 +153,33 @@ impl Engine {
             }
         }
         Ok(out)
+    }
+
+    /// The network namespace of the container whose network is joined.
+    pub(crate) fn joined_netns(&self, config: &ContainerConfig) -> Result<Option<OwnedFd>> {
+        let Some(text) = config.host.network.container() else {
+            return Ok(None);
+        };
+        let pid = self.donor(text, "network")?;
+        let file = std::fs::File::open(format!("/proc/{pid}/ns/net"));
+        let failed = EngineError::io(format!("failed to join the network of container {text}"));
+        Ok(Some(file.map_err(failed)?.into()))
+    }
+
+    /// Names and addresses as the container whose network is joined has them, the same files.
+    pub(crate) fn joined_etc(&self, config: &ContainerConfig) -> Result<Option<Vec<BundleMount>>> {
+        let Some(text) = config.host.network.container() else {
+            return Ok(None);
+        };
+        let id = self.find(text)?;
+        // It is running, or there is nothing to join.
+        self.donor(text, "network")?;
+        let dir = self.run_dir(&id).join("etc");
+        ["hosts", "resolv.conf", "hostname"]
+            .into_iter()
+            .map(|name| crate::start::bind_file(&dir, name))
+            .collect::<Result<_>>()
+            .map(Some)
     }
 
     /// The shared memory of the container whose ipc namespace is joined.
@@ -148,6 +211,11 @@ impl Engine {
         }
         match (&view.state, view.status) {
             (Some(state), Status::Running) => Ok(state.init_pid),
+            _ if kind == "network" => Err(EngineError::State(format!(
+                "cannot join network namespace of a non running container: container {} is {}",
+                view.config.name,
+                view.status.as_str()
+            ))),
             _ => Err(EngineError::State(format!(
                 "cannot join {} of a non running container: {id}",
                 kind.to_ascii_uppercase()

@@ -114,12 +114,16 @@ fn thermal_counters() -> Vec<String> {
 }
 
 /// The container's own network namespace, from its supervisor; `None` in network mode `host`.
-fn namespace(waiting: &Waiting<'_>, config: &ContainerConfig) -> Result<Option<OwnedFd>> {
-    if config.host.network == NetworkMode::Host {
-        return Ok(None);
+fn namespace(
+    engine: &Engine,
+    waiting: &Waiting<'_>,
+    config: &ContainerConfig,
+) -> Result<Option<OwnedFd>> {
+    if !config.host.network.is_own() {
+        return engine.joined_netns(config);
     }
     let netns = waiting.netns().map_err(EngineError::plain)?;
-    if config.host.network == NetworkMode::None {
+    if config.host.network == NetworkMode::None || config.host.unconnected {
         amphora_network::loopback_up(netns.as_fd()).map_err(EngineError::plain)?;
     }
     Ok(Some(netns))
@@ -134,7 +138,7 @@ fn taken(claim: &mut Claim) -> (Vec<Release>, Vec<amphora_network::Listener>) {
 /// What the supervisor makes while the rest is prepared.
 fn ahead(config: &ContainerConfig) -> Ahead {
     Ahead {
-        netns: config.host.network != NetworkMode::Host,
+        netns: config.host.network.is_own(),
     }
 }
 
@@ -258,7 +262,10 @@ impl Engine {
         let ahead = ahead(config);
         // It comes up beside us, and makes the network namespace on the way.
         let waiting = match inherited {
-            None => Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead),
+            None => {
+                let run = self.run_dir(&config.id);
+                Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead, &run)
+            }
             Some(socket) => Waiting::inherited(socket, &exe),
         }
         .map_err(EngineError::plain)?;
@@ -271,7 +278,10 @@ impl Engine {
         let (mut mounts, hold) = (volumes.mounts, volumes.hold);
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
-        mounts.extend(self.etc_files(config, claim.as_ref().map(|c| &c.endpoint))?);
+        mounts.extend(match self.joined_etc(config)? {
+            Some(joined) => joined,
+            None => self.etc_files(config, claim.as_ref())?,
+        });
         mounts.extend(self.joined_shm(config)?);
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
         let mut supervise = self.supervise_config(config, release, cgroup.handle())?;
@@ -280,7 +290,7 @@ impl Engine {
             spec,
             root,
             mounts,
-            netns: namespace(&waiting, config)?,
+            netns: namespace(self, &waiting, config)?,
             join: None,
             cgroup,
             module: self.open_module(config)?,
@@ -392,16 +402,20 @@ impl Engine {
     fn etc_files(
         &self,
         config: &ContainerConfig,
-        network: Option<&Endpoint>,
+        claim: Option<&Claim>,
     ) -> Result<Vec<BundleMount>> {
         let dir = self.run_dir(&config.id).join("etc");
         ensure_dir(&dir, 0o755)?;
-        let own: Vec<IpAddr> = network.map_or_else(Vec::new, |n| {
+        let endpoints = claim.map_or(&[][..], |c| &c.endpoints);
+        let addresses = |n: &Endpoint| {
             let v6 = n.address6.map(IpAddr::from);
-            std::iter::once(IpAddr::from(n.address)).chain(v6).collect()
-        });
+            std::iter::once(IpAddr::from(n.address)).chain(v6)
+        };
+        let own: Vec<IpAddr> = endpoints.iter().flat_map(addresses).collect();
+        let network = claim.and_then(Claim::endpoint);
         let gateway = network.map(|n| IpAddr::from(n.gateway));
-        let extra = extra_hosts(&config.host.extra_hosts, gateway)?;
+        let mut extra = extra_hosts(&config.host.extra_hosts, gateway)?;
+        extra.extend(self.link_hosts(&config.host)?);
         let mut resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
         let overrides = resolv_overrides(&config.host.dns)?;
         let hosts = if config.host.network == NetworkMode::Host {
@@ -451,7 +465,8 @@ impl Engine {
     }
 
     fn claim_network(&self, config: &ContainerConfig, undo: &mut Undo) -> Result<Option<Claim>> {
-        if config.host.network != NetworkMode::Bridge {
+        let networks = config.host.attachments();
+        if networks.is_empty() {
             return Ok(None);
         }
         let mut ports: Vec<PortRequest> = config.host.ports.clone();
@@ -477,12 +492,13 @@ impl Engine {
                 }
             }
         }
-        let networks = Networks::open(&self.options.root, &self.options.run_root);
+        let again = Networks::open(&self.options.root, &self.options.run_root);
         let id = config.id;
-        undo.push(move || networks.release(&id).map_err(EngineError::plain));
+        undo.push(move || again.release(&id).map_err(EngineError::plain));
         let request = AttachRequest {
             container: config.id,
-            network: "bridge".to_owned(),
+            networks,
+            hostname: crate::networks::told_hostname(config),
             ports,
         };
         match self.networks.claim(&request) {

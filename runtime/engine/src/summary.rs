@@ -31,6 +31,20 @@ pub struct MountSummary<'a> {
     pub destination: &'a str,
 }
 
+/// Names of a container's networks, sorted; one that shares another's has none.
+fn networks(config: &ContainerConfig) -> String {
+    let host = &config.host;
+    if host.network.container().is_some() || host.unconnected {
+        return String::new();
+    }
+    if host.networks.is_empty() {
+        return host.network.name().to_owned();
+    }
+    let mut names: Vec<&str> = host.networks.iter().map(|n| n.network.as_str()).collect();
+    names.sort_unstable();
+    names.join(",")
+}
+
 /// A part of a piece of memory: single texts, then lists of texts, as the constants below say.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Texts {
@@ -61,7 +75,7 @@ impl Summary {
         out.text(&config.image);
         out.text(&config.image_id.to_string());
         out.text(&config.executor.to_string());
-        out.text(config.host.network.name());
+        out.text(&networks(config));
         let labels = config.labels.iter().flat_map(|(k, v)| [k, v]);
         out.list(config.entrypoint.iter().chain(&config.cmd));
         out.list(labels);
@@ -122,10 +136,15 @@ impl Summary {
         self.texts.single(EXECUTOR)
     }
 
-    /// Returns the name of its network.
+    /// Returns the names of its networks, with commas between them.
     #[must_use]
     pub fn network(&self) -> &str {
         self.texts.single(NETWORK)
+    }
+
+    /// Returns the names of its networks.
+    pub fn networks(&self) -> impl Iterator<Item = &str> {
+        self.network().split(',').filter(|name| !name.is_empty())
     }
 
     /// Returns its command line.

@@ -10,24 +10,13 @@ use amphora_sys::seccomp::FLAG_NEW_LISTENER;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::bundle::SeccompChoice;
+use crate::kinds::{self, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWPID};
 use crate::mounts::Mounts;
 use crate::seccomp::{self, Filter};
 use crate::userns::{self, Users};
 use crate::{Bundle, ExecutorError, caps, cgroup, options, properties, validate};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
-
-const CLONE_NEWNS: u64 = 0x0002_0000;
-const CLONE_NEWCGROUP: u64 = 0x0200_0000;
-const CLONE_NEWUTS: u64 = 0x0400_0000;
-const CLONE_NEWIPC: u64 = 0x0800_0000;
-const CLONE_NEWPID: u64 = 0x2000_0000;
-const CLONE_NEWNET: u64 = 0x4000_0000;
-
-/// What is joined of a running container, beside the pid namespace, which is for children, and those
-/// that few containers have.
-pub(crate) const JOINED_NAMESPACES: i32 =
-    (CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET) as i32;
 
 /// Where programs are looked for when the environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -91,7 +80,7 @@ pub fn base_plan(bundle: &Bundle, options: BaseOptions) -> Result<LaunchPlan> {
         Some(users) => {
             plan.ops.push(users.enter_ids(process));
             // Its file system of queues belongs to who makes it.
-            let own = plan.clone_flags & CLONE_NEWIPC;
+            let own = plan.clone_flags & kinds::flag(CLONE_NEWIPC);
             plan.clone_flags &= !own;
             plan.ops
                 .extend((own != 0).then_some(Op::Unshare { flags: own }));
@@ -225,39 +214,31 @@ fn namespaces(bundle: &Bundle, users: Option<&Users>, plan: &mut LaunchPlan) -> 
     if let Some(netns) = &bundle.netns {
         let ns = netns.try_clone();
         let ns = ns.map_err(ExecutorError::kernel("hold the network namespace"))?;
-        joined.push((plan.add_fd(ns), CLONE_NEWNET as i32));
+        joined.push((plan.add_fd(ns), CLONE_NEWNET));
     }
     for ns in &bundle.spec.linux.namespaces {
-        let flag = match ns.kind.as_str() {
+        let kind = match ns.kind.as_str() {
             "network" if bundle.netns.is_some() => continue,
             "user" => continue,
             "time" if ns.path.is_none() => continue,
-            "network" => CLONE_NEWNET,
-            "pid" => CLONE_NEWPID,
-            "mount" => CLONE_NEWNS,
-            "ipc" => CLONE_NEWIPC,
-            "uts" => CLONE_NEWUTS,
-            "cgroup" => CLONE_NEWCGROUP,
-            "time" => userns::CLONE_NEWTIME as u64,
-            other => {
-                return Err(ExecutorError::unsupported(format!(
-                    "linux.namespaces: {other}"
-                )));
-            }
+            name => kinds::of(name)
+                .ok_or_else(|| ExecutorError::unsupported(format!("linux.namespaces: {name}")))?,
         };
         if let Some(path) = &ns.path {
             let slot = open_namespace(path, plan)?;
-            if flag == CLONE_NEWPID && users.is_none() {
+            if kind == CLONE_NEWPID && users.is_none() {
                 pid_namespace = Some(slot);
             } else {
-                joined.push((slot, flag as i32));
+                joined.push((slot, kind));
             }
-        } else if flag == CLONE_NEWCGROUP {
+        } else if kind == CLONE_NEWCGROUP {
             // Its root is the cgroup of whoever makes it: the child, once it is in its own.
-            ops.push(Op::Unshare { flags: flag });
+            ops.push(Op::Unshare {
+                flags: kinds::flag(kind),
+            });
         } else {
-            plan.clone_flags |= flag;
-            if flag == CLONE_NEWNET {
+            plan.clone_flags |= kinds::flag(kind);
+            if kind == CLONE_NEWNET {
                 ops.push(Op::LoopbackUp);
             }
         }
@@ -279,7 +260,7 @@ fn namespaces(bundle: &Bundle, users: Option<&Users>, plan: &mut LaunchPlan) -> 
     // By the lead itself: were it born there, the number of its child would be one of there.
     plan.lead.extend(pid_namespace.map(|ns| Op::Join {
         user: None,
-        others: vec![(ns, CLONE_NEWPID as i32)],
+        others: vec![(ns, CLONE_NEWPID)],
     }));
     plan.lead.push(step);
     Ok(ops)

@@ -9,6 +9,7 @@ mod cgroup;
 mod devices;
 mod error;
 mod ids;
+mod kinds;
 pub mod lsm;
 mod mounts;
 mod new_fs;

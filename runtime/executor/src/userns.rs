@@ -13,18 +13,11 @@ use amphora_sys::userns::{self, Maps};
 use rustix::process::{getegid, geteuid};
 
 use crate::ExecutorError;
-use crate::base::{JOINED_NAMESPACES, cstr};
+use crate::base::cstr;
 use crate::ids::Ids;
+use crate::kinds::{self, CLONE_NEWPID, CLONE_NEWTIME, JOINED_NAMESPACES};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
-
-pub(crate) const CLONE_NEWTIME: i32 = 0x80;
-const CLONE_NEWNS: i32 = 0x0002_0000;
-const CLONE_NEWCGROUP: i32 = 0x0200_0000;
-const CLONE_NEWUTS: i32 = 0x0400_0000;
-const CLONE_NEWIPC: i32 = 0x0800_0000;
-const CLONE_NEWPID: i32 = 0x2000_0000;
-const CLONE_NEWNET: i32 = 0x4000_0000;
 
 /// The user namespace of a container.
 #[derive(Debug)]
@@ -339,46 +332,32 @@ pub(crate) fn join_with(
     plan: &mut LaunchPlan,
 ) -> Result {
     let ns = plan.add_fd(init);
-    let mut kinds = JOINED_NAMESPACES;
+    let mut joined = JOINED_NAMESPACES;
     if of_kind(spec, "time").is_some() {
-        kinds |= CLONE_NEWTIME;
+        joined |= CLONE_NEWTIME;
     }
     // Those that it shares with us are not ours to join.
-    let named = |kinds, ns: &Namespace| kinds | kind_of(&ns.kind);
+    let named = |all, ns: &Namespace| all | kinds::of(&ns.kind).unwrap_or(0);
     let listed = || spec.linux.namespaces.iter().fold(0, named);
     let Some(users) = users else {
         let mut pid = true;
         if known_inside() {
-            kinds = listed();
-            pid = kinds & CLONE_NEWPID != 0;
-            kinds &= !CLONE_NEWPID;
+            joined = listed();
+            pid = joined & CLONE_NEWPID != 0;
+            joined &= !CLONE_NEWPID;
         }
         plan.pid_namespace = pid.then_some(ns);
-        plan.ops.push(Op::SetNs { ns, kind: kinds });
+        plan.ops.push(Op::SetNs { ns, kind: joined });
         return Ok(());
     };
     if users.privileged {
-        kinds |= CLONE_NEWPID;
+        joined |= CLONE_NEWPID;
     } else {
-        kinds = listed();
+        joined = listed();
     }
-    users.enter(vec![(ns, kinds)], plan)?;
+    users.enter(vec![(ns, joined)], plan)?;
     plan.ops.push(users.enter_ids(&spec.process));
     Ok(())
-}
-
-/// `CLONE_NEW*` of a namespace beside that of users; 0 for none.
-fn kind_of(name: &str) -> i32 {
-    match name {
-        "network" => CLONE_NEWNET,
-        "pid" => CLONE_NEWPID,
-        "mount" => CLONE_NEWNS,
-        "ipc" => CLONE_NEWIPC,
-        "uts" => CLONE_NEWUTS,
-        "cgroup" => CLONE_NEWCGROUP,
-        "time" => CLONE_NEWTIME,
-        _ => 0,
-    }
 }
 
 /// The path of an open file, from which the same is found in a copy of the tree.

@@ -75,11 +75,31 @@ impl Subnet {
         self.contains(other.base) || other.contains(self.base)
     }
 
-    /// Returns how many addresses a container may have: without network, gateway and broadcast.
+    /// Returns how far an address of the subnet is from its first one.
+    pub(crate) fn offset(&self, address: IpAddr) -> u32 {
+        u32::try_from(bits(address).saturating_sub(bits(self.base))).unwrap_or(u32::MAX)
+    }
+
+    /// Says whether all of `other` lies in the subnet.
     #[must_use]
-    pub fn leasable(&self) -> u32 {
-        let host_bits = u32::from(width(self.base) - self.prefix).min(24);
-        (1u32 << host_bits).saturating_sub(3)
+    pub fn holds(&self, other: &Self) -> bool {
+        other.prefix >= self.prefix && self.contains(other.base)
+    }
+
+    /// Returns where the addresses of a part of the subnet begin, counted from its first one, and
+    /// how many of them hosts may have: neither the subnet's first one nor its last.
+    pub(crate) fn places(&self, part: &Self) -> (u32, u32) {
+        let host_bits = u32::from(width(part.base) - part.prefix).min(24);
+        let mut first = u32::try_from(bits(part.base) - bits(self.base)).unwrap_or(0);
+        let mut count = 1u32 << host_bits;
+        if part.base == self.base {
+            first += 1;
+            count = count.saturating_sub(1);
+        }
+        if part.last() == self.last() && host_bits > 0 {
+            count = count.saturating_sub(1);
+        }
+        (first, count)
     }
 }
 
@@ -125,18 +145,34 @@ pub fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
     [0x02, 0x42, a, b, c, d]
 }
 
+/// Reads a hardware address: six bytes in hexadecimal digits, with colons or hyphens; no group's.
+#[must_use]
+pub fn parse_hardware_address(text: &str) -> Option<[u8; 6]> {
+    let mut address = [0; 6];
+    let mut parts = text.split([':', '-']);
+    for byte in &mut address {
+        let part = parts.next().filter(|p| p.len() == 2)?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    let first = address.first().copied().unwrap_or(1);
+    (parts.next().is_none() && first & 1 == 0).then_some(address)
+}
+
 /// Writes a hardware address the usual way.
 #[must_use]
 pub fn hardware_text(address: [u8; 6]) -> String {
     address.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// Candidate subnets of the default bridge, in the order they are tried.
+/// Candidate subnets, in the order they are tried: Docker's, then ever smaller ones, far more than
+/// a host has bridges.
 pub(crate) fn candidates() -> impl Iterator<Item = Subnet> {
     let sixteens = (17..32u8).map(|n| Subnet::new(Ipv4Addr::new(172, n, 0, 0).into(), 16));
     let twenties = (0..16u8).map(|n| Subnet::new(Ipv4Addr::new(192, 168, n * 16, 0).into(), 20));
     let tens = (200..255u8).map(|n| Subnet::new(Ipv4Addr::new(10, n, 0, 0).into(), 20));
-    sixteens.chain(twenties).chain(tens)
+    let small = (128..200u8)
+        .flat_map(|n| (0..=255u8).map(move |m| Subnet::new(Ipv4Addr::new(10, n, m, 0).into(), 24)));
+    sixteens.chain(twenties).chain(tens).chain(small)
 }
 
 /// Picks the first candidate that overlaps nothing in `used`. Default routes do not count.
@@ -214,7 +250,9 @@ mod tests {
         assert_eq!(s.nth(2).to_string(), "172.17.0.2");
         assert_eq!(s.last().to_string(), "172.17.255.255");
         assert_eq!(s.after().unwrap().to_string(), "172.18.0.0");
-        assert_eq!(s.leasable(), 65533);
+        assert_eq!(s.places(&s), (1, 65534));
+        assert_eq!(s.places(&net("172.17.5.0/24")), (0x500, 256));
+        assert!(s.holds(&net("172.17.5.0/24")) && !net("172.17.5.0/24").holds(&s));
         assert_eq!(net("fd00:1::/64").nth(513).to_string(), "fd00:1::201");
         assert_eq!(net("0.0.0.0/0").after(), None);
         assert!(net("10.0.0.0/8").overlaps(&net("10.200.0.0/20")));
@@ -236,6 +274,17 @@ mod tests {
     }
 
     #[test]
+    fn the_pools_do_not_end_at_thirty_networks() {
+        let mut used = Vec::new();
+        while let Some(next) = choose(&used)
+            && used.len() < 300
+        {
+            used.push(next);
+        }
+        assert_eq!(used.len(), 300);
+    }
+
+    #[test]
     fn pools_are_searched_in_order_and_to_their_end() {
         let pools = [(net("10.5.0.0/23"), 24), (net("10.6.0.0/16"), 20)];
         assert_eq!(choose_in(&pools, &[]), Some(net("10.5.0.0/24")));
@@ -254,5 +303,16 @@ mod tests {
     fn hardware_addresses_follow_addresses() {
         let mac = hardware_address(Ipv4Addr::new(172, 17, 0, 2));
         assert_eq!(hardware_text(mac), "02:42:ac:11:00:02");
+        assert_eq!(parse_hardware_address("02:42:ac:11:00:02"), Some(mac));
+        assert_eq!(parse_hardware_address("02-42-AC-11-00-02"), Some(mac));
+        for bad in [
+            "",
+            "02:42:ac:11:00",
+            "02:42:ac:11:00:02:03",
+            "2:42:ac:11:0:2",
+            "01:42:ac:11:00:02",
+        ] {
+            assert_eq!(parse_hardware_address(bad), None, "{bad}");
+        }
     }
 }

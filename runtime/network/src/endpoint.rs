@@ -1,6 +1,6 @@
-//! Endpoints: a container's place in a network, made and unmade.
+//! Endpoints: a container's places in networks, made and unmade.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -9,12 +9,12 @@ use amphora_spec::release::Release;
 use amphora_sys::netlink::{NETFILTER, ROUTE, Socket};
 use amphora_sys::ns;
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
-use crate::address::{hardware_address, hardware_text};
-use crate::config::NetworkConfig;
-use crate::ensure::random_hex;
-use crate::ensure::{Host, host_has_ipv6};
+use crate::address::parse_hardware_address;
+pub use crate::attachment::Endpoint;
+use crate::attachment::{Listing, NetworkAttachment, RECORD, gateway_of, name_link};
+use crate::config::{DEFAULT_NETWORK, Driver, NetworkConfig};
+use crate::ensure::{Host, host_has_ipv6, random_hex};
 use crate::error::{NetworkError, Result, kernel, netlink};
 use crate::firewall::Firewall;
 use crate::lease::Lease;
@@ -24,148 +24,88 @@ use crate::ports::{Listener, PortRequest, PublishedPort, reserve, reserve_publis
 use crate::route::{self, Inside, Veth};
 use crate::store;
 
-/// Index of a container's link: the one after loopback, or one that nothing else takes where
+/// Index of a container's first link: the one after loopback, or one that nothing else takes where
 /// the kernel puts links of its own into every namespace.
 const PEER_INDEXES: [u32; 2] = [2, 1002];
 
-/// What a container asks of a network.
+/// What a container asks of networks.
 #[derive(Debug, Clone)]
 pub struct AttachRequest {
     /// The container.
     pub container: ContainerId,
-    /// The network's name.
-    pub network: String,
+    /// The networks, in the order of its links.
+    pub networks: Vec<NetworkAttachment>,
+    /// Its host name, where others are to find it by that.
+    pub hostname: Option<String>,
     /// Ports to publish.
     pub ports: Vec<PortRequest>,
-}
-
-/// A container's place in a network, as recorded in `containers/<id>/endpoint`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// The container.
-    pub container: ContainerId,
-    /// The network's name.
-    pub network: String,
-    /// The network's id.
-    pub network_id: String,
-    /// IPv4 address.
-    pub address: Ipv4Addr,
-    /// IPv4 prefix length.
-    pub prefix: u8,
-    /// IPv4 gateway.
-    pub gateway: Ipv4Addr,
-    /// IPv6 address.
-    pub address6: Option<Ipv6Addr>,
-    /// IPv6 prefix length.
-    pub prefix6: u8,
-    /// IPv6 gateway.
-    pub gateway6: Option<Ipv6Addr>,
-    /// Hardware address of the container's `eth0`.
-    pub mac: String,
-    /// Name of the host's end of the link.
-    pub link: String,
-    /// Published ports.
-    pub ports: Vec<PublishedPort>,
 }
 
 /// Everything an attached container needs from here on.
 #[derive(Debug)]
 pub struct Attachment {
-    /// The network namespace, with `lo` and `eth0` up; it lives as long as somebody holds it.
+    /// The network namespace, with `lo` and its links up; it lives as long as somebody holds it.
     pub netns: OwnedFd,
-    /// The endpoint.
+    /// The endpoint that its ports are published at.
     pub endpoint: Endpoint,
+    /// All of its endpoints.
+    pub endpoints: Vec<Endpoint>,
     /// Published ports (also in the endpoint).
     pub ports: Vec<PublishedPort>,
     /// Descriptors that the supervisor holds until it ends, some of which it serves.
     pub listeners: Vec<Listener>,
-    /// What frees ports and address when the container has exited.
+    /// What frees ports and addresses when the container has exited.
     pub release: Vec<Release>,
     /// What other firewalls of this host do to the container's packets.
     pub firewall: Firewall,
 }
 
-impl Endpoint {
-    /// `link` is drawn anew for every start: the link of the last one may still be on its way out
-    /// with its namespace.
-    fn new(
-        id: ContainerId,
-        config: &NetworkConfig,
-        lease: &Lease,
-        ports: Vec<PublishedPort>,
-        mut link: String,
-    ) -> Self {
-        link.truncate(11);
-        Self {
-            container: id,
-            network: config.name.clone(),
-            network_id: config.id.clone(),
-            address: lease.address,
-            prefix: config.subnet.prefix(),
-            gateway: config.gateway(),
-            address6: config.address6(lease.offset),
-            prefix6: config.subnet6.map_or(0, |subnet| subnet.prefix()),
-            gateway6: config.gateway6(),
-            mac: hardware_text(hardware_address(lease.address)),
-            link: format!("am{link}"),
-            ports,
-        }
-    }
-
-    /// The entries of this endpoint in the port maps.
-    pub(crate) fn elements(&self) -> Vec<Element> {
-        let entry = |port: &PublishedPort| {
-            if port.host_ip.is_ipv4() {
-                nft::port_element(port, self.address.into())
-            } else {
-                nft::port_element(port, self.address6?.into())
-            }
-        };
-        self.ports.iter().filter_map(entry).collect()
-    }
-
-    fn inside(&self, index: u32) -> Inside {
-        let v6 = self
-            .address6
-            .zip(self.gateway6)
-            .map(|(a, g)| (a, self.prefix6, g));
-        Inside {
-            index,
-            address: (self.address, self.prefix),
-            gateway: self.gateway,
-            v6,
-        }
-    }
-}
-
 /// What has been done so far, to be undone last first.
 #[derive(Debug)]
-enum Undo {
+pub(crate) enum Undo {
     File(PathBuf),
     Link(String),
     Elements(Vec<Element>),
+    Listing(ContainerId, Listing),
+    Gateways(OwnedFd, Vec<(u32, IpAddr)>, Vec<(u32, IpAddr)>),
+    Moved {
+        old: Vec<Element>,
+        new: Vec<Element>,
+    },
 }
 
-/// A place that a container has in a network, on record, before its namespace is wired to it.
+/// A network that works, and the index of its bridge or parent.
+pub(crate) type Place = (NetworkConfig, u32);
+
+/// The places that a container has in networks, on record, before its namespace is wired to them.
 ///
-/// Dropped unwired it stays on record: [`Networks::release`] takes it back.
+/// Dropped unwired they stay on record: [`Networks::release`] takes them back.
 #[derive(Debug)]
 pub struct Claim {
-    /// The endpoint.
-    pub endpoint: Endpoint,
+    /// The endpoints.
+    pub endpoints: Vec<Endpoint>,
     /// Descriptors that the supervisor holds until it ends, some of which it serves.
     pub listeners: Vec<Listener>,
-    /// What frees ports and address when the container has exited.
+    /// What frees ports and addresses when the container has exited.
     pub release: Vec<Release>,
-    config: NetworkConfig,
+    places: Vec<Place>,
     host: Host,
     undo: Vec<Undo>,
 }
 
+impl Claim {
+    /// Returns the endpoint that ports are published at: the one that the default route leads to,
+    /// or else the first one.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoints.get(gateway_of(&self.endpoints).unwrap_or(0))
+    }
+}
+
 impl Networks {
-    /// Gives a container its own network namespace in a network, with ports published.
+    /// Gives a container its own network namespace in networks, with ports published.
     ///
-    /// The address is leased, host ports are reserved and the record is written before anything
+    /// Addresses are leased, host ports are reserved and the record is written before anything
     /// is made; a failure undoes what was done before it.
     ///
     /// # Errors
@@ -177,17 +117,20 @@ impl Networks {
             .inspect_err(|_| self.undo(&claim.host, &claim.undo))?
             .netns;
         let firewall = self.wire(&mut claim, netns.as_fd())?;
+        let endpoint = claim.endpoint().cloned();
+        let endpoint = endpoint.ok_or_else(|| NetworkError::NotFound(String::new()))?;
         Ok(Attachment {
             netns,
             firewall,
-            ports: claim.endpoint.ports.clone(),
-            endpoint: claim.endpoint,
+            ports: endpoint.ports.clone(),
+            endpoint,
+            endpoints: claim.endpoints,
             listeners: claim.listeners,
             release: claim.release,
         })
     }
 
-    /// Claims a container's place: address, ports, record, rules. What is left to do is
+    /// Claims a container's places: addresses, ports, record, rules. What is left to do is
     /// [`Networks::wire`].
     ///
     /// # Errors
@@ -196,26 +139,21 @@ impl Networks {
         if self.endpoint_path(&request.container).exists() {
             self.release(&request.container)?;
         }
-        let (config, host) = self.ensure(&request.network)?;
-        let mut undo = Vec::new();
-        match self.claim_steps(request, &config, &host, &mut undo) {
-            Ok((endpoint, listeners, release)) => Ok(Claim {
-                endpoint,
-                listeners,
-                release,
-                config,
-                host,
-                undo,
-            }),
-            Err(error) => {
-                self.undo(&host, &undo);
-                Err(error)
-            }
-        }
+        let mut claim = Claim {
+            endpoints: Vec::new(),
+            listeners: Vec::new(),
+            release: Vec::new(),
+            places: Vec::new(),
+            host: Host::open()?,
+            undo: Vec::new(),
+        };
+        let done = self.claim_steps(request, &mut claim);
+        done.inspect_err(|_| self.undo(&claim.host, &claim.undo))?;
+        Ok(claim)
     }
 
-    /// Joins a namespace ([`ns::container_netns`]) to the network it has a place in, with `lo`
-    /// and `eth0` up in the end. Returns what other firewalls do to its packets.
+    /// Joins a namespace ([`ns::container_netns`]) to the networks it has places in, with `lo`
+    /// and its links up in the end. Returns what other firewalls do to its packets.
     ///
     /// # Errors
     /// [`NetworkError`]; the claim is undone then.
@@ -225,117 +163,347 @@ impl Networks {
     }
 
     /// The failure that led here is the one to tell; `reconcile` gets what stays behind.
-    fn undo(&self, host: &Host, done: &[Undo]) {
+    pub(crate) fn undo(&self, host: &Host, done: &[Undo]) {
         for action in done.iter().rev() {
             let _ = match action {
                 Undo::File(path) => store::remove(path).is_ok(),
                 Undo::Link(name) => route::delete_link(&host.route, name).is_ok(),
                 Undo::Elements(all) => nft::delete(&host.nft, all).is_ok(),
+                Undo::Listing(id, listing) => self.write_listing(id, listing).is_ok(),
+                Undo::Gateways(netns, from, to) => {
+                    crate::live::change_gateways(netns.as_fd(), from, to).is_ok()
+                }
+                Undo::Moved { old, new } => {
+                    nft::add(&host.nft, old).is_ok() && nft::delete(&host.nft, new).is_ok()
+                }
             };
         }
         let _ = self.settle();
     }
 
-    fn claim_steps(
-        &self,
-        request: &AttachRequest,
-        config: &NetworkConfig,
-        host: &Host,
-        undo: &mut Vec<Undo>,
-    ) -> Result<(Endpoint, Vec<Listener>, Vec<Release>)> {
+    fn claim_steps(&self, request: &AttachRequest, claim: &mut Claim) -> Result<()> {
         let id = request.container;
-        self.step()?;
-        let lease = self.leases(&config.name).take(&config.subnet, &id)?;
-        let lease = lease.ok_or_else(|| NetworkError::AddressesExhausted {
-            name: config.name.clone(),
-            id: config.id.clone(),
-        })?;
-        undo.push(Undo::File(lease.path.clone()));
+        for asked in &request.networks {
+            let (place, mut endpoint) =
+                self.take_place(id, asked, &claim.host, &claim.endpoints, &mut claim.undo)?;
+            if let Some(name) = &request.hostname {
+                endpoint.dns_names.push(name.clone());
+            }
+            claim.places.push(place);
+            claim.endpoints.push(endpoint);
+        }
 
         self.step()?;
-        let (ports, mut listeners) = reserve(&request.ports, lease.address, host_has_ipv6())?;
-        let endpoint = Endpoint::new(id, config, &lease, ports, random_hex()?);
+        if let Some(at) = gateway_of(&claim.endpoints)
+            && let Some((config, _)) = claim.places.get(at)
+            && let Some(endpoint) = claim.endpoints.get_mut(at)
+            && endpoint.publishes()
+        {
+            let requests = with_host_ip(&request.ports, config);
+            (endpoint.ports, claim.listeners) =
+                reserve(&requests, endpoint.address, host_has_ipv6())?;
+        }
 
         self.step()?;
-        let record = self.endpoint_path(&id);
-        store::make_dir(&self.container_dir(&id))?;
-        undo.push(Undo::File(record.clone()));
-        store::write_json(&record, &endpoint)?;
+        self.record(&id, &claim.endpoints, &mut claim.undo)?;
+        for endpoint in &claim.endpoints {
+            self.add_names(endpoint, &mut claim.undo)?;
+        }
 
         self.step()?;
-        let elements = endpoint.elements();
-        undo.push(Undo::Elements(elements.clone()));
-        nft::add(&host.nft, &elements).map_err(netlink(format!(
-            "publish the ports of container {}",
-            id.short()
-        )))?;
+        let elements: Vec<_> = claim
+            .endpoints
+            .iter()
+            .flat_map(Endpoint::elements)
+            .collect();
+        claim.undo.push(Undo::Elements(elements.clone()));
+        nft::add(&claim.host.nft, &elements).map_err(netlink(ports_of(&id)))?;
 
         self.step()?;
         // Closing this socket may block until a grace period is over (see `netlink::replay`);
         // the supervisor has all the time in the world.
-        let fd = host.nft.as_fd().try_clone_to_owned();
+        let fd = claim.host.nft.as_fd().try_clone_to_owned();
         let fd = fd.map_err(kernel("hold the nftables socket"))?;
-        listeners.push(Listener { fd, target: None });
-        let release = nft::remove_batch(&elements)
-            .map(|bytes| Release::Netlink {
-                protocol: NETFILTER,
-                bytes,
-            })
+        claim.listeners.push(Listener { fd, target: None });
+        claim.release = self.release_of(&id, &claim.endpoints);
+        Ok(())
+    }
+
+    /// Leases a container's addresses in a network that works.
+    pub(crate) fn take_place(
+        &self,
+        id: ContainerId,
+        asked: &NetworkAttachment,
+        host: &Host,
+        others: &[Endpoint],
+        undo: &mut Vec<Undo>,
+    ) -> Result<(Place, Endpoint)> {
+        let name = if crate::networks::is_default(&asked.network) {
+            DEFAULT_NETWORK.to_owned()
+        } else {
+            self.find(&asked.network)?.name
+        };
+        let place = self.ensure(&name, host)?;
+        let config = &place.0;
+        asked.check(config)?;
+        if others.iter().any(|e| e.network_id == config.id) {
+            return Err(NetworkError::AlreadyConnected {
+                container: id.short(),
+                network: name,
+            });
+        }
+        self.step()?;
+        let lease = self.lease(id, asked, config, undo)?;
+        let address6 = self.lease6(id, asked, config, lease.offset, undo)?;
+        if !config.is_predefined() && self.stored(&name)?.is_none_or(|c| c.id != config.id) {
+            // It was removed meanwhile, by somebody who saw no lease.
+            return Err(NetworkError::NotFound(name));
+        }
+        let mut endpoint = Endpoint::new(id, config, asked, &lease, address6, random_hex()?);
+        endpoint.interface = name_link(config.prefix(), asked.interface.as_deref(), others);
+        Ok((place, endpoint))
+    }
+
+    fn lease(
+        &self,
+        id: ContainerId,
+        asked: &NetworkAttachment,
+        config: &NetworkConfig,
+        undo: &mut Vec<Undo>,
+    ) -> Result<Lease> {
+        let leases = self.leases(&config.name);
+        let lease = match asked.ip {
+            Some(address) => {
+                let taken = config.subnet.is_some_and(|s| {
+                    let (_, taken) = config.room(s);
+                    taken.contains(&address.into())
+                });
+                if taken || !leases.take_this(address.into(), &id)? {
+                    return Err(NetworkError::AddressInUse);
+                }
+                Lease {
+                    address,
+                    offset: config.subnet.map_or(0, |s| s.offset(address.into())),
+                    path: leases.path(address),
+                }
+            }
+            None => {
+                let lease = leases.take(config, &id)?;
+                lease.ok_or_else(|| NetworkError::AddressesExhausted {
+                    name: config.name.clone(),
+                    id: config.id.clone(),
+                })?
+            }
+        };
+        undo.push(Undo::File(lease.path.clone()));
+        Ok(lease)
+    }
+
+    /// In the default network, where nobody may ask for one, the IPv6 address goes with the IPv4
+    /// address and needs no lease of its own.
+    fn lease6(
+        &self,
+        id: ContainerId,
+        asked: &NetworkAttachment,
+        config: &NetworkConfig,
+        offset: u32,
+        undo: &mut Vec<Undo>,
+    ) -> Result<Option<std::net::Ipv6Addr>> {
+        if config.is_predefined() || config.subnet6.is_none() {
+            return Ok(config.address6(offset));
+        }
+        let leases = self.leases(&config.name);
+        let address = match asked.ip6 {
+            Some(address) => {
+                if Some(address) == config.gateway6() || !leases.take_this(address.into(), &id)? {
+                    return Err(NetworkError::AddressInUse);
+                }
+                address
+            }
+            None => {
+                let found = leases.take6(config, offset, &id)?;
+                found.ok_or_else(|| NetworkError::AddressesExhausted {
+                    name: config.name.clone(),
+                    id: config.id.clone(),
+                })?
+            }
+        };
+        undo.push(Undo::File(leases.path(address)));
+        Ok(Some(address))
+    }
+
+    /// Writes down where a container is.
+    fn record(&self, id: &ContainerId, all: &[Endpoint], undo: &mut Vec<Undo>) -> Result<()> {
+        store::make_dir(&self.container_dir(id))?;
+        undo.push(Undo::File(self.endpoint_path(id)));
+        let listing = Listing {
+            version: RECORD,
+            endpoints: all.to_vec(),
+            parked: Vec::new(),
+        };
+        self.write_listing(id, &listing)
+    }
+
+    pub(crate) fn write_listing(&self, id: &ContainerId, listing: &Listing) -> Result<()> {
+        store::write_json(&self.endpoint_path(id), listing)
+    }
+
+    /// Makes the names of an endpoint known in its network.
+    pub(crate) fn add_names(&self, endpoint: &Endpoint, undo: &mut Vec<Undo>) -> Result<()> {
+        for path in self.name_paths(endpoint) {
+            if let Some(dir) = path.parent() {
+                store::make_dir(dir)?;
+            }
+            undo.push(Undo::File(path.clone()));
+            store::touch(&path)?;
+        }
+        Ok(())
+    }
+
+    fn name_paths(&self, endpoint: &Endpoint) -> Vec<PathBuf> {
+        let dir = self.run_dir(&endpoint.network).join("aliases");
+        let id = endpoint.container.hex();
+        let names = endpoint.dns_names.iter();
+        names
+            .map(|name| dir.join(name.to_lowercase()).join(&id))
+            .collect()
+    }
+
+    /// The files that an endpoint holds: leases, names.
+    pub(crate) fn files_of(&self, endpoint: &Endpoint) -> Vec<PathBuf> {
+        let leases = self.leases(&endpoint.network);
+        let v6 = endpoint
+            .address6
+            .filter(|_| endpoint.network != DEFAULT_NETWORK);
+        std::iter::once(leases.path(endpoint.address))
+            .chain(v6.map(|address| leases.path(address)))
+            .chain(self.name_paths(endpoint))
+            .collect()
+    }
+
+    /// What a supervisor does when the container has exited.
+    pub(crate) fn release_of(&self, id: &ContainerId, endpoints: &[Endpoint]) -> Vec<Release> {
+        let elements: Vec<_> = endpoints.iter().flat_map(Endpoint::elements).collect();
+        let rules = nft::remove_batch(&elements).map(|bytes| Release::Netlink {
+            protocol: NETFILTER,
+            bytes,
+        });
+        let files = endpoints.iter().flat_map(|e| self.files_of(e));
+        let files = files.chain([self.endpoint_path(id)]);
+        rules
             .into_iter()
-            .chain([Release::Unlink(lease.path), Release::Unlink(record)])
-            .collect();
-        Ok((endpoint, listeners, release))
+            .chain(files.map(Release::Unlink))
+            .collect()
     }
 
     fn wire_steps(&self, claim: &mut Claim, netns: BorrowedFd<'_>) -> Result<Firewall> {
         let Claim {
-            endpoint,
-            config,
+            endpoints,
+            places,
             host,
             undo,
             ..
         } = claim;
-        self.step()?;
-        undo.push(Undo::Link(endpoint.link.clone()));
-        let index = add_link(host, endpoint, config.mtu, netns)?;
+        let gateway = gateway_of(endpoints);
+        let mut wired = Vec::new();
+        for (at, (endpoint, place)) in endpoints.iter().zip(&*places).enumerate() {
+            self.step()?;
+            let nth = u32::try_from(at).unwrap_or(0);
+            let index = self.link(host, place, endpoint, netns, Some(nth), undo)?;
+            wired.push(endpoint.inside(index, gateway == Some(at)));
+        }
 
         self.step()?;
-        let socket = inside(netns)?;
-        route::configure_inside(&socket, &endpoint.inside(index)).map_err(netlink(format!(
-            "configure the network of container {}",
-            endpoint.container.short()
-        )))?;
+        if let Some(first) = endpoints.first() {
+            configure(netns, &first.container, &wired)?;
+        }
 
         self.step()?;
-        let hints = self.ensure_accepted(&host.nft, config)?;
+        let mut hints = Vec::new();
+        let bridged = |c: &NetworkConfig| c.driver.bridged();
+        for (config, _) in places.iter().filter(|(c, _)| bridged(c)) {
+            hints.extend(self.ensure_accepted(&host.nft, config)?);
+        }
+        let leading = gateway.and_then(|at| places.get(at));
+        let leading = leading.filter(|(c, _)| bridged(c));
         Ok(Firewall {
             hints,
-            bridge: Some((config.link.clone(), config.subnet6.is_some())),
+            bridge: leading.map(|(c, _)| (c.link.clone(), c.subnet6.is_some())),
         })
     }
 
-    /// Frees address and ports of a container whose supervisor did not; does nothing without an
+    /// Makes an endpoint's link, born in its namespace. `nth`: its number in a namespace that has
+    /// no other links than ours; otherwise the kernel chooses its index. Returns that.
+    pub(crate) fn link(
+        &self,
+        host: &Host,
+        place: &Place,
+        endpoint: &Endpoint,
+        netns: BorrowedFd<'_>,
+        nth: Option<u32>,
+        undo: &mut Vec<Undo>,
+    ) -> Result<u32> {
+        let (config, on) = place;
+        if config.driver == Driver::Macvlan {
+            return self.link_macvlan(host, config, *on, endpoint, netns);
+        }
+        let on = self.bridge_for(host, config, *on, &endpoint.link)?;
+        undo.push(Undo::Link(endpoint.link.clone()));
+        let Some(nth) = nth else {
+            add_link(host, config, on, endpoint, netns, 0)?;
+            return index_inside(netns, endpoint);
+        };
+        let mut last = None;
+        for first in PEER_INDEXES {
+            match add_link(host, config, on, endpoint, netns, first + nth) {
+                Err(NetworkError::Netlink { step, source })
+                    if source.is(Errno::BUSY) || source.is(Errno::EXIST) =>
+                {
+                    last = Some(NetworkError::Netlink { step, source });
+                }
+                other => return other.map(|()| first + nth),
+            }
+        }
+        Err(last.unwrap_or_else(|| NetworkError::NotFound(endpoint.link.clone())))
+    }
+
+    /// Frees addresses and ports of a container whose supervisor did not; does nothing without an
     /// endpoint on record. Links are left to their namespace, which died with the container.
     ///
     /// # Errors
     /// When rules or files cannot be removed; the record then stays.
     pub fn release(&self, id: &ContainerId) -> Result<()> {
-        let Some(endpoint) = self.endpoint(id)? else {
-            return self.settle();
-        };
-        let leases = self.leases(&endpoint.network);
-        // Ports are freed before the address: without the lease there is nothing of ours left,
-        // and the same entry may belong to the next holder.
-        if leases.holder(endpoint.address) == Some(*id) {
-            let socket = nft::open().map_err(kernel("open nftables"))?;
-            nft::delete(&socket, &endpoint.elements()).map_err(netlink(format!(
-                "remove the ports of container {}",
-                id.short()
-            )))?;
-            store::remove(&leases.path(endpoint.address))?;
+        let endpoints = self.endpoints_of(id)?;
+        for endpoint in &endpoints {
+            self.release_one(endpoint)?;
         }
         store::remove(&self.endpoint_path(id))?;
         self.settle()
+    }
+
+    /// Frees what an endpoint holds, as far as it is still its own.
+    pub(crate) fn release_one(&self, endpoint: &Endpoint) -> Result<()> {
+        let id = endpoint.container;
+        let leases = self.leases(&endpoint.network);
+        // Ports are freed before the address: without the lease there is nothing of ours left,
+        // and the same entry may belong to the next holder.
+        if leases.holder(endpoint.address) == Some(id) {
+            let elements = endpoint.elements();
+            if !elements.is_empty() {
+                let socket = nft::open().map_err(kernel("open nftables"))?;
+                nft::delete(&socket, &elements).map_err(netlink(ports_of(&id)))?;
+            }
+            store::remove(&leases.path(endpoint.address))?;
+        }
+        if let Some(address) = endpoint.address6
+            && leases.holder(address) == Some(id)
+        {
+            store::remove(&leases.path(address))?;
+        }
+        for path in self.name_paths(endpoint) {
+            store::remove(&path)?;
+        }
+        Ok(())
     }
 
     /// Reserves the ports of a running container again, for a supervisor that takes over from a
@@ -346,6 +514,20 @@ impl Networks {
     pub fn listeners(&self, endpoint: &Endpoint) -> Result<Vec<Listener>> {
         reserve_published(&endpoint.ports, endpoint.address)
     }
+}
+
+/// A port that says no host address is published at the network's.
+pub(crate) fn with_host_ip(ports: &[PortRequest], config: &NetworkConfig) -> Vec<PortRequest> {
+    let host_ip = config.host_ip();
+    let whole = |port: &PortRequest| PortRequest {
+        host_ip: port.host_ip.or(host_ip),
+        ..port.clone()
+    };
+    ports.iter().map(whole).collect()
+}
+
+fn ports_of(id: &ContainerId) -> String {
+    format!("change the published ports of container {}", id.short())
 }
 
 /// Makes a network namespace with nothing but `lo`, up: network mode `none`.
@@ -367,36 +549,56 @@ pub fn loopback_up(netns: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Opens a socket into a network namespace.
-fn inside(netns: BorrowedFd<'_>) -> Result<Socket> {
+pub(crate) fn inside(netns: BorrowedFd<'_>) -> Result<Socket> {
     ns::in_netns(netns, || Socket::open(ROUTE)).map_err(kernel("enter a network namespace"))
 }
 
-fn add_link(host: &Host, endpoint: &Endpoint, mtu: u32, netns: BorrowedFd<'_>) -> Result<u32> {
-    let mut last = None;
-    for peer_index in PEER_INDEXES {
-        let veth = Veth {
-            name: &endpoint.link,
-            netns,
-            peer_index,
-            mac: hardware_address(endpoint.address),
-            mtu,
-        };
-        match route::add_veth(&host.route, &veth) {
-            Ok(()) => {
-                route::join_bridge(&host.route, &endpoint.link, host.bridge)
-                    .map_err(netlink(step_of(endpoint)))?;
-                return Ok(peer_index);
-            }
-            Err(error) if error.is(Errno::BUSY) || error.is(Errno::EXIST) => last = Some(error),
-            Err(error) => return Err(netlink(step_of(endpoint))(error)),
-        }
-    }
-    Err(last.map_or_else(
-        || NetworkError::NotFound(endpoint.link.clone()),
-        netlink(step_of(endpoint)),
-    ))
+/// Brings a namespace's links up, with their addresses and the default route.
+pub(crate) fn configure(netns: BorrowedFd<'_>, id: &ContainerId, links: &[Inside]) -> Result<()> {
+    route::configure_inside(&inside(netns)?, links).map_err(netlink(format!(
+        "configure the network of container {}",
+        id.short()
+    )))
 }
 
-fn step_of(endpoint: &Endpoint) -> String {
-    format!("create link \"{}\"", endpoint.link)
+/// The index of an endpoint's link in its namespace.
+pub(crate) fn index_inside(netns: BorrowedFd<'_>, endpoint: &Endpoint) -> Result<u32> {
+    let name = &endpoint.interface;
+    let found = route::link(&inside(netns)?, name);
+    let found = found.map_err(netlink(crate::ensure::look(name)))?;
+    found
+        .map(|link| link.index)
+        .ok_or_else(|| NetworkError::NotFound(name.clone()))
+}
+
+fn add_link(
+    host: &Host,
+    config: &NetworkConfig,
+    bridge: u32,
+    endpoint: &Endpoint,
+    netns: BorrowedFd<'_>,
+    peer_index: u32,
+) -> Result<()> {
+    let step = || netlink(format!("create link \"{}\"", endpoint.link));
+    let veth = Veth {
+        name: &endpoint.link,
+        netns,
+        peer: &endpoint.interface,
+        peer_index,
+        mac: parse_hardware_address(&endpoint.mac).unwrap_or_default(),
+        mtu: config.mtu,
+    };
+    route::add_veth(&host.route, &veth).map_err(step())?;
+    let alone = !config.icc() && !frames_are_filtered();
+    route::join_bridge(&host.route, &endpoint.link, bridge, alone).map_err(step())
+}
+
+/// Whether what passes from port to port of a bridge goes through our rules as well, which then say
+/// who may talk to whom. With both, a port published by a neighbour could not be reached: such
+/// frames go straight to its port.
+fn frames_are_filtered() -> bool {
+    ["iptables", "ip6tables"].iter().all(|which| {
+        let key = format!("net/bridge/bridge-nf-call-{which}");
+        crate::sysctl::get(&key).as_deref() == Some("1")
+    })
 }

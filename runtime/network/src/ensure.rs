@@ -15,47 +15,54 @@ use crate::nft;
 use crate::route::{self, Survey};
 use crate::{firewall, store, sysctl};
 
-/// The sockets an operation works with, and the bridge it found.
+/// The sockets an operation works with.
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) route: Socket,
     pub(crate) nft: Socket,
-    pub(crate) bridge: u32,
+}
+
+impl Host {
+    pub(crate) fn open() -> Result<Self> {
+        Ok(Self {
+            route: Socket::open(amphora_sys::netlink::ROUTE).map_err(kernel("open netlink"))?,
+            nft: nft::open().map_err(kernel("open nftables"))?,
+        })
+    }
 }
 
 const FORWARD4: &str = "net/ipv4/ip_forward";
 const FORWARD6: &str = "net/ipv6/conf/all/forwarding";
 
 impl Networks {
-    /// Makes the network work on this host and returns what it is.
-    pub(crate) fn ensure(&self, name: &str) -> Result<(NetworkConfig, Host)> {
-        let route = Socket::open(amphora_sys::netlink::ROUTE).map_err(kernel("open netlink"))?;
-        let nft = nft::open().map_err(kernel("open nftables"))?;
+    /// Makes the network work on this host and returns what it is, with the index of its bridge.
+    pub(crate) fn ensure(&self, name: &str, host: &Host) -> Result<(NetworkConfig, u32)> {
         let stored = self.usable(name)?;
         if let Some(config) = &stored
-            && (self.settings.agree(config) || self.any_lease()?)
-            && let Some(bridge) = ready(config, &route)?
-            && nft::is_current(&nft).map_err(netlink("look at table \"amphora\""))?
+            && !config.driver.bridged()
         {
-            return Ok((config.clone(), Host { route, nft, bridge }));
+            return self.ensure_other(config, host);
+        }
+        if let Some(config) = &stored
+            && (name != DEFAULT_NETWORK || self.settings.agree(config) || self.is_used(name)?)
+            && let Some(bridge) = ready(config, &host.route)?
+            && nft::is_current(&host.nft).map_err(netlink("look at table \"amphora\""))?
+        {
+            return Ok((config.clone(), bridge));
         }
         store::make_dir(&self.run_dir(name))?;
         let _lock = store::lock(&self.lock_path())?;
-        let mut host = Host {
-            route,
-            nft,
-            bridge: 0,
-        };
-        let config = self.ensure_bridge(name, &mut host)?;
-        if !nft::is_current(&host.nft).map_err(netlink("look at table \"amphora\""))? {
-            self.rebuild_table(&host.nft, &config)?;
-        }
-        Ok((config, host))
+        self.ensure_bridge(name, host)
+    }
+
+    /// Whether somebody has an address of a network.
+    fn is_used(&self, name: &str) -> Result<bool> {
+        self.leases(name).any()
     }
 
     /// A network's configuration. That of the default network is made again when a power cut
     /// tore it; one that is whole and not understood is another version's.
-    fn usable(&self, name: &str) -> Result<Option<NetworkConfig>> {
+    pub(crate) fn usable(&self, name: &str) -> Result<Option<NetworkConfig>> {
         match self.stored(name) {
             Err(NetworkError::Config { source, .. })
                 if name == DEFAULT_NETWORK
@@ -67,86 +74,139 @@ impl Networks {
         }
     }
 
-    fn ensure_bridge(&self, name: &str, host: &mut Host) -> Result<NetworkConfig> {
+    /// The same under the lock.
+    fn ensure_bridge(&self, name: &str, host: &Host) -> Result<(NetworkConfig, u32)> {
         self.step()?;
-        let survey = {
-            let except = route::link(&host.route, DEFAULT_LINK)
-                .map_err(netlink(format!("look at link \"{DEFAULT_LINK}\"")))?;
-            let index = except.map_or(0, |link| link.index);
-            route::survey(&host.route, index).map_err(netlink("list routes"))?
-        };
         let stored = self.usable(name)?;
-        let exists = match &stored {
-            Some(config) => route::link(&host.route, &config.link)
-                .map_err(netlink(format!("look at link \"{}\"", config.link)))?
-                .is_some(),
-            None => false,
+        let link = stored.as_ref().map_or(DEFAULT_LINK, |c| &c.link);
+        let found = route::link(&host.route, link).map_err(netlink(look(link)))?;
+        let config = if name == DEFAULT_NETWORK {
+            let survey = self.survey(host, found.map_or(0, |l| l.index), name)?;
+            self.settle_default(stored, found.is_some(), host, &survey)?
+        } else {
+            stored.ok_or_else(|| NetworkError::NotFound(name.to_owned()))?
         };
+        self.forwarding(&config)?;
+        let bridge = self.bring_up(&config, host)?;
+        Ok((config, bridge))
+    }
+
+    /// Rules, then the bridge: one that is up has its rules. Rules of ours that were flushed come
+    /// back with every port.
+    pub(crate) fn bring_up(&self, config: &NetworkConfig, host: &Host) -> Result<u32> {
+        if nft::is_current(&host.nft).map_err(netlink("look at table \"amphora\""))? {
+            self.step()?;
+            let step = format!("tell table \"amphora\" of bridge \"{}\"", config.link);
+            nft::add_bridge(&host.nft, &config.facts()).map_err(netlink(step))?;
+        } else {
+            self.rebuild_table(&host.nft, config)?;
+        }
+        self.make_bridge(config, host)
+    }
+
+    /// Every subnet that somebody uses: the host, but for the link `except`, and other networks.
+    pub(crate) fn survey(&self, host: &Host, except: u32, name: &str) -> Result<Survey> {
+        let mut survey = route::survey(&host.route, except).map_err(netlink("list routes"))?;
+        for other in self.stored_all()?.iter().filter(|c| c.name != name) {
+            survey
+                .used
+                .extend(other.subnet.into_iter().chain(other.subnet6));
+        }
+        Ok(survey)
+    }
+
+    fn settle_default(
+        &self,
+        stored: Option<NetworkConfig>,
+        exists: bool,
+        host: &Host,
+        survey: &Survey,
+    ) -> Result<NetworkConfig> {
+        let exists = exists && stored.is_some();
         let wanted = |config: &NetworkConfig| self.settings.agree(config);
         let stale = exists && !stored.as_ref().is_some_and(wanted);
-        let config = match stored {
+        match stored {
             // Who uses it keeps it; the settings hold when nobody does.
-            Some(config) if stale && self.any_lease()? => config,
-            Some(config) if stale => self.remake(config, host, &survey)?,
+            Some(config) if stale && self.is_used(DEFAULT_NETWORK)? => Ok(config),
+            Some(config) if stale => self.remake(config, host, survey),
             // An address range that has since been taken by somebody else is given up, unless
             // the bridge stands and uses it.
-            Some(config) if exists => config,
-            Some(config) if wanted(&config) && self.may_have(&config.subnet, &survey) => config,
-            Some(config) => self.configure(name, config.id, &survey)?,
-            None if name == DEFAULT_NETWORK => self.configure(name, random_hex()?, &survey)?,
-            None => return Err(NetworkError::NotFound(name.to_owned())),
-        };
-        self.make_bridge(&config, host)?;
-        self.forwarding(&config)?;
-        Ok(config)
+            Some(config) if exists => Ok(config),
+            Some(config) if wanted(&config) && self.may_have(config.subnet, survey) => Ok(config),
+            Some(config) => {
+                let step = format!("forget bridge \"{}\"", config.link);
+                nft::remove_bridge(&host.nft, &config.facts()).map_err(netlink(step))?;
+                self.configure_default(config.id, survey)
+            }
+            None => self.configure_default(random_hex()?, survey),
+        }
     }
 
     /// Whether nobody else uses a subnet, or the settings say that nobody does.
-    fn may_have(&self, subnet: &Subnet, survey: &Survey) -> bool {
-        self.settings.bridge == Some(*subnet) || is_free(subnet, &survey.used)
+    fn may_have(&self, subnet: Option<Subnet>, survey: &Survey) -> bool {
+        subnet.is_some_and(|s| self.settings.bridge == Some(s) || is_free(&s, &survey.used))
     }
 
     /// Takes a bridge away that stands and is not as the settings say, with the rules made for it.
     fn remake(&self, old: NetworkConfig, host: &Host, survey: &Survey) -> Result<NetworkConfig> {
+        self.remove_more_bridges(host, &old)?;
         let step = format!("remove bridge \"{}\"", old.link);
         route::delete_link(&host.route, &old.link).map_err(netlink(step))?;
-        nft::drop_table(&host.nft).map_err(netlink("remove table \"amphora\""))?;
-        self.configure(&old.name, old.id, survey)
+        let step = format!("forget bridge \"{}\"", old.link);
+        nft::remove_bridge(&host.nft, &old.facts()).map_err(netlink(step))?;
+        self.configure_default(old.id, survey)
     }
 
-    /// The subnet of a network that is to be made.
-    fn subnet(&self, survey: &Survey) -> Result<Subnet> {
-        let settings = &self.settings;
-        let found = match settings.bridge {
-            Some(bridge) => Some(bridge),
-            None if settings.pools.is_empty() => choose(&survey.used),
-            None => choose_in(&settings.pools, &survey.used),
+    /// A subnet that nobody uses.
+    pub(crate) fn free_subnet(&self, survey: &Survey) -> Result<Subnet> {
+        let found = if self.settings.pools.is_empty() {
+            choose(&survey.used)
+        } else {
+            choose_in(&self.settings.pools, &survey.used)
         };
         found.ok_or(NetworkError::PoolsExhausted)
     }
 
-    fn configure(&self, name: &str, id: String, survey: &Survey) -> Result<NetworkConfig> {
+    /// An IPv6 subnet that nobody uses.
+    pub(crate) fn free_subnet6() -> Result<Subnet> {
         let mut random = [0; 5];
         getrandom(&mut random, GetRandomFlags::empty()).map_err(kernel("draw random bytes"))?;
+        Ok(unique_local(random))
+    }
+
+    /// The MTU of a network that does not say one.
+    pub(crate) fn mtu(&self, survey: &Survey) -> u32 {
+        let uplink = survey.uplink_mtu.unwrap_or(MTU_DEFAULT).min(MTU_DEFAULT);
+        self.settings.mtu.unwrap_or(uplink)
+    }
+
+    /// Chooses what the default network is, and writes it down.
+    pub(crate) fn configure_default(&self, id: String, survey: &Survey) -> Result<NetworkConfig> {
+        let ipv6 = self.settings.ipv6 != Some(false) && host_has_ipv6();
         let config = NetworkConfig {
             version: FORMAT,
             id,
-            name: name.to_owned(),
+            name: DEFAULT_NETWORK.to_owned(),
             link: DEFAULT_LINK.to_owned(),
-            subnet: self.subnet(survey)?,
-            subnet6: (self.settings.ipv6 != Some(false) && host_has_ipv6())
-                .then(|| unique_local(random)),
-            mtu: self
-                .settings
-                .mtu
-                .unwrap_or_else(|| survey.uplink_mtu.unwrap_or(MTU_DEFAULT).min(MTU_DEFAULT)),
+            subnet: Some(match self.settings.bridge {
+                Some(bridge) => bridge,
+                None => self.free_subnet(survey)?,
+            }),
+            subnet6: ipv6.then(Self::free_subnet6).transpose()?,
+            mtu: self.mtu(survey),
+            created: crate::create::now(),
+            ..NetworkConfig::default()
         };
-        store::make_dir(&self.data_dir(name))?;
-        store::write_json(&self.config_path(name), &config)?;
+        self.write_config(&config)?;
         Ok(config)
     }
 
-    fn make_bridge(&self, config: &NetworkConfig, host: &mut Host) -> Result<()> {
+    pub(crate) fn write_config(&self, config: &NetworkConfig) -> Result<()> {
+        store::make_dir(&self.data_dir(&config.name))?;
+        store::write_json(&self.config_path(&config.name), config)
+    }
+
+    fn make_bridge(&self, config: &NetworkConfig, host: &Host) -> Result<u32> {
         self.step()?;
         let step = || format!("create bridge \"{}\"", config.link);
         route::add_bridge(
@@ -158,7 +218,6 @@ impl Networks {
         .map_err(netlink(step()))?;
         let link = route::link(&host.route, &config.link).map_err(netlink(step()))?;
         let link = link.ok_or_else(|| NetworkError::NotFound(config.link.clone()))?;
-        host.bridge = link.index;
         for (key, value) in [
             (format!("net/ipv4/conf/{}/route_localnet", config.link), "1"),
             (format!("net/ipv6/conf/{}/accept_ra", config.link), "0"),
@@ -170,10 +229,11 @@ impl Networks {
         }
         self.step()?;
         route::configure_bridge(&host.route, link.index, &config.bridge_addresses())
-            .map_err(netlink(step()))
+            .map_err(netlink(step()))?;
+        Ok(link.index)
     }
 
-    fn forwarding(&self, config: &NetworkConfig) -> Result<()> {
+    pub(crate) fn forwarding(&self, config: &NetworkConfig) -> Result<()> {
         self.step()?;
         let changes = self.changes();
         changes.apply(FORWARD4, "1")?;
@@ -208,7 +268,15 @@ impl Networks {
                 }
             }
         }
-        nft::rebuild(socket, &[config.facts()], &ports).map_err(netlink("make table \"amphora\""))
+        let mut bridges = vec![config.facts()];
+        let others = self.stored_all()?.into_iter();
+        let others = others.filter(|c| c.driver.bridged() && c.name != config.name);
+        for other in others {
+            bridges.push(other.facts());
+            bridges.extend(self.more_facts(&other)?);
+        }
+        bridges.extend(self.more_facts(config)?);
+        nft::rebuild(socket, &bridges, &ports).map_err(netlink("make table \"amphora\""))
     }
 
     /// Has other engines' filters let our bridge through, as far as they can be asked; returns
@@ -221,11 +289,22 @@ impl Networks {
         let foreign = nft::look(socket).map_err(netlink("look at table \"filter\""))?;
         if !foreign.user_chains.is_empty() {
             let _lock = store::lock(&self.lock_path())?;
-            nft::accept_bridges(socket, &foreign.user_chains, &[&config.link])
+            let all = self.stored_all()?;
+            let mut links = Vec::new();
+            for config in all.iter().filter(|c| c.driver.bridged()) {
+                links.push(config.link.clone());
+                links.extend(self.more_bridges(config)?);
+            }
+            let links: Vec<&str> = links.iter().map(String::as_str).collect();
+            nft::accept_bridges(socket, &foreign.user_chains, &links)
                 .map_err(netlink("accept the bridge in chain \"DOCKER-USER\""))?;
         }
         firewall::nft_hints(socket, &foreign, config)
     }
+}
+
+pub(crate) fn look(link: &str) -> String {
+    format!("look at link \"{link}\"")
 }
 
 /// The bridge's index when nothing is to be done for it.

@@ -98,6 +98,57 @@ pub enum NetworkError {
     /// Every candidate subnet overlaps a route or an address of the host.
     #[error("no available network address pool: every candidate overlaps a route of this host")]
     PoolsExhausted,
+    /// The name is another network's.
+    #[error("network with name {0} already exists")]
+    Exists(String),
+    /// A link of that name is not ours.
+    #[error("link \"{0}\" exists already, and is not amphora's")]
+    LinkExists(String),
+    /// The beginning of an id fits several networks.
+    #[error("network {0} is ambiguous (more than one id begins with it)")]
+    Ambiguous(String),
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not for this network.
+    #[error("{0}")]
+    Forbidden(String),
+    /// The request is understood and not supported.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A predefined network stays.
+    #[error("{0} is a pre-defined network and cannot be removed")]
+    Predefined(String),
+    /// Another network has addresses of the subnet.
+    #[error("invalid pool request: Pool overlaps with other one on this address space")]
+    PoolOverlaps,
+    /// Containers are in the network.
+    #[error("error while removing network: network {name} has active endpoints ({endpoints})")]
+    ActiveEndpoints {
+        /// The network's name.
+        name: String,
+        /// Who.
+        endpoints: String,
+    },
+    /// The address is another container's.
+    #[error("Address already in use")]
+    AddressInUse,
+    /// The container is in the network already.
+    #[error("endpoint with name {container} already exists in network {network}")]
+    AlreadyConnected {
+        /// The container.
+        container: String,
+        /// The network's name.
+        network: String,
+    },
+    /// The container is not in the network.
+    #[error("container {container} is not connected to network {network}")]
+    NotConnected {
+        /// The container.
+        container: String,
+        /// The network's name.
+        network: String,
+    },
     /// A failure made by a test.
     #[error("injected failure at step {0}")]
     Injected(usize),
@@ -131,7 +182,15 @@ impl From<Errno> for BindFailure {
 impl Classify for NetworkError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound(_) => ErrorKind::NotFound,
+            Self::NotFound(_) | Self::NotConnected { .. } => ErrorKind::NotFound,
+            Self::Exists(_)
+            | Self::LinkExists(_)
+            | Self::PoolOverlaps
+            | Self::ActiveEndpoints { .. }
+            | Self::AddressInUse
+            | Self::AlreadyConnected { .. } => ErrorKind::Conflict,
+            Self::Ambiguous(_) | Self::Invalid(_) => ErrorKind::InvalidArgument,
+            Self::Forbidden(_) | Self::Predefined(_) => ErrorKind::PermissionDenied,
             Self::File { source, .. } | Self::Kernel { source, .. } => match io_kind(source) {
                 ErrorKind::NotFound | ErrorKind::Conflict => ErrorKind::Internal,
                 other => other,
@@ -141,7 +200,7 @@ impl Classify for NetworkError {
                 _ => ErrorKind::Internal,
             },
             Self::Config { .. } => ErrorKind::DataLoss,
-            Self::Version { .. } => ErrorKind::Unsupported,
+            Self::Version { .. } | Self::Unsupported(_) => ErrorKind::Unsupported,
             Self::Bind { source, .. } => match source {
                 BindFailure::InUse => ErrorKind::Conflict,
                 BindFailure::NotLocal => ErrorKind::InvalidArgument,

@@ -13,15 +13,21 @@
 //! This crate knows nothing of images, mounts, processes or supervisors.
 
 mod address;
+mod attachment;
 mod config;
+mod create;
 mod endpoint;
 mod ensure;
 mod error;
 pub mod files;
 mod firewall;
 mod lease;
+mod live;
+mod macvlan;
+mod more_bridges;
 mod networks;
 mod nft;
+mod overlay;
 mod port_spec;
 mod ports;
 mod route;
@@ -30,11 +36,14 @@ mod sysctl;
 #[cfg(feature = "testing")]
 mod testing;
 
-pub use address::{Subnet, SubnetError, hardware_address, hardware_text};
-pub use config::{DEFAULT_NETWORK, NetworkConfig, NetworkSettings};
+pub use address::{Subnet, SubnetError, hardware_address, hardware_text, parse_hardware_address};
+pub use attachment::NetworkAttachment;
+pub use config::{DEFAULT_NETWORK, Driver, IpamConfig, NetworkConfig, NetworkSettings, PREDEFINED};
+pub use create::CreateNetwork;
 pub use endpoint::{AttachRequest, Attachment, Claim, Endpoint, loopback_up, none};
 pub use error::{BindFailure, NetworkError};
 pub use firewall::Firewall;
+pub use live::{ConnectRequest, Reached, Tell};
 pub use networks::{Networks, is_default};
 pub use port_spec::{PortSpecError, parse_port_spec};
 pub use ports::{Listener, PortRequest, Protocol, PublishedPort};

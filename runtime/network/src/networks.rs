@@ -8,11 +8,14 @@ use std::str::FromStr;
 use amphora_spec::ContainerId;
 use amphora_sys::netlink::{ROUTE, Socket};
 
+use crate::attachment::{Endpoint, Listing, Record, gateway_of};
 use crate::config::{DEFAULT_NETWORK, FORMAT, NetworkConfig, NetworkSettings};
-use crate::endpoint::Endpoint;
+use crate::create::is_name;
+use crate::ensure::Host;
 use crate::error::{NetworkError, Result, file, kernel, netlink};
 use crate::lease::Leases;
 use crate::nft;
+use crate::ports::PublishedPort;
 use crate::sysctl::{Change, Changes};
 use crate::{route, store};
 
@@ -59,34 +62,61 @@ impl Networks {
     pub fn stored(&self, name: &str) -> Result<Option<NetworkConfig>> {
         let path = self.config_path(name);
         match store::read_json::<NetworkConfig>(&path)? {
-            Some(config) if config.version != FORMAT => Err(NetworkError::Version {
-                path,
-                found: config.version,
-                known: FORMAT,
-            }),
+            Some(config) if config.version == 0 || config.version > FORMAT => {
+                Err(NetworkError::Version {
+                    path,
+                    found: config.version,
+                    known: FORMAT,
+                })
+            }
             found => Ok(found),
         }
     }
 
-    /// Lists the networks that have been made, by name.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
-    pub fn list(&self) -> Result<Vec<NetworkConfig>> {
+    /// Lists the networks that are written down, by name.
+    pub(crate) fn stored_all(&self) -> Result<Vec<NetworkConfig>> {
         let mut all = Vec::new();
         for name in names_in(&self.data.join("networks"))? {
-            all.extend(self.stored(&name)?);
+            if is_name(&name) {
+                all.extend(self.usable(&name)?);
+            }
         }
         all.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(all)
     }
 
-    /// Returns the endpoint on record for a container.
+    /// Returns a container's places in networks, in the order of connection.
+    ///
+    /// # Errors
+    /// When the record cannot be read or understood.
+    pub fn endpoints_of(&self, id: &ContainerId) -> Result<Vec<Endpoint>> {
+        self.listing(id).map(|listing| listing.endpoints)
+    }
+
+    /// Returns what is on record of a container's places.
+    pub(crate) fn listing(&self, id: &ContainerId) -> Result<Listing> {
+        let record: Option<Record> = store::read_json(&self.endpoint_path(id))?;
+        Ok(record.map(Record::into_listing).unwrap_or_default())
+    }
+
+    /// Returns the published ports that lead nowhere while a container is in no network that
+    /// could publish them; its supervisor holds them all the same.
+    ///
+    /// # Errors
+    /// When the record cannot be read or understood.
+    pub fn parked(&self, id: &ContainerId) -> Result<Vec<PublishedPort>> {
+        self.listing(id).map(|listing| listing.parked)
+    }
+
+    /// Returns the place of a container that its ports are published at: the one that its default
+    /// route leads to, or else the first one.
     ///
     /// # Errors
     /// When the record cannot be read or understood.
     pub fn endpoint(&self, id: &ContainerId) -> Result<Option<Endpoint>> {
-        store::read_json(&self.endpoint_path(id))
+        let mut all = self.endpoints_of(id)?;
+        let at = gateway_of(&all).unwrap_or(0);
+        Ok((at < all.len()).then(|| all.swap_remove(at)))
     }
 
     /// Lists every endpoint on record.
@@ -99,7 +129,8 @@ impl Networks {
             .iter()
             .filter_map(|name| ContainerId::from_str(name).ok());
         Ok(ids
-            .filter_map(|id| self.endpoint(&id).ok().flatten())
+            .filter_map(|id| self.endpoints_of(&id).ok())
+            .flatten()
             .collect())
     }
 
@@ -117,8 +148,10 @@ impl Networks {
         let mut errors = Vec::new();
         match self.endpoints() {
             Ok(all) => {
-                for endpoint in all.iter().filter(|e| !live(&e.container)) {
-                    errors.extend(self.release(&endpoint.container).err());
+                let mut dead: Vec<_> = all.iter().map(|e| e.container).collect();
+                dead.dedup();
+                for id in dead.iter().filter(|id| !live(id)) {
+                    errors.extend(self.release(id).err());
                 }
             }
             Err(error) => errors.push(error),
@@ -158,10 +191,10 @@ impl Networks {
             }
             Err(error) => errors.push(kernel("open nftables")(error)),
         }
-        match (Socket::open(ROUTE), self.list()) {
+        match (Socket::open(ROUTE), self.stored_all()) {
             (Ok(socket), Ok(all)) => {
-                for config in all {
-                    let step = format!("remove bridge \"{}\"", config.link);
+                for config in all.iter().filter(|c| !c.link.is_empty()) {
+                    let step = format!("remove link \"{}\"", config.link);
                     let removed = route::delete_link(&socket, &config.link);
                     errors.extend(removed.map_err(netlink(step)).err());
                 }
@@ -191,8 +224,11 @@ impl Networks {
         if self.any_lease()? {
             return Ok(());
         }
-        let socket = nft::open().map_err(kernel("open nftables"))?;
-        nft::forget_bridges(&socket).map_err(netlink("clean chain \"DOCKER-USER\""))
+        let host = Host::open()?;
+        for config in self.stored_all()? {
+            self.remove_more_bridges(&host, &config)?;
+        }
+        nft::forget_bridges(&host.nft).map_err(netlink("clean chain \"DOCKER-USER\""))
     }
 
     pub(crate) fn any_lease(&self) -> Result<bool> {
@@ -249,7 +285,7 @@ impl Networks {
 }
 
 /// Names of a directory's entries; none when it is not there.
-fn names_in(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
     match fs::read_dir(dir) {
         Ok(entries) => entries
             .map(|entry| Ok(entry.map_err(file("read", dir))?.file_name()))

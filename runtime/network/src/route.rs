@@ -16,6 +16,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
 
 const IFLA_ADDRESS: u16 = 1;
@@ -35,6 +36,7 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_MODE: u16 = 4;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 const IFLA_BR_MCAST_SNOOPING: u16 = 23;
 const VETH_INFO_PEER: u16 = 1;
 
@@ -70,11 +72,13 @@ const fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { AF_INET } else { AF_INET6 }
 }
 
-/// A veth pair: one end a port of a bridge here, the other born as `eth0` in a namespace.
+/// A veth pair: one end a port of a bridge here, the other born in a namespace.
 #[derive(Debug)]
 pub(crate) struct Veth<'a> {
     pub(crate) name: &'a str,
     pub(crate) netns: BorrowedFd<'a>,
+    pub(crate) peer: &'a str,
+    /// 0: the kernel chooses.
     pub(crate) peer_index: u32,
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
@@ -103,7 +107,7 @@ pub(crate) fn add_veth(socket: &Socket, veth: &Veth<'_>) -> Result<(), NetlinkEr
                         VETH_INFO_PEER,
                         &link_header(veth.peer_index, false),
                         |peer| {
-                            peer.text(IFLA_IFNAME, "eth0");
+                            peer.text(IFLA_IFNAME, veth.peer);
                             peer.bytes(IFLA_ADDRESS, &veth.mac);
                             end(peer);
                             let netns = u32::try_from(veth.netns.as_raw_fd()).unwrap_or(u32::MAX);
@@ -121,7 +125,14 @@ pub(crate) fn add_veth(socket: &Socket, veth: &Veth<'_>) -> Result<(), NetlinkEr
 ///
 /// A port needs no addresses of its own. Without this, each would have three routes, and the kernel
 /// goes through all of them whenever a link changes.
-pub(crate) fn join_bridge(socket: &Socket, name: &str, bridge: u32) -> Result<(), NetlinkError> {
+///
+/// Ports that are `alone` reach no other port that is.
+pub(crate) fn join_bridge(
+    socket: &Socket,
+    name: &str,
+    bridge: u32,
+    alone: bool,
+) -> Result<(), NetlinkError> {
     // Where it cannot be written everything works all the same.
     let _ = sysctl::set_if_there(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
     let mut batch = Batch::default();
@@ -136,9 +147,49 @@ pub(crate) fn join_bridge(socket: &Socket, name: &str, bridge: u32) -> Result<()
             info.bytes(IFLA_INFO_SLAVE_KIND, b"bridge");
             info.nest(IFLA_INFO_SLAVE_DATA, |data| {
                 data.bytes(IFLA_BRPORT_MODE, &[1]);
+                if alone {
+                    data.bytes(IFLA_BRPORT_ISOLATED, &[1]);
+                }
             });
         });
     });
+    socket.transact(&batch.finish())
+}
+
+/// A veth pair between two bridges: link and bridge of either side.
+#[derive(Debug)]
+pub(crate) struct Uplink<'a> {
+    pub(crate) above: (&'a str, u32),
+    pub(crate) below: (&'a str, u32),
+    pub(crate) mtu: u32,
+}
+
+/// Makes the pair, both ends ports of their bridges and up.
+pub(crate) fn add_uplink(socket: &Socket, uplink: &Uplink<'_>) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let header = link_header(0, false);
+    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
+        a.text(IFLA_IFNAME, uplink.above.0);
+        a.native(IFLA_MTU, uplink.mtu);
+        a.nest(IFLA_LINKINFO, |info| {
+            info.bytes(IFLA_INFO_KIND, b"veth");
+            info.nest(IFLA_INFO_DATA, |data| {
+                data.nest_after(VETH_INFO_PEER, &header, |peer| {
+                    peer.text(IFLA_IFNAME, uplink.below.0);
+                    peer.native(IFLA_MTU, uplink.mtu);
+                });
+            });
+        });
+    });
+    socket.transact(&batch.finish())?;
+    let mut batch = Batch::default();
+    for (name, bridge) in [uplink.above, uplink.below] {
+        let _ = sysctl::set_if_there(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
+        batch.message(RTM_NEWLINK, 0, &link_header(0, true), |a| {
+            a.text(IFLA_IFNAME, name);
+            a.native(IFLA_MASTER, bridge);
+        });
+    }
     socket.transact(&batch.finish())
 }
 
@@ -205,30 +256,53 @@ pub(crate) fn configure_bridge(
     socket.transact(&batch.finish())
 }
 
-/// Addresses and gateways of a container's only link.
+/// Addresses of a container's link, and the gateways that the default routes lead to through it.
 #[derive(Debug, Clone)]
 pub(crate) struct Inside {
     pub(crate) index: u32,
     pub(crate) address: (Ipv4Addr, u8),
-    pub(crate) gateway: Ipv4Addr,
-    pub(crate) v6: Option<(Ipv6Addr, u8, Ipv6Addr)>,
+    pub(crate) v6: Option<(Ipv6Addr, u8)>,
+    pub(crate) gateways: Vec<IpAddr>,
 }
 
-/// Brings a container's loopback and link up, with addresses and default routes: one datagram.
-pub(crate) fn configure_inside(socket: &Socket, inside: &Inside) -> Result<(), NetlinkError> {
+/// Brings a container's loopback and links up, with addresses and default routes: one datagram.
+pub(crate) fn configure_inside(socket: &Socket, links: &[Inside]) -> Result<(), NetlinkError> {
     let mut batch = Batch::default();
     batch.message(RTM_NEWLINK, 0, &link_header(LOOPBACK, true), |_| ());
-    let (address, prefix) = inside.address;
-    address_message(&mut batch, inside.index, address.into(), prefix);
-    if let Some((address, prefix, _)) = inside.v6 {
+    for inside in links {
+        let (address, prefix) = inside.address;
         address_message(&mut batch, inside.index, address.into(), prefix);
+        if let Some((address, prefix)) = inside.v6 {
+            address_message(&mut batch, inside.index, address.into(), prefix);
+        }
+        batch.message(RTM_NEWLINK, 0, &link_header(inside.index, true), |_| ());
     }
-    batch.message(RTM_NEWLINK, 0, &link_header(inside.index, true), |_| ());
-    default_route(&mut batch, inside.index, inside.gateway.into());
-    if let Some((_, _, gateway)) = inside.v6 {
-        default_route(&mut batch, inside.index, gateway.into());
+    for inside in links {
+        for gateway in &inside.gateways {
+            default_route(&mut batch, RTM_NEWROUTE, inside.index, *gateway);
+        }
     }
     socket.transact(&batch.finish())
+}
+
+/// Has the default routes of a namespace lead elsewhere. Routes of ours that somebody removed, and
+/// ones that lead there already, are fine.
+pub(crate) fn change_gateways(
+    socket: &Socket,
+    from: &[(u32, IpAddr)],
+    to: &[(u32, IpAddr)],
+) -> Result<(), NetlinkError> {
+    let routes = from.iter().map(|r| (RTM_DELROUTE, r));
+    for (verb, (index, gateway)) in routes.chain(to.iter().map(|r| (RTM_NEWROUTE, r))) {
+        let mut batch = Batch::default();
+        default_route(&mut batch, verb, *index, *gateway);
+        match socket.transact(&batch.finish()) {
+            Err(error) if verb == RTM_DELROUTE && error.is(Errno::SRCH) => {}
+            Err(error) if verb == RTM_NEWROUTE && error.is(Errno::EXIST) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// Brings the loopback link up.
@@ -255,13 +329,18 @@ fn address_message(batch: &mut Batch, index: u32, address: IpAddr, prefix: u8) {
     });
 }
 
-fn default_route(batch: &mut Batch, index: u32, gateway: IpAddr) {
+fn default_route(batch: &mut Batch, verb: u16, index: u32, gateway: IpAddr) {
     let mut header = [0; 12];
     header[0] = family(gateway);
     header[4] = RT_TABLE_MAIN;
     header[5] = RTPROT_BOOT;
     header[7] = RTN_UNICAST;
-    batch.message(RTM_NEWROUTE, F_CREATE | F_EXCL, &header, |a| {
+    let flags = if verb == RTM_NEWROUTE {
+        F_CREATE | F_EXCL
+    } else {
+        0
+    };
+    batch.message(verb, flags, &header, |a| {
         a.ip(RTA_GATEWAY, gateway);
         a.native(RTA_OIF, index);
     });

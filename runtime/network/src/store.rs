@@ -47,6 +47,11 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
     }
 }
 
+/// Makes an empty file; one that is there is fine.
+pub(crate) fn touch(path: &Path) -> Result<()> {
+    fs::write(path, b"").map_err(file("write", path))
+}
+
 /// Makes a directory and those above it.
 pub(crate) fn make_dir(path: &Path) -> Result<()> {
     match fs::create_dir(path) {

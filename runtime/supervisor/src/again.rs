@@ -27,7 +27,7 @@ use crate::lock::FINISH_LOCK_FD;
 use crate::restart::{RestartPolicy, pause_ns};
 use crate::start::{HANDOVER_FD, control_socket};
 use crate::state::{State, Status};
-use crate::{SupervisorError, clock};
+use crate::{SupervisorError, clock, shared_base};
 
 /// Word of a supervisor's arguments, followed by its run directory: it goes on with that container.
 const AGAIN: &str = "again";
@@ -223,6 +223,8 @@ fn execute_again(pause: &Pause<'_>) -> Result<(), SupervisorError> {
     let run_dir = pause.config.run_dir.to_string_lossy().into_owned();
     let mut words = vec!["amphora", "supervise", AGAIN, &run_dir];
     words.extend(pause.config.ahead.words());
+    let base = shared_base::word(&pause.config.run_dir);
+    words.extend(base.as_deref());
     if pause.cause == Cause::Unhealthy {
         words.push(UNHEALTHY);
     }

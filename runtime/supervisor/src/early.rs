@@ -1,11 +1,13 @@
 //! What a supervisor makes before it knows its container, while the engine prepares the rest.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use amphora_sys::base::Base;
 use amphora_sys::{LaunchPlan, channel, ns};
 use rustix::fs::{Mode, OFlags, open};
 
+use crate::shared_base;
 use crate::waiting::NETNS;
 
 /// What is needed for the start alone, and takes time to close: given back in the first quiet moment,
@@ -14,6 +16,10 @@ use crate::waiting::NETNS;
 pub(crate) struct Early {
     /// What the container's mount namespace is cloned from; `None`: the host's is.
     pub(crate) base: Option<Base>,
+    /// Whether somebody else holds it.
+    borrowed: bool,
+    /// Whether others may be using it.
+    offered: bool,
     /// Through what the settings of the network namespace were made.
     #[expect(dead_code, reason = "held to be closed in its time")]
     settings: Option<OwnedFd>,
@@ -21,9 +27,15 @@ pub(crate) struct Early {
 
 /// Makes it all.
 pub(crate) fn make(socket: BorrowedFd<'_>) -> Early {
+    let settings = netns(socket);
+    reset_oom_score();
+    let shared = shared_base::find_asked();
+    let borrowed = shared.is_some();
     Early {
-        settings: netns(socket),
-        base: base(),
+        base: shared.or_else(|| Base::new().ok()),
+        borrowed,
+        offered: false,
+        settings,
     }
 }
 
@@ -46,9 +58,8 @@ fn netns(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     }
 }
 
-/// Makes the empty mount namespace that the container's is cloned from; `None`: the host's is.
-fn base() -> Option<Base> {
-    // Born there, the child cannot reach the file that resets what it would inherit.
+/// Born in an empty mount namespace, the child cannot reach the file that resets what it would inherit.
+fn reset_oom_score() {
     if let Ok(file) = open(
         "/proc/self/oom_score_adj",
         OFlags::WRONLY | OFlags::CLOEXEC,
@@ -56,7 +67,6 @@ fn base() -> Option<Base> {
     ) {
         let _ = rustix::io::write(&file, b"0");
     }
-    Base::new().ok()
 }
 
 impl Early {
@@ -67,5 +77,24 @@ impl Early {
             plan.cover_root();
         }
         self
+    }
+
+    /// What is kept once the start is over: the base, when the other supervisors of this engine have
+    /// none.
+    pub(crate) fn settled(self, run_dir: &Path) -> Self {
+        let own = self.base.filter(|_| !self.borrowed);
+        let base = own.filter(|base| self.offered || shared_base::offer(base, run_dir));
+        Self {
+            offered: base.is_some(),
+            base,
+            ..Self::default()
+        }
+    }
+
+    /// Ends what [`Early::settled`] has kept.
+    pub(crate) fn end(self, run_dir: &Path) {
+        if let Some(base) = self.base.as_ref().filter(|_| self.offered) {
+            shared_base::withdraw(base, run_dir);
+        }
     }
 }

@@ -11,7 +11,6 @@ use rustix::net::{AddressFamily, SocketFlags, accept_with};
 
 use crate::again::Cause;
 use crate::clients::Clients;
-use crate::early::Early;
 use crate::exit::ExitRecord;
 use crate::frame::Frame;
 use crate::health::HealthAction;
@@ -126,6 +125,8 @@ pub(crate) fn conclude(
     }
     note_end(&server, &record, again);
     drop(released.sockets);
+    let parts = &mut server.parts;
+    std::mem::take(&mut parts.early).end(&parts.config.run_dir);
     if again {
         pause(&mut server, cause)?;
     }
@@ -138,7 +139,6 @@ fn pause(server: &mut Server, cause: Cause) -> Result<(), SupervisorError> {
     let parts = &mut server.parts;
     parts.hold.clear();
     parts.late.clear();
-    parts.early = Early::default();
     again::pause(&again::Pause {
         config: &parts.config,
         run_dir: parts.run_dir.as_fd(),

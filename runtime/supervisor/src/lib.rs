@@ -42,6 +42,7 @@ mod remote;
 mod restart;
 mod server;
 mod session;
+mod shared_base;
 mod splice;
 mod start;
 mod stdio;

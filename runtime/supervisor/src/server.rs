@@ -177,7 +177,8 @@ impl Server {
 
     fn release_pages(&mut self) {
         self.used = false;
-        self.parts.early = Early::default();
+        let early = std::mem::take(&mut self.parts.early);
+        self.parts.early = early.settled(&self.parts.config.run_dir);
         self.log.release_pages();
         for session in self.sessions.iter_mut().flatten() {
             session.release_pages();

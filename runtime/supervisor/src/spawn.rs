@@ -97,6 +97,7 @@ pub fn spawn(request: SpawnRequest<'_>) -> Result<Spawned, SupervisorError> {
         request.argv,
         request.cgroup.as_ref(),
         Ahead::default(),
+        &request.config.run_dir,
     )?;
     let charge = Charge {
         config: request.config,
@@ -140,6 +141,7 @@ pub fn adopt(request: AdoptRequest<'_>) -> Result<Adopted, SupervisorError> {
         request.argv,
         request.cgroup.as_ref(),
         Ahead::default(),
+        &request.run_dir,
     )?;
     let spawned = waiting.send(&outgoing, None)?.answered()?;
     Ok(Adopted {

@@ -2,7 +2,7 @@
 //! container needs, while the engine prepares the rest.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use amphora_cgroup::SupervisorCgroup;
 use amphora_sys::{LaunchPlan, Launched, channel, pidfd};
@@ -18,6 +18,7 @@ use crate::error::kind_from;
 use crate::files::open_dir;
 use crate::frame::Frame;
 use crate::handover::{Mode, Outgoing};
+use crate::shared_base;
 use crate::spawn::{Spawned, execute};
 use crate::start::KILL;
 
@@ -135,7 +136,7 @@ impl<'a> Waiting<'a> {
         })
     }
 
-    /// Starts a supervisor.
+    /// Starts a supervisor for the container with this run directory.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -144,10 +145,13 @@ impl<'a> Waiting<'a> {
         argv: &[&str],
         cgroup: Option<&SupervisorCgroup>,
         ahead: Ahead,
+        run_dir: &Path,
     ) -> Result<Self, SupervisorError> {
         let pair = channel::pair();
         let (ours, theirs) = pair.map_err(|e| SupervisorError::Kernel("make a socket pair", e))?;
-        let argv: Vec<&str> = argv.iter().chain(ahead.words()).copied().collect();
+        let base = shared_base::word(run_dir);
+        let more = ahead.words().iter().copied().chain(base.as_deref());
+        let argv: Vec<&str> = argv.iter().copied().chain(more).collect();
         let launched = execute(exe, &argv, cgroup, theirs.as_fd())?;
         Ok(Self {
             process: Process {

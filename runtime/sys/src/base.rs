@@ -2,7 +2,7 @@
 //! the host's whole table, and has nothing to detach before it runs.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, open, openat};
 use rustix::mount::{
@@ -17,10 +17,29 @@ use crate::raw;
 #[derive(Debug)]
 pub struct Base {
     empty: OwnedFd,
+    way: Way,
+}
+
+/// The way back to the caller's namespace.
+#[derive(Debug)]
+struct Way {
     home: OwnedFd,
     /// Root and working directory of the caller: joining a namespace forgets both.
     root: OwnedFd,
     cwd: OwnedFd,
+}
+
+const DIR: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Where another process holds a [`Base`] of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BasePlace {
+    /// The process.
+    pub pid: u32,
+    /// Its descriptor of the namespace.
+    pub fd: i32,
+    /// The namespace's number, which the kernel never gives again while it runs.
+    pub id: u64,
 }
 
 impl Base {
@@ -29,28 +48,50 @@ impl Base {
     /// # Errors
     /// What `unshare(2)`, the mount calls and `setns(2)` answer.
     pub fn new() -> io::Result<Self> {
-        let dir = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = open(c"/", dir, Mode::empty())?;
-        let cwd = open(c".", dir, Mode::empty())?;
-        let proc = open(c"/proc/thread-self", dir, Mode::empty())?;
-        let namespace = || {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            openat(&proc, c"ns/mnt", flags, Mode::empty())
-        };
-        let home = namespace()?;
+        // Inside there is no `/proc` to ask.
+        let proc = open(c"/proc/thread-self", DIR, Mode::empty())?;
+        let way = Way::from(&proc)?;
         raw::unshare(libc::CLONE_NEWNS as u64)?;
-        let emptied = empty_root().and_then(|()| Ok(namespace()?));
-        let way = Way {
-            home: &home,
-            root: &root,
-            cwd: &cwd,
-        };
+        let emptied = empty_root().and_then(|()| namespace_of(&proc));
         way.back()?;
         Ok(Self {
             empty: emptied?,
-            home,
-            root,
-            cwd,
+            way,
+        })
+    }
+
+    /// Takes the one of another process: to make one of its own, the kernel has to go through all
+    /// processes of the host.
+    ///
+    /// # Errors
+    /// When it is not there, or is another namespace.
+    pub fn shared(place: &BasePlace) -> io::Result<Self> {
+        let path = format!("/proc/{}/fd/{}", place.pid, place.fd);
+        let target = rustix::fs::readlink(&path, Vec::new())?;
+        if !target.as_bytes().starts_with(b"mnt:[") {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let empty = open(path, flags, Mode::empty())?;
+        if raw::mount_namespace_id(empty.as_fd())? != place.id {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let proc = open(c"/proc/thread-self", DIR, Mode::empty())?;
+        Ok(Self {
+            empty,
+            way: Way::from(&proc)?,
+        })
+    }
+
+    /// Where others find it while the calling process holds it.
+    ///
+    /// # Errors
+    /// When the kernel has no numbers for mount namespaces (before 6.11).
+    pub fn place(&self) -> io::Result<BasePlace> {
+        Ok(BasePlace {
+            pid: std::process::id(),
+            fd: self.empty.as_raw_fd(),
+            id: raw::mount_namespace_id(self.empty.as_fd())?,
         })
     }
 
@@ -61,28 +102,30 @@ impl Base {
     pub(crate) fn inside<T>(&self, f: impl FnOnce() -> T) -> io::Result<(T, io::Result<()>)> {
         set_ns(self.empty.as_fd(), libc::CLONE_NEWNS)?;
         let result = f();
-        let way = Way {
-            home: &self.home,
-            root: &self.root,
-            cwd: &self.cwd,
-        };
-        Ok((result, way.back()))
+        Ok((result, self.way.back()))
     }
 }
 
-struct Way<'a> {
-    home: &'a OwnedFd,
-    root: &'a OwnedFd,
-    cwd: &'a OwnedFd,
-}
+impl Way {
+    fn from(process: &OwnedFd) -> io::Result<Self> {
+        Ok(Self {
+            home: namespace_of(process)?,
+            root: open(c"/", DIR, Mode::empty())?,
+            cwd: open(c".", DIR, Mode::empty())?,
+        })
+    }
 
-impl Way<'_> {
     fn back(&self) -> io::Result<()> {
         set_ns(self.home.as_fd(), libc::CLONE_NEWNS)?;
-        rustix::process::fchdir(self.root)?;
+        rustix::process::fchdir(&self.root)?;
         rustix::process::chroot(c".")?;
-        Ok(rustix::process::fchdir(self.cwd)?)
+        Ok(rustix::process::fchdir(&self.cwd)?)
     }
+}
+
+fn namespace_of(process: &OwnedFd) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(openat(process, c"ns/mnt", flags, Mode::empty())?)
 }
 
 /// Leaves nothing but one read-only empty directory in the caller's mount namespace.
@@ -92,7 +135,9 @@ fn empty_root() -> io::Result<()> {
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
     let attr = RDONLY | NOSUID | NODEV | NOEXEC;
-    let root = new_fs(c"tmpfs", Some("base"), &[], attr)?;
+    // Nothing can be made in it, whoever finds a way to make it writable.
+    let options = [("nr_inodes", Some("1"))];
+    let root = new_fs(c"tmpfs", Some("base"), &options, attr)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     move_mount(&root, c"", CWD, c"/", flags)?;
     rustix::process::fchdir(&root)?;
@@ -135,6 +180,23 @@ mod tests {
                 std::env::current_dir().unwrap(),
                 std::path::Path::new("/proc")
             );
+            let place = base.place().unwrap();
+            let shared = Base::shared(&place).unwrap();
+            assert_eq!(shared.place().unwrap().id, place.id);
+            let other = BasePlace { id: 1, ..place };
+            assert!(Base::shared(&other).is_err(), "another namespace");
+            let fd = proc.as_raw_fd();
+            assert!(
+                Base::shared(&BasePlace { fd, ..place }).is_err(),
+                "no namespace"
+            );
+            drop(base);
+            assert!(Base::shared(&place).is_err(), "nobody holds it there");
+            let ((table, _), back) = shared
+                .inside(|| (read("thread-self/mountinfo"), ()))
+                .unwrap();
+            back.unwrap();
+            assert_eq!(table.lines().count(), 1, "{table}");
         })
         .join()
         .unwrap();

@@ -310,6 +310,24 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> Sys<()> {
     Ok(())
 }
 
+/// Number of a mount namespace, of kernel 6.11 on.
+pub(crate) fn mount_namespace_id(namespace: BorrowedFd<'_>) -> Sys<u64> {
+    /// `NS_GET_MNTNS_ID`, `_IOR(0xb7, 5, __u64)`.
+    const REQUEST: c_long = 0x8008_b705;
+    let mut id = 0_u64;
+    // SAFETY: the request writes one number of this size.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_ioctl,
+            c_long::from(namespace.as_raw_fd()),
+            REQUEST,
+            std::ptr::from_mut(&mut id),
+        )
+    };
+    check(result)?;
+    Ok(id)
+}
+
 /// `unshare(2)`.
 pub(crate) fn unshare(flags: u64) -> Sys<()> {
     let flags = c_int::try_from(flags).map_err(|_| Errno::INVAL)?;

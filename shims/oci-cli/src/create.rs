@@ -208,15 +208,10 @@ fn make(
         .workload
         .validate(&bundle)
         .map_err(RuncError::Executor)?;
-    let before = [
-        &given.prestart,
-        &given.create_runtime,
-        &given.create_container,
-    ];
-    if before.iter().any(|hooks| !hooks.is_empty()) {
+    let hooked = hooks::before_pivot(&given).next().is_some();
+    if hooked {
         attempt.poststop.clone_from(&given.poststop);
     }
-    let hooked = before.iter().any(|hooks| !hooks.is_empty());
     let launched = prepare_and_launch(context, container, wanted, bundle, console, hooked)?;
     let (process, moved) = launched;
     drop(place);
@@ -323,8 +318,7 @@ impl Gates {
         given: &Hooks,
         (no_pivot, devices): (bool, bool),
     ) -> Result<Self> {
-        let of_runtime = given.prestart.iter().chain(&given.create_runtime);
-        let hooked = of_runtime.chain(&given.create_container).count() > 0;
+        let hooked = hooks::before_pivot(given).next().is_some();
         // Without the host's tree there is no moment when both trees are there.
         let early = if devices || (no_pivot && hooked) {
             let (read, write) = pipe()?;

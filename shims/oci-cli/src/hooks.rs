@@ -41,6 +41,12 @@ pub(crate) fn run_all(stage: &'static str, hooks: &[Hook], state: &serde_json::V
     }
 }
 
+/// Those that are run before the root is entered: `prestart`, `createRuntime`, `createContainer`.
+pub(crate) fn before_pivot(hooks: &Hooks) -> impl Iterator<Item = &Hook> {
+    let of_runtime = hooks.prestart.iter().chain(&hooks.create_runtime);
+    of_runtime.chain(&hooks.create_container)
+}
+
 /// Where the container's root lies while these run: `root.path`, without links.
 pub(crate) fn staged_root(container: &Container) -> Result<CString> {
     let path = &container.record.rootfs;

@@ -12,6 +12,8 @@ use crate::ui;
 /// Keys whose objects are maps in Docker's types: a missing entry is no error in a template.
 const MAPS: &[&str] = &[
     "Annotations",
+    "AuxiliaryAddresses",
+    "Containers",
     "Data",
     "DriverOpts",
     "ExposedPorts",
@@ -96,7 +98,7 @@ pub(crate) struct ContainerArgs {
     names: Vec<String>,
 }
 
-// Arguments of `image inspect` and `volume inspect`.
+// Arguments of `image inspect`, `network inspect` and `volume inspect`.
 #[derive(Debug, Args)]
 pub(crate) struct OtherArgs {
     /// Format output using a Go template or 'json'
@@ -113,6 +115,7 @@ pub(crate) enum Kind {
     Any,
     Container,
     Image,
+    Network,
     Volume,
 }
 
@@ -122,10 +125,9 @@ pub(crate) fn any(engine: &Engine, args: &InspectArgs) -> Outcome {
         None | Some("") => Kind::Any,
         Some("container") => Kind::Container,
         Some("image") => Kind::Image,
+        Some("network") => Kind::Network,
         Some("volume") => Kind::Volume,
-        Some(
-            other @ ("network" | "node" | "plugin" | "secret" | "service" | "task" | "config"),
-        ) => {
+        Some(other @ ("node" | "plugin" | "secret" | "service" | "task" | "config")) => {
             return Err(Failure::Local(format!(
                 "objects of type \"{other}\" are not supported"
             )));
@@ -145,7 +147,7 @@ pub(crate) fn container(engine: &Engine, args: &ContainerArgs) -> Outcome {
     run(engine, Kind::Container, format, args.size, names)
 }
 
-/// Carries out `image inspect` and `volume inspect`.
+/// Carries out `image inspect`, `network inspect` and `volume inspect`.
 pub(crate) fn other(engine: &Engine, kind: Kind, args: &OtherArgs) -> Outcome {
     run(engine, kind, args.format.as_deref(), false, &args.names)
 }
@@ -204,6 +206,7 @@ fn one(engine: &Engine, kind: Kind, name: &str, size: bool) -> Outcome<serde_jso
         Kind::Any => engine.inspect(name),
         Kind::Container => engine.inspect_container(name),
         Kind::Image => engine.inspect_image(name),
+        Kind::Network => engine.inspect_network(name),
         Kind::Volume => engine.inspect_volume(name),
     }?;
     let is_container = object.get("HostConfig").is_some();

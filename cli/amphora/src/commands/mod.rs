@@ -24,6 +24,10 @@ mod import;
 mod info;
 mod inspect;
 mod logs;
+mod network;
+mod network_create;
+mod network_flags;
+mod network_ls;
 mod pause;
 mod prune;
 mod ps;
@@ -101,6 +105,9 @@ enum Command {
     /// Manage images
     #[command(subcommand)]
     Image(image::Image),
+    /// Manage networks
+    #[command(subcommand)]
+    Network(network::Network),
     /// Manage volumes
     #[command(subcommand)]
     Volume(volume::Volume),
@@ -112,7 +119,7 @@ enum Command {
     ImageShort(image::Short),
     #[command(flatten)]
     System(system::System),
-    /// Return low-level information on containers, images and volumes
+    /// Return low-level information on containers, images, networks and volumes
     Inspect(inspect::InspectArgs),
 }
 
@@ -140,6 +147,7 @@ pub(crate) fn dispatch(args: &[OsString]) -> ExitCode {
         Command::Change(command) => change::change(engine, command),
         Command::Image(command) => image::image(engine, command),
         Command::ImageShort(command) => image::short(engine, command),
+        Command::Network(command) => network::network(engine, command),
         Command::Volume(command) => volume::volume(engine, command),
         Command::System(command) => system::system(engine, &command),
         Command::Inspect(args) => engine().and_then(|engine| inspect::any(&engine, &args)),

@@ -1,8 +1,8 @@
-//! `container prune`, `image prune`, `volume prune`, `system prune`.
+//! `container prune`, `image prune`, `network prune`, `volume prune`, `system prune`.
 
 use std::collections::BTreeMap;
 
-use amphora_engine::{Engine, ImageSummary, Listed, Pruned};
+use amphora_engine::{Engine, ImageSummary, Listed, NetworkConfig, Pruned};
 use clap::Args;
 use jiff::Timestamp;
 
@@ -30,6 +30,17 @@ pub(crate) struct AllArgs {
     #[arg(short, long)]
     all: bool,
     /// Provide filter values (e.g. "label=<key>=<value>")
+    #[arg(long, value_name = "FILTER")]
+    filter: Vec<String>,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+}
+
+// Flags of `network prune`.
+#[derive(Debug, Args)]
+pub(crate) struct NetworkArgs {
+    /// Provide filter values (e.g. "until=<timestamp>")
     #[arg(long, value_name = "FILTER")]
     filter: Vec<String>,
     /// Do not prompt for confirmation
@@ -102,6 +113,17 @@ impl Rule {
         Ok(engine.prune_images(all, &keep)?)
     }
 
+    fn networks(&self, engine: &Engine) -> Outcome<Pruned> {
+        let keep =
+            |n: &NetworkConfig| !(self.labels(&n.labels) && self.time(Some(n.created.as_str())));
+        let gone = engine.prune_networks(&keep)?;
+        engine.note("network", "prune", "", &[("reclaimed", "0")]);
+        Ok(Pruned {
+            removed: gone.into_iter().map(|network| network.name).collect(),
+            bytes: 0,
+        })
+    }
+
     fn volumes(&self, engine: &Engine, all: bool) -> Outcome<Pruned> {
         Ok(engine.prune_volumes(all, &|labels| !self.labels(labels))?)
     }
@@ -170,6 +192,17 @@ pub(crate) fn images(engine: &Engine, args: &AllArgs) -> Outcome {
     })
 }
 
+/// Carries out `network prune`.
+pub(crate) fn networks(engine: &Engine, args: &NetworkArgs) -> Outcome {
+    let rule = Rule::new(&args.filter, &FILTERS)?;
+    let warning =
+        "WARNING! This will remove all custom networks not used by at least one container.";
+    if agreed(args.force, warning) {
+        list("Deleted Networks:", &rule.networks(engine)?);
+    }
+    Ok(())
+}
+
 /// Carries out `volume prune`.
 pub(crate) fn volumes(engine: &Engine, args: &AllArgs) -> Outcome {
     let rule = Rule::new(&args.filter, &["all", "label", "label!"])?;
@@ -199,6 +232,7 @@ pub(crate) fn system(engine: &Engine, args: &SystemArgs) -> Outcome {
     let pruned = rule.containers(engine)?;
     list("Deleted Containers:", &pruned);
     bytes += pruned.bytes;
+    list("Deleted Networks:", &rule.networks(engine)?);
     if args.volumes {
         let pruned = rule.volumes(engine, false)?;
         list("Deleted Volumes:", &pruned);
@@ -211,7 +245,10 @@ pub(crate) fn system(engine: &Engine, args: &SystemArgs) -> Outcome {
 }
 
 fn question(args: &SystemArgs) -> String {
-    let mut lines = vec!["all stopped containers"];
+    let mut lines = vec![
+        "all stopped containers",
+        "all networks not used by at least one container",
+    ];
     if args.volumes {
         lines.push("all anonymous volumes not used by at least one container");
     }

@@ -540,7 +540,9 @@ impl<'a> Check<'a> {
             && self.is_task != Some(true)
             && (!f.has("exited") || c.ended.is_some_and(|e| self.exited.contains(&e.code)))
             && (!f.has("ancestor") || self.descends(c))
-            && f.any("network", |v| s.network() == v || network_id(c) == Some(v))
+            && f.any("network", |v| {
+                s.networks().any(|n| n == v) || has_network(c, v)
+            })
             && f.any("volume", |v| {
                 s.mounts().any(|m| m.source == v || m.destination == v)
             })
@@ -588,9 +590,9 @@ impl<'a> Check<'a> {
     }
 }
 
-fn network_id(c: &Listed) -> Option<&str> {
-    let endpoint = c.view.as_ref()?.endpoint.as_ref()?;
-    Some(endpoint.network_id.as_str())
+fn has_network(c: &Listed, id: &str) -> bool {
+    let mut endpoints = c.view.iter().flat_map(|view| &view.endpoints);
+    endpoints.any(|e| e.network_id == id)
 }
 
 fn port_range(text: &str) -> Option<(u16, u16, String)> {

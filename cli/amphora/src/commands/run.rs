@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 
 use amphora_engine::logging::LogSettings;
 use amphora_engine::{
-    Attach, AttachStreams, CreateOptions, Engine, EngineError, HostConfig, MountPoint, NetworkMode,
+    Attach, AttachStreams, CreateOptions, Engine, EngineError, HostConfig, MountPoint,
 };
 use amphora_spec::Reference;
 use amphora_supervisor::RestartPolicy;
@@ -61,12 +61,6 @@ pub(crate) struct CreateArgs {
     /// Publish all exposed ports to random ports
     #[arg(short = 'P', long)]
     publish_all: bool,
-    /// Connect a container to a network: bridge, host or none
-    #[arg(long, visible_alias = "net", default_value = "bridge")]
-    network: String,
-    /// Add a custom host-to-IP mapping (host:ip)
-    #[arg(long)]
-    add_host: Vec<String>,
     /// Keep STDIN open even if not attached
     #[arg(short, long)]
     interactive: bool,
@@ -152,6 +146,8 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     health: super::health_flags::HealthFlags,
     #[command(flatten)]
+    networks: super::network_flags::NetworkFlags,
+    #[command(flatten)]
     limits: super::run_flags::LimitFlags,
     #[command(flatten)]
     shares: super::run_flags::ShareFlags,
@@ -207,6 +203,7 @@ pub(crate) fn create(engine: impl FnOnce() -> Outcome<Engine>, args: CreateArgs)
             || fetch(&engine, &options, quiet, true),
         )?;
         write_cidfile(cidfile.as_deref(), &id.hex())?;
+        super::network_flags::warn(&options.host);
         ui::line(&id.hex());
         Ok(())
     };
@@ -290,6 +287,7 @@ fn try_run(engine: impl FnOnce() -> Outcome<Engine>, args: RunArgs) -> Outcome<u
         },
         || fetch(&engine, &options, quiet, true),
     )?;
+    super::network_flags::warn(&options.host);
     ui::warnings(&started.warnings);
     let Some(client) = started.client else {
         ui::line(&started.id.hex());
@@ -421,23 +419,21 @@ fn options(args: CreateArgs) -> Outcome<CreateOptions> {
 fn read_options(args: CreateArgs) -> Outcome<CreateOptions> {
     amphora_engine::expose(&args.shares.expose, std::iter::empty())?;
     check_names(&args)?;
-    super::run_flags::add_hosts(&args.add_host)?;
     let mut host = HostConfig {
         auto_remove: args.rm,
         publish_all: args.publish_all,
-        network: network(&args.network)?,
         cpu_shares: args.cpu_shares,
         cpuset_cpus: args.cpuset_cpus.clone(),
         pids_limit: args.pids_limit,
         cap_add: args.cap_add.clone(),
         cap_drop: args.cap_drop.clone(),
         read_only: args.read_only,
-        extra_hosts: args.add_host.clone(),
         restart: restart(&args.restart, args.rm)?,
         log: log(&args.log_driver, &args.log_opt)?,
         init: args.init,
         ..HostConfig::default()
     };
+    super::network_flags::networks(&mut host, &args.networks)?;
     limits(&mut host, &args)?;
     let health = super::health_flags::health(&mut host, &args.health)?;
     super::run_flags::limits(&mut host, &args.limits)?;
@@ -555,15 +551,6 @@ pub(crate) fn default_platform() -> Option<String> {
     std::env::var("DOCKER_DEFAULT_PLATFORM")
         .ok()
         .filter(|v| !v.is_empty())
-}
-
-fn network(text: &str) -> Outcome<NetworkMode> {
-    match text {
-        "bridge" | "default" => Ok(NetworkMode::Bridge),
-        "host" => Ok(NetworkMode::Host),
-        "none" => Ok(NetworkMode::None),
-        other => Err(Failure::Daemon(format!("network {other} not found"))),
-    }
 }
 
 fn mounts(host: &mut HostConfig, volumes: &[String], tmpfs: &[String]) -> Outcome {

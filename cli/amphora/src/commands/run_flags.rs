@@ -208,18 +208,6 @@ pub(crate) fn shares(host: &mut HostConfig, flags: &ShareFlags) -> Outcome {
     mounts(host, &flags.mount)
 }
 
-/// Checks `--add-host` values as far as Docker's client does.
-pub(crate) fn add_hosts(values: &[String]) -> Outcome {
-    match values.iter().find(|text| !text.contains([':', '='])) {
-        Some(text) => Err(bad_flag(
-            "--add-host",
-            text,
-            &format!("bad format for add-host: \"{text}\""),
-        )),
-        None => Ok(()),
-    }
-}
-
 /// Only parameters that belong to a namespace.
 fn sysctl(text: &str) -> Option<(String, String)> {
     let (name, value) = text.split_once('=')?;

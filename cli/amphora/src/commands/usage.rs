@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use crate::ui;
 
 /// Groups of commands.
-const GROUPS: [&str; 4] = ["container", "image", "system", "volume"];
+const GROUPS: [&str; 5] = ["container", "image", "network", "system", "volume"];
 
 /// What follows a command's name. Without a group: in any of them, or in none.
 const CALLS: &[(&str, &str)] = &[
@@ -32,6 +32,11 @@ const CALLS: &[(&str, &str)] = &[
     ("load", "[OPTIONS]"),
     ("logs", "[OPTIONS] CONTAINER"),
     ("ls", "[OPTIONS]"),
+    ("network connect", "[OPTIONS] NETWORK CONTAINER"),
+    ("network create", "[OPTIONS] NETWORK"),
+    ("network disconnect", "[OPTIONS] NETWORK CONTAINER"),
+    ("network inspect", "[OPTIONS] NETWORK [NETWORK...]"),
+    ("network rm", "NETWORK [NETWORK...]"),
     ("pause", "CONTAINER [CONTAINER...]"),
     ("port", "CONTAINER [PRIVATE_PORT[/PROTO]]"),
     ("prune", "[OPTIONS]"),

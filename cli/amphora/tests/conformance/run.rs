@@ -49,7 +49,7 @@ pub(crate) fn case(world: &World, case: &Case, config: &Value) -> Outcome {
         };
         case.steps.iter().enumerate().try_for_each(each)
     });
-    let cleaned = here.clean();
+    let cleaned = here.clean(outcome.is_ok());
     outcome.and(cleaned)
 }
 
@@ -221,7 +221,7 @@ impl Here<'_> {
     }
 
     /// Removes the containers; whatever is left of them is the case's failure.
-    fn clean(&self) -> Outcome {
+    fn clean(&self, whole: bool) -> Outcome {
         let state = self.world.dir.join("state");
         let there: Vec<&str> = IDS
             .into_iter()
@@ -244,8 +244,13 @@ impl Here<'_> {
         // Not a container's: it has a directory for itself there.
         left.retain(|name| IDS.contains(&name.as_str()));
         let _ = std::fs::remove_dir_all(&state);
-        cgroups();
-        unmount(&self.dir);
+        let mut leaks = cgroups();
+        let mounts = unmount(&self.dir);
+        // What a case mounts itself it unmounts in its last step.
+        leaks.extend(mounts.into_iter().filter(|_| whole));
+        // Not an outcome: what a case leaves must not pass for the failure that somebody wants to see.
+        let clean = leaks.is_empty() || self.world.runtime != Runtime::Ours;
+        assert!(clean, "a case leaves {leaks:?}");
         std::fs::remove_dir_all(&self.dir).expect("remove the case's directory");
         outcome?;
         if left.is_empty() {
@@ -272,32 +277,40 @@ fn command(words: &str) -> (String, String) {
     (name.to_owned(), format!("exec $RT {verb} {bundle} {rest}"))
 }
 
-/// What a case that failed has left mounted.
-fn unmount(dir: &Path) {
+/// Removes what a case has left mounted, and tells of it.
+fn unmount(dir: &Path) -> Vec<String> {
     let text = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
     let points = text.lines().filter_map(|line| line.split(' ').nth(4));
-    let below: Vec<&str> = points
-        .filter(|point| Path::new(point).starts_with(dir))
-        .collect();
-    for point in below.iter().rev() {
-        let _ = rustix::mount::unmount(*point, rustix::mount::UnmountFlags::DETACH);
+    let below = points.filter(|point| Path::new(point).starts_with(dir));
+    let mut below: Vec<String> = below.map(str::to_owned).collect();
+    below.reverse();
+    for point in &below {
+        let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
     }
+    below
 }
 
-/// Cgroups that runtimes leave behind.
-fn cgroups() {
+/// Removes the cgroups that are left, and tells of those of containers: what lies above them is made
+/// by runtimes and stays.
+fn cgroups() -> Vec<String> {
     let root = Path::new("/sys/fs/cgroup");
     let below = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let mut left = Vec::new();
     for hierarchy in below.map(|entry| entry.path()).chain([root.to_owned()]) {
-        remove(&hierarchy.join("amphora-conformance"));
+        let above = hierarchy.join("amphora-conformance");
+        remove(&above, &mut left);
+        left.retain(|removed| Path::new(removed) != above);
     }
+    left
 }
 
-fn remove(cgroup: &Path) {
+fn remove(cgroup: &Path, removed: &mut Vec<String>) {
     let below = std::fs::read_dir(cgroup).into_iter().flatten().flatten();
     let dirs = below.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    dirs.for_each(|dir| remove(&dir.path()));
-    let _ = std::fs::remove_dir(cgroup);
+    dirs.for_each(|dir| remove(&dir.path(), removed));
+    if std::fs::remove_dir(cgroup).is_ok() {
+        removed.push(cgroup.display().to_string());
+    }
 }
 
 fn same(have: &str, want: &str) -> Outcome {

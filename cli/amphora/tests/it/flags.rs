@@ -11,7 +11,7 @@ use crate::sandbox::Sandbox;
 const TABLE: &str = include_str!("flags.txt");
 
 /// Groups whose commands are looked at, and commands without a group.
-const GROUPS: [&str; 4] = ["container", "image", "system", "volume"];
+const GROUPS: [&str; 5] = ["container", "image", "network", "system", "volume"];
 const ALONE: [&str; 2] = ["inspect", "version"];
 
 fn text(command: &mut Command) -> Option<String> {

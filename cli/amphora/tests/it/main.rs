@@ -53,6 +53,7 @@ mod logging;
 mod machine;
 mod model;
 mod mounting;
+mod networks;
 mod options;
 mod parallel;
 mod ports;

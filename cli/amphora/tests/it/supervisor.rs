@@ -248,3 +248,51 @@ fn a_container_is_taken_over_in_its_own_network_namespace_only() {
     }
     s.run(&["rm", "-f", "far"]).ok();
 }
+
+/// What later starts take their mount namespace from is one supervisor's, offered and taken back, and
+/// nobody needs it to be there.
+#[test]
+fn one_supervisor_offers_its_empty_mount_namespace() {
+    let s = Sandbox::ready();
+    let link = s.run_root().join("base");
+    let offer = || std::fs::read_link(&link).ok();
+    let start = |name: &str| {
+        s.run(&["run", "-d", "--name", name, "probe-linux", "sleep", "600"])
+            .ok();
+        supervisor_pid(&s, name)
+    };
+    let offered_by = |pid: i32| {
+        wait_until("the offer", Duration::from_secs(10), || {
+            offer().is_some_and(|o| o.starts_with(pid.to_string()))
+        });
+    };
+    let one = start("one");
+    offered_by(one);
+    let two = start("two");
+    let name = format!(
+        "/proc/{one}/fd/{}",
+        offer().unwrap().iter().nth(1).unwrap().display()
+    );
+    let shared = std::fs::read_link(name).unwrap();
+    let takes = || {
+        let held = std::fs::read_dir(format!("/proc/{two}/fd")).unwrap();
+        let mut held = held
+            .flatten()
+            .filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        held.any(|target| target == shared)
+    };
+    assert!(takes(), "the second start has made one of its own");
+    wait_until(
+        "the second to give it back",
+        Duration::from_secs(10),
+        || !takes(),
+    );
+    assert!(offer().unwrap().starts_with(one.to_string()));
+    // One that was killed takes nothing back.
+    kill(one);
+    assert!(offer().unwrap().starts_with(one.to_string()));
+    let three = start("three");
+    offered_by(three);
+    s.run(&["rm", "-f", "one", "two", "three"]).ok();
+    assert_eq!(offer(), None);
+}

@@ -125,7 +125,12 @@ impl Expressions<'_, '_> {
 
     /// The name of a link is (not) in the set of our bridges.
     pub(super) fn link_in_bridges(&mut self, key: u32, member: Member) -> &mut Self {
-        self.meta(key, REG).lookup("bridges", member)
+        self.link_in(key, "bridges", member)
+    }
+
+    /// The name of a link is (not) in a set.
+    pub(super) fn link_in(&mut self, key: u32, set: &str, member: Member) -> &mut Self {
+        self.meta(key, REG).lookup(set, member)
     }
 
     /// The register is (not) in a set.
@@ -193,12 +198,21 @@ impl Expressions<'_, '_> {
 
     /// The destination is an address of this host.
     pub(super) fn is_local(&mut self) -> &mut Self {
+        self.destination_is_local(0)
+    }
+
+    /// The destination is no address of this host.
+    pub(super) fn is_not_local(&mut self) -> &mut Self {
+        self.destination_is_local(1)
+    }
+
+    fn destination_is_local(&mut self, operator: u32) -> &mut Self {
         self.put("fib", |a| {
             a.be32(1, REG);
             a.be32(2, FIB_RESULT_ADDRTYPE);
             a.be32(3, FIB_DADDR);
         })
-        .compare(REG, 0, &RTN_LOCAL.to_ne_bytes())
+        .compare(REG, operator, &RTN_LOCAL.to_ne_bytes())
     }
 
     /// Sends the connection to `address . port` in the registers.
@@ -214,6 +228,11 @@ impl Expressions<'_, '_> {
     /// Takes the address of the link the packet leaves by.
     pub(super) fn masquerade(&mut self) -> &mut Self {
         self.put("masq", |_| ())
+    }
+
+    /// Connection tracking does not see the packet, and so neither does anything with addresses.
+    pub(super) fn untracked(&mut self) -> &mut Self {
+        self.put("notrack", |_| ())
     }
 
     /// Counts, as other tools' rules do.

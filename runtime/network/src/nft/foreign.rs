@@ -127,8 +127,11 @@ fn each_rule(
     }
 }
 
-/// Lists the handles of our rules in `DOCKER-USER`.
-fn our_rules(socket: &Socket, family: Family) -> Result<Vec<Vec<u8>>, NetlinkError> {
+/// A rule of ours: its handle and all of it.
+type OurRule = (Vec<u8>, Vec<u8>);
+
+/// Lists our rules in `DOCKER-USER`.
+fn our_rules(socket: &Socket, family: Family) -> Result<Vec<OurRule>, NetlinkError> {
     const HANDLE: u16 = 3;
     const USERDATA: u16 = 7;
     let mut handles = Vec::new();
@@ -142,7 +145,7 @@ fn our_rules(socket: &Socket, family: Family) -> Result<Vec<Vec<u8>>, NetlinkErr
             }
         }
         if ours {
-            handles.extend(handle);
+            handles.extend(handle.map(|handle| (handle, rule.to_vec())));
         }
     })?;
     Ok(handles)
@@ -156,7 +159,12 @@ pub(crate) fn accept_bridges(
 ) -> Result<(), NetlinkError> {
     for family in families.iter().copied() {
         let old = our_rules(socket, family)?;
-        if old.len() == 2 * links.len() {
+        let named = |link: &&str| {
+            let name = format!("{link}\0").into_bytes();
+            old.iter()
+                .any(|(_, r)| r.windows(name.len()).any(|part| part == name))
+        };
+        if old.len() == 2 * links.len() && links.iter().all(named) {
             continue;
         }
         let mut transaction = Transaction::new();
@@ -203,8 +211,8 @@ pub(crate) fn forget_bridges(socket: &Socket) -> Result<(), NetlinkError> {
     Ok(())
 }
 
-fn remove_rules(transaction: &mut Transaction, family: Family, handles: &[Vec<u8>]) {
-    for handle in handles {
+fn remove_rules(transaction: &mut Transaction, family: Family, rules: &[OurRule]) {
+    for (handle, _) in rules {
         transaction.put(Verb::DeleteRule, family, 0, |a| {
             a.text(1, FILTER);
             a.text(2, USER_CHAIN);

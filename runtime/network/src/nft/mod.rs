@@ -7,7 +7,7 @@ mod table;
 
 pub(crate) use elements::{Element, add, delete, port_element, remove_batch};
 pub(crate) use foreign::{Dropping, Foreign, accept_bridges, forget_bridges, look, names_link};
-pub(crate) use table::{BridgeFacts, drop_table, is_current, rebuild};
+pub(crate) use table::{BridgeFacts, add_bridge, drop_table, is_current, rebuild, remove_bridge};
 
 use amphora_sys::netlink::Socket;
 

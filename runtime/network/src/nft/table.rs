@@ -2,8 +2,11 @@
 //!
 //! ```text
 //! bridges  ifname                          links of ours
+//! more     ifname                          further bridges, which are ports of one of them
+//! internal ifname                          those of them that nothing leads out of
 //! pairs    ifname . ifname                 which bridge may send to which (itself, with icc)
 //! nets4/6  addresses, intervals            subnets behind our bridges
+//! masq4/6  addresses, intervals            those of them that take the host's address outside
 //! pub4/6   proto . port        -> address . port     published on every host address
 //! pub4a/6a address . proto . port -> address . port  published on one host address
 //! ```
@@ -25,7 +28,7 @@ use super::expressions::{
 use super::{Family, TABLE, Transaction, Verb, question};
 
 /// Says which rules a table holds; another text means that it is made anew.
-const VERSION: &str = "amphora rules 1";
+const VERSION: &str = "amphora rules 2";
 
 const TYPE_IPV4: u32 = 7;
 const TYPE_IPV6: u32 = 8;
@@ -49,6 +52,11 @@ const POSTROUTING: u32 = 4;
 pub(crate) struct BridgeFacts {
     pub(crate) link: String,
     pub(crate) subnets: Vec<Subnet>,
+    pub(crate) internal: bool,
+    pub(crate) icc: bool,
+    pub(crate) masquerade: bool,
+    /// It is a further one, whose frames the network's own bridge sees after it.
+    pub(crate) more: bool,
 }
 
 /// Says whether the table is there with the rules of this version.
@@ -102,7 +110,7 @@ pub(crate) fn rebuild(
     publish_rules(&mut transaction);
     masquerade_rules(&mut transaction);
     for bridge in bridges {
-        bridge_elements(&mut transaction, bridge);
+        bridge_elements(&mut transaction, Verb::NewElement, bridge);
     }
     for port in ports {
         put_elements(
@@ -115,6 +123,23 @@ pub(crate) fn rebuild(
     socket.transact(&transaction.finish())
 }
 
+/// Tells the table of a bridge, in one transaction; known already is fine.
+pub(crate) fn add_bridge(socket: &Socket, bridge: &BridgeFacts) -> Result<(), NetlinkError> {
+    let mut transaction = Transaction::new();
+    bridge_elements(&mut transaction, Verb::NewElement, bridge);
+    socket.transact(&transaction.finish())
+}
+
+/// Has the table forget a bridge; not known, or no table, is fine.
+pub(crate) fn remove_bridge(socket: &Socket, bridge: &BridgeFacts) -> Result<(), NetlinkError> {
+    let mut transaction = Transaction::new();
+    bridge_elements(&mut transaction, Verb::DestroyElement, bridge);
+    match socket.transact(&transaction.finish()) {
+        Err(error) if error.is(Errno::NOENT) => Ok(()),
+        other => other,
+    }
+}
+
 fn sets(t: &mut Transaction) {
     let service = TYPE_PROTOCOL << 6 | TYPE_SERVICE;
     let to4 = (TYPE_IPV4 << 6 | TYPE_SERVICE, 8);
@@ -124,9 +149,13 @@ fn sets(t: &mut Transaction) {
     let pair = (TYPE_IFNAME << 6 | TYPE_IFNAME, 2 * IFNAME_BYTES);
     let all = [
         ("bridges", 0, (TYPE_IFNAME, IFNAME_BYTES), None),
+        ("more", 0, (TYPE_IFNAME, IFNAME_BYTES), None),
+        ("internal", 0, (TYPE_IFNAME, IFNAME_BYTES), None),
         ("pairs", 0, pair, None),
         ("nets4", SET_INTERVAL, (TYPE_IPV4, 4), None),
         ("nets6", SET_INTERVAL, (TYPE_IPV6, 16), None),
+        ("masq4", SET_INTERVAL, (TYPE_IPV4, 4), None),
+        ("masq6", SET_INTERVAL, (TYPE_IPV6, 16), None),
         ("pub4", SET_MAP, (service, 8), Some(to4)),
         ("pub6", SET_MAP, (service, 8), Some(to6)),
         ("pub4a", SET_MAP, at4, Some(to4)),
@@ -192,6 +221,15 @@ fn rule(t: &mut Transaction, chain: &str, fill: impl FnOnce(&mut Expressions<'_,
 }
 
 fn guard_rules(t: &mut Transaction) {
+    // Where frames pass the filters too: addresses are changed at the network's own bridge, but for
+    // a port of this host. Who asked for it may be behind the same link of that bridge as who answers,
+    // and so these are routed from here.
+    rule(t, "guard", |e| {
+        e.link_in(META_IIFNAME, "more", Member::In)
+            .is_not_local()
+            .untracked()
+            .verdict(Verdict::Accept);
+    });
     // route_localnet lets the bridge carry 127/8: only answers may use that, and those are
     // still addressed to the bridge at this point.
     for side in [Side::Destination, Side::Source] {
@@ -202,6 +240,14 @@ fn guard_rules(t: &mut Transaction) {
         });
     }
     let forward = "forward";
+    // Between a bridge that nothing leads out of and anything else, not even an answer passes.
+    rule(t, forward, |e| {
+        e.link_in(META_IIFNAME, "internal", Member::In)
+            .link_name(META_IIFNAME, 1)
+            .link_name(META_OIFNAME, 2)
+            .lookup("pairs", Member::NotIn)
+            .verdict(Verdict::Drop);
+    });
     rule(t, forward, |e| {
         e.link_in_bridges(META_OIFNAME, Member::NotIn)
             .verdict(Verdict::Accept);
@@ -252,11 +298,11 @@ fn publish_rules(t: &mut Transaction) {
 }
 
 fn masquerade_rules(t: &mut Transaction) {
-    for (family, nets) in [(V4, "nets4"), (V6, "nets6")] {
+    for (family, nets, masked) in [(V4, "nets4", "masq4"), (V6, "nets6", "masq6")] {
         rule(t, "postrouting", |e| {
             e.protocol_family(family)
                 .address(family, Side::Source)
-                .lookup(nets, Member::In)
+                .lookup(masked, Member::In)
                 .link_in_bridges(META_OIFNAME, Member::NotIn)
                 .masquerade();
         });
@@ -278,21 +324,32 @@ fn masquerade_rules(t: &mut Transaction) {
     });
 }
 
-fn bridge_elements(t: &mut Transaction, bridge: &BridgeFacts) {
+fn bridge_elements(t: &mut Transaction, verb: Verb, bridge: &BridgeFacts) {
     let mut name = bridge.link.as_bytes().to_vec();
     name.resize(16, 0);
-    key_element(t, "bridges", &name, 0);
-    key_element(t, "pairs", &name.repeat(2), 0);
+    if bridge.more {
+        key_element(t, verb, "more", &name, 0);
+    }
+    key_element(t, verb, "bridges", &name, 0);
+    if bridge.internal {
+        key_element(t, verb, "internal", &name, 0);
+    }
+    if bridge.icc {
+        key_element(t, verb, "pairs", &name.repeat(2), 0);
+    }
     for subnet in &bridge.subnets {
-        let set = if subnet.base().is_ipv4() {
-            "nets4"
-        } else {
-            "nets6"
-        };
-        key_element(t, set, &octets(subnet.base()), 0);
-        if let Some(after) = subnet.after() {
-            key_element(t, set, &octets(after), INTERVAL_END);
+        let v4 = subnet.base().is_ipv4();
+        interval(t, verb, if v4 { "nets4" } else { "nets6" }, subnet);
+        if bridge.masquerade {
+            interval(t, verb, if v4 { "masq4" } else { "masq6" }, subnet);
         }
+    }
+}
+
+fn interval(t: &mut Transaction, verb: Verb, set: &str, subnet: &Subnet) {
+    key_element(t, verb, set, &octets(subnet.base()), 0);
+    if let Some(after) = subnet.after() {
+        key_element(t, verb, set, &octets(after), INTERVAL_END);
     }
 }
 
@@ -303,8 +360,8 @@ fn octets(address: std::net::IpAddr) -> Vec<u8> {
     }
 }
 
-fn key_element(t: &mut Transaction, set: &str, key: &[u8], flags: u32) {
-    t.put(Verb::NewElement, Family::Inet, F_CREATE, |a| {
+fn key_element(t: &mut Transaction, verb: Verb, set: &str, key: &[u8], flags: u32) {
+    t.put(verb, Family::Inet, F_CREATE, |a| {
         a.text(1, TABLE);
         a.text(2, set);
         a.nest(3, |list| {

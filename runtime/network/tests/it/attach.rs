@@ -104,7 +104,7 @@ fn addresses_run_out_with_a_clear_error() {
 fn unknown_networks_are_not_found() {
     let world = World::new();
     let mut wanted = request(1, &[]);
-    wanted.network = "blue".to_owned();
+    wanted.networks[0].network = "blue".to_owned();
     let error = world.networks.attach(&wanted).unwrap_err();
     assert_eq!(chain(&error), "network blue not found");
     assert_eq!(error.kind(), ErrorKind::NotFound);

@@ -8,5 +8,7 @@
 )]
 
 mod attach;
+mod more_bridges;
+mod networks;
 mod traffic;
 mod world;

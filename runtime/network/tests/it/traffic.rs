@@ -76,7 +76,10 @@ fn nothing_unpublished_is_reached_from_outside() {
     serve(&world, Some(&web.netns), "[::]:80", "web");
     let subnet = world.networks.stored("bridge").unwrap().unwrap();
     world.at(&world.outside, || {
-        ip(&format!("route add {} via 192.0.2.2", subnet.subnet));
+        ip(&format!(
+            "route add {} via 192.0.2.2",
+            subnet.subnet.unwrap()
+        ));
         ip(&format!(
             "route add {} via 2001:db8::2",
             subnet.subnet6.unwrap()

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use amphora_network::{
-    AttachRequest, Attachment, Listener, NetworkError, Networks, parse_port_spec,
+    AttachRequest, Attachment, Listener, NetworkAttachment, NetworkError, Networks, parse_port_spec,
 };
 use amphora_spec::ContainerId;
 use amphora_spec::release::Release;
@@ -135,7 +135,8 @@ pub fn id(n: u8) -> ContainerId {
 pub fn request(n: u8, ports: &[&str]) -> AttachRequest {
     AttachRequest {
         container: id(n),
-        network: "bridge".to_owned(),
+        networks: vec![NetworkAttachment::to("bridge")],
+        hostname: None,
         ports: ports
             .iter()
             .flat_map(|p| parse_port_spec(p).unwrap())

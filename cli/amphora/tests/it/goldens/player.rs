@@ -187,6 +187,7 @@ impl<'a> Player<'a> {
             self.run(&["rm", "-f", "-v", id]).ok();
         }
         self.run(&["volume", "prune", "-f", "-a"]).ok();
+        self.run(&["network", "prune", "-f"]).ok();
         let images = self
             .run(&["images", "--format", "{{.Repository}}:{{.Tag}}"])
             .ok();
