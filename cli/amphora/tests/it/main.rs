@@ -73,3 +73,4 @@ mod terminal;
 mod upgrade;
 mod userns;
 mod v2;
+mod volumes;
