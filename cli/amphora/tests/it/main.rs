@@ -67,6 +67,7 @@ mod registry;
 mod restart;
 mod runc;
 mod settings;
+mod sockets;
 mod stats;
 mod supervisor;
 mod terminal;

@@ -70,6 +70,16 @@ fn run(words: &[&str]) -> std::io::Result<()> {
         ["resolver", port] => resolver(port)?,
         ["exchange", address, ref packets @ ..] => exchange(address, packets)?,
         ["exchange-tcp", address, packet] => exchange_tcp(address, packet)?,
+        ["fetch-udp", address] => {
+            let any = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(address)?;
+            socket.send(b"hello")?;
+            let mut reply = [0u8; 64];
+            let n = socket.recv(&mut reply)?;
+            print!("{}", String::from_utf8_lossy(&reply[..n]));
+        }
+        ["self", bind, address] => talk_to_itself(bind, address)?,
         ["fetch", address] => {
             let mut stream = TcpStream::connect(address)?;
             stream.write_all(b"hello\n")?;
@@ -113,7 +123,7 @@ fn world() -> &'static str {
 
 /// Answers every connection with one line, then waits for the next.
 fn serve(port: &str, text: &str) -> std::io::Result<()> {
-    let listener = TcpListener::bind(format!("0.0.0.0:{port}"))?;
+    let listener = TcpListener::bind(anywhere(port))?;
     println!("serving");
     std::io::stdout().flush()?;
     for stream in listener.incoming() {
@@ -125,9 +135,31 @@ fn serve(port: &str, text: &str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A port alone is one of every IPv4 address.
+fn anywhere(port: &str) -> String {
+    if port.contains(':') { port.to_owned() } else { format!("0.0.0.0:{port}") }
+}
+
+/// Serves one client: itself, by whatever way the address leads back.
+fn talk_to_itself(bind: &str, address: &str) -> std::io::Result<()> {
+    let listener = TcpListener::bind(bind)?;
+    // The kernel answers for a listener that has not accepted yet.
+    let mut client = TcpStream::connect(address)?;
+    client.write_all(b"hello\n")?;
+    let (mut server, _) = listener.accept()?;
+    let mut byte = [0u8; 1];
+    while server.read(&mut byte)? == 1 && byte[0] != b'\n' {}
+    server.write_all(b"myself\n")?;
+    drop(server);
+    let mut reply = String::new();
+    client.read_to_string(&mut reply)?;
+    print!("{reply}");
+    Ok(())
+}
+
 /// Answers every datagram with one line.
 fn serve_udp(port: &str, text: &str) -> std::io::Result<()> {
-    let socket = UdpSocket::bind(format!("0.0.0.0:{port}"))?;
+    let socket = UdpSocket::bind(anywhere(port))?;
     println!("serving");
     std::io::stdout().flush()?;
     let mut datagram = [0u8; 64];
