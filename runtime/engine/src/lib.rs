@@ -52,6 +52,7 @@ mod prune;
 mod ps;
 mod reconcile;
 mod rename;
+mod resolving;
 pub mod restart;
 mod save;
 mod settings;
@@ -67,6 +68,7 @@ mod volumes;
 pub use amphora_network::{
     CreateNetwork, IpamConfig, NetworkAttachment, NetworkConfig, PortRequest, Subnet,
 };
+pub use amphora_volume::NewVolume;
 pub use boot::Booted;
 pub use changes::{Change, ChangeKind};
 pub use commit::{CommitOptions, ImportOptions};
@@ -91,7 +93,6 @@ pub use start::{Attach, AttachStreams, Started};
 pub use summary::{MountSummary, Summary};
 pub use update::UpdateOptions;
 pub use usage::Usage;
-pub use amphora_volume::NewVolume;
 pub use volumes::{port_specs, volume_spec};
 
 /// Result of the engine's functions.
