@@ -315,7 +315,7 @@ impl Networks {
     pub fn list(&self) -> Result<Vec<NetworkConfig>> {
         let all = self.stored_all()?;
         let there = |name: &&str| all.iter().any(|c| c.name == **name);
-        if PREDEFINED.iter().all(|name| there(&name)) {
+        if PREDEFINED.iter().all(there) {
             return Ok(all);
         }
         self.make_predefined()?;
