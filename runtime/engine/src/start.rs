@@ -16,7 +16,7 @@ use amphora_supervisor::{Ahead, AttachMode, Charge, Client, Config, Launching, L
 use amphora_sys::mount;
 
 use crate::boot::{WORK, remove_work};
-use crate::config::{ContainerConfig, CreateOptions, MountPoint, NetworkMode};
+use crate::config::{ContainerConfig, CreateOptions, NetworkMode};
 use crate::files::{Lock, ensure_dir, write};
 use crate::finish::{put_exit_aside, remove_cgroup, remove_failed, settle_exit};
 use crate::resolving;
@@ -263,11 +263,9 @@ impl Engine {
         let supervisors = amphora_cgroup::supervisor_cgroup().ok();
         let ahead = ahead(config);
         // It comes up beside us, and makes the network namespace on the way.
+        let run = self.run_dir(&config.id);
         let waiting = match inherited {
-            None => {
-                let run = self.run_dir(&config.id);
-                Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead, &run)
-            }
+            None => Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead, &run),
             Some(socket) => Waiting::inherited(socket, &exe),
         }
         .map_err(EngineError::plain)?;
@@ -276,7 +274,8 @@ impl Engine {
         facts.terminal_size = attach.size();
         facts.joined = self.joined(config)?;
         let spec = spec_builder::build(config, &facts)?;
-        let (mut mounts, hold) = self.mount_volumes(config, root.as_fd())?;
+        let volumes = self.mount_volumes(config, root.as_fd())?;
+        let (mut mounts, hold) = (volumes.mounts, volumes.hold);
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
         let resolving = self.resolving(config)?;
@@ -321,6 +320,8 @@ impl Engine {
         };
         let launching = waiting.hand_over(charge).map_err(EngineError::plain)?;
         let (client, hints) = self.let_go(launching, claim, bundle.netns.as_ref())?;
+        // From here on the supervisor answers whoever wants what they keep.
+        drop(volumes.guards);
         warnings.extend(hints);
         undo.commit();
         Ok(Started {
@@ -446,66 +447,6 @@ impl Engine {
             .into_iter()
             .map(|name| bind_file(&dir, name))
             .collect()
-    }
-
-    pub(crate) fn mount_volumes(
-        &self,
-        config: &ContainerConfig,
-        root: std::os::fd::BorrowedFd<'_>,
-    ) -> Result<(Vec<BundleMount>, Vec<OwnedFd>)> {
-        let (mut out, mut hold) = (Vec::new(), Vec::new());
-        for point in &config.host.mounts {
-            let (fd, destination) = match point {
-                MountPoint::Volume {
-                    name,
-                    destination,
-                    read_only,
-                    no_copy,
-                    subpath,
-                    labels,
-                    ..
-                } => {
-                    self.volumes
-                        .ensure(name, labels.clone())
-                        .map_err(EngineError::plain)?;
-                    hold.push(self.volumes.hold(name).map_err(EngineError::plain)?);
-                    if !no_copy && subpath.is_none() {
-                        self.volumes
-                            .copy_up(name, root, Path::new(destination))
-                            .map_err(EngineError::plain)?;
-                    }
-                    (
-                        self.volumes.mount_volume(
-                            name,
-                            subpath.as_deref().map(Path::new),
-                            *read_only,
-                        ),
-                        destination,
-                    )
-                }
-                MountPoint::Bind {
-                    source,
-                    destination,
-                    read_only,
-                    create,
-                    propagation,
-                    alone,
-                } => (
-                    amphora_volume::mount_bind_with(
-                        Path::new(source),
-                        crate::mount_spec::bind_options(*read_only, *create, propagation, *alone),
-                    ),
-                    destination,
-                ),
-                MountPoint::Tmpfs { .. } => continue,
-            };
-            let fd = fd.map_err(EngineError::plain)?;
-            out.push(BundleMount {
-                destination: destination.clone(),
-                fd,
-            });
-        }
-        Ok((out, hold))
     }
 
     fn make_cgroup(

@@ -21,6 +21,7 @@ mod exec;
 mod exit;
 mod frame;
 mod handover;
+mod held;
 mod keys;
 mod lock;
 mod pump;
@@ -70,6 +71,7 @@ pub use exit::ExitRecord;
 pub use health::{
     HealthAction, HealthConfig, HealthPhase, HealthRecord, HealthResult, HealthStatus, health_time,
 };
+pub use held::held;
 pub use keys::DetachKeys;
 pub use lock::{inherited_lock, is_alive, lock, open_lock, try_lock};
 pub use ports::{PortsChange, Reserved};

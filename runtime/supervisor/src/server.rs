@@ -339,6 +339,7 @@ impl Server {
                 }
                 Ok(())
             }
+            Frame::Held { dev, ino } => self.hand_out(index, (dev, ino)),
             _ => Err(Errno::PROTO),
         }
     }
