@@ -64,6 +64,7 @@ mod usage;
 mod volumes;
 
 pub use amphora_network::{CreateNetwork, IpamConfig, NetworkAttachment, NetworkConfig, Subnet};
+pub use amphora_volume::NewVolume;
 pub use boot::Booted;
 pub use changes::{Change, ChangeKind};
 pub use commit::{CommitOptions, ImportOptions};
@@ -88,7 +89,6 @@ pub use start::{Attach, AttachStreams, Started};
 pub use summary::{MountSummary, Summary};
 pub use update::UpdateOptions;
 pub use usage::Usage;
-pub use amphora_volume::NewVolume;
 pub use volumes::{port_specs, volume_spec};
 
 /// Result of the engine's functions.
