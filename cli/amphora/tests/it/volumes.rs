@@ -862,6 +862,7 @@ fn options_of_a_volume_are_kept_and_not_exchanged() {
     // An anonymous one goes with its container.
     let anonymous = "dst=/v,volume-opt=type=tmpfs,volume-opt=device=tmpfs";
     sh(&s, &["--mount", anonymous], "touch /v/x").ok();
+    s.settle();
     assert_eq!(s.run(&["volume", "ls", "-q"]).ok(), "fresh\nshm\n");
     s.run(&["volume", "rm", "fresh", "shm"]).ok();
 }
