@@ -295,6 +295,12 @@ pub enum MountPoint {
         /// Labels for a volume that is made now.
         #[serde(default)]
         labels: BTreeMap<String, String>,
+        /// Driver options for a volume that is made now.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        options: BTreeMap<String, String>,
+        /// Options of `-v`, as given; nothing for `--mount` and for what older versions recorded.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<String>,
     },
     /// A path of the host.
     Bind {
@@ -312,6 +318,29 @@ pub enum MountPoint {
         /// The mount alone, without those below it.
         #[serde(default)]
         alone: bool,
+        /// Read-only itself, but not the mounts below it.
+        #[serde(default, skip_serializing_if = "is_false")]
+        writable_below: bool,
+        /// Ids that files have on disk, and what they are shown as.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        idmap: Option<crate::id_map::IdMap>,
+        /// Options of `-v`, as given; nothing for `--mount` and for what older versions recorded.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mode: Option<String>,
+    },
+    /// An image's files, read-only.
+    Image {
+        /// Reference or id as the user wrote it.
+        source: String,
+        /// Path inside the container.
+        destination: String,
+        /// Folder of the image that is mounted in place of the whole.
+        #[serde(default)]
+        subpath: Option<String>,
+        /// Manifest of the image, found at create.
+        manifest: Option<Digest>,
+        /// Diff ids of the image's layers, base first.
+        layers: Vec<Digest>,
     },
     /// A fresh tmpfs.
     Tmpfs {
@@ -329,9 +358,27 @@ impl MountPoint {
         match self {
             Self::Volume { destination, .. }
             | Self::Bind { destination, .. }
+            | Self::Image { destination, .. }
             | Self::Tmpfs { destination, .. } => destination,
         }
     }
+
+    /// Returns the volume it is of.
+    #[must_use]
+    pub fn volume(&self) -> Option<&str> {
+        match self {
+            Self::Volume { name, .. } => Some(name),
+            _ => None,
+        }
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature serde wants"
+)]
+const fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// `containers/<id>/config.json`.

@@ -129,6 +129,7 @@ impl Engine {
         self.volumes_from(&mut host)?;
         image_volumes(&mut host, defaults.volumes.keys())?;
         validate_host(&host)?;
+        self.resolve_images(&mut host.mounts)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
         let hostname = options.hostname;
@@ -237,13 +238,11 @@ impl Engine {
         let mut made = Vec::new();
         for point in &config.host.mounts {
             if let MountPoint::Volume {
-                name,
-                anonymous,
-                labels,
-                ..
+                name, anonymous, ..
             } = point
+                && let Some(new) = crate::mounts::new_volume(point)
             {
-                match self.volumes.ensure(name, labels.clone()) {
+                match self.volumes.ensure_with(new) {
                     Ok((_, Found::New)) => {
                         self.defer("volume", "create", name, &[("driver", "local")]);
                         if *anonymous {
@@ -383,6 +382,8 @@ fn image_volumes<'a>(host: &mut HostConfig, paths: impl Iterator<Item = &'a Stri
             anonymous: true,
             subpath: None,
             labels: std::collections::BTreeMap::new(),
+            options: std::collections::BTreeMap::new(),
+            mode: Some(String::new()),
         });
     }
     Ok(())

@@ -13,6 +13,7 @@ use amphora_spec::select::{Facts, ModuleKind};
 use amphora_spec::{Classify, Digest, ErrorKind, Platform, Reference};
 use serde::{Deserialize, Serialize};
 
+use crate::config::MountPoint;
 use crate::files::read_json;
 use crate::{Engine, EngineError, Result};
 
@@ -671,6 +672,15 @@ impl Engine {
         let mut pins = Pins::default();
         for id in self.ids()? {
             if let Ok(config) = self.config(&id) {
+                for point in &config.host.mounts {
+                    if let MountPoint::Image {
+                        manifest, layers, ..
+                    } = point
+                    {
+                        pins.manifests.extend(manifest);
+                        pins.layers.extend(layers);
+                    }
+                }
                 pins.manifests.push(config.manifest);
                 pins.layers.extend(config.layers);
             }
@@ -702,7 +712,8 @@ impl Engine {
             let Ok(config) = self.config(&id) else {
                 continue;
             };
-            if config.manifest != *manifest {
+            let mounts = |point: &MountPoint| matches!(point, MountPoint::Image { manifest: Some(m), .. } if m == manifest);
+            if config.manifest != *manifest && !config.host.mounts.iter().any(mounts) {
                 continue;
             }
             let running = match self.view(&id) {

@@ -56,7 +56,7 @@ impl Engine {
             "Labels": null_if_empty(json!(volume.labels)),
             "Mountpoint": self.volume_path(name),
             "Name": volume.name,
-            "Options": null,
+            "Options": null_if_empty(json!(volume.options)),
             "Scope": "local",
         }))
     }
@@ -131,25 +131,61 @@ impl Engine {
             .mounts
             .iter()
             // Those of `--tmpfs` stand in the host's configuration alone.
-            .filter(|m| !matches!(m, MountPoint::Tmpfs { destination, .. }
-                if !crate::inspect_host::given(&view.config.host, destination)))
+            .filter(|m| {
+                !matches!(m, MountPoint::Tmpfs { destination, .. }
+                if !crate::inspect_host::given(&view.config.host, destination))
+            })
             .map(|m| match m {
-                MountPoint::Volume { name, destination, read_only, .. } => json!({
+                MountPoint::Volume {
+                    name,
+                    destination,
+                    read_only,
+                    anonymous,
+                    mode,
+                    ..
+                } => json!({
                     "Type": "volume", "Name": name, "Source": self.volume_path(name),
                     "Destination": destination, "Driver": "local",
-                    "Mode": if *read_only { "ro" } else { "z" }, "RW": !read_only, "Propagation": "",
+                    "Mode": volume_mode(mode.as_deref(), *anonymous), "RW": !read_only,
+                    "Propagation": "",
                 }),
-                MountPoint::Bind { source, destination, read_only, propagation, .. } => json!({
+                MountPoint::Bind {
+                    source,
+                    destination,
+                    read_only,
+                    propagation,
+                    mode,
+                    ..
+                } => json!({
                     "Type": "bind", "Source": source, "Destination": destination,
-                    "Mode": if *read_only { "ro" } else { "" }, "RW": !read_only,
+                    "Mode": mode.as_deref().unwrap_or_default(), "RW": !read_only,
                     "Propagation": if propagation.is_empty() { "rprivate" } else { propagation },
                 }),
-                MountPoint::Tmpfs { destination, .. } => json!({
+                MountPoint::Image {
+                    source,
+                    destination,
+                    ..
+                } => json!({
+                    "Type": "image", "Source": source, "Destination": destination,
+                    "Mode": "", "RW": false, "Propagation": "",
+                }),
+                MountPoint::Tmpfs {
+                    destination,
+                    options,
+                } => json!({
                     "Type": "tmpfs", "Source": "", "Destination": destination,
-                    "Mode": "", "RW": true, "Propagation": "",
+                    "Mode": "", "RW": !options.iter().any(|o| o == "ro"), "Propagation": "",
                 }),
             })
             .collect()
+    }
+}
+
+/// What `-v` said; Docker takes `z` for granted where it said nothing, and for `--mount`.
+fn volume_mode(mode: Option<&str>, anonymous: bool) -> &str {
+    match mode {
+        Some("") | None if !anonymous => "z",
+        mode => mode.unwrap_or_default(),
     }
 }
 

@@ -7,7 +7,7 @@ use amphora_network::{NetworkError, PortChange, PortRequest, Protocol, Published
 use amphora_spec::ContainerId;
 use amphora_supervisor::{Client, Config, Listener, PortsChange, Reserved, SupervisorError};
 
-use crate::config::{ContainerConfig, NetworkMode};
+use crate::config::ContainerConfig;
 use crate::container::{ContainerView, Status};
 use crate::files::{Lasting, open_dir, write_json};
 use crate::start::host_netns;
@@ -114,7 +114,7 @@ impl Engine {
         self.reconcile_one(id)?;
         let view = self.view(id)?;
         let network = &view.config.host.network;
-        if !matches!(network, NetworkMode::Bridge | NetworkMode::User(_)) {
+        if !network.is_connected() {
             return Err(EngineError::State(format!(
                 "container {} is in network mode \"{}\", in which no ports are published",
                 view.config.name,
@@ -136,7 +136,7 @@ impl Engine {
     }
 
     /// A connection to the supervisor, which must have its ports where this process is.
-    fn ports_client(&self, view: &ContainerView) -> Result<Client> {
+    pub(crate) fn ports_client(&self, view: &ContainerView) -> Result<Client> {
         let run = self.run_dir(&view.config.id);
         let dir = open_dir(&run)?;
         let config = Config::read(dir.as_fd()).map_err(EngineError::plain)?;

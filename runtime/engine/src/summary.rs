@@ -193,6 +193,7 @@ fn mount(point: &MountPoint) -> [&str; 3] {
     let (kind, source) = match point {
         MountPoint::Volume { name, .. } => ("volume", name.as_str()),
         MountPoint::Bind { source, .. } => ("bind", source.as_str()),
+        MountPoint::Image { source, .. } => ("image", source.as_str()),
         MountPoint::Tmpfs { .. } => ("tmpfs", ""),
     };
     [kind, source, point.destination()]

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use amphora_spec::runtime::{Device, Mount};
-use amphora_sys::mount::{MountAttr, RDONLY, clone_tree, new_fs, set_attr};
+use amphora_sys::mount::{IDMAP, MountAttr, RDONLY, clone_tree, new_fs, set_attr};
 use amphora_sys::plan::{Create, Op, Place, Reg, TreeChanges};
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, makedev, mkdirat, mknodat,
@@ -24,8 +24,6 @@ use crate::userns::{self, Users};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
 
-/// `MOUNT_ATTR_IDMAP`.
-const IDMAP: u64 = 0x10_0000;
 /// A set of nodes that nobody changes needs no more.
 const NULL: &std::ffi::CStr = c"null";
 

@@ -272,6 +272,7 @@ impl NetworkConfig {
             internal: self.internal,
             icc: self.icc(),
             masquerade: !self.internal && self.flag(OPTION_MASQUERADE, true),
+            more: false,
         }
     }
 }

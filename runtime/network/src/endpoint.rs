@@ -66,6 +66,7 @@ pub struct Attachment {
 pub(crate) enum Undo {
     File(PathBuf),
     Link(String),
+    Inside(OwnedFd, String),
     Elements(Vec<Element>),
     Listing(ContainerId, Listing),
     Gateways(OwnedFd, Vec<(u32, IpAddr)>, Vec<(u32, IpAddr)>),
@@ -169,6 +170,8 @@ impl Networks {
             let _ = match action {
                 Undo::File(path) => store::remove(path).is_ok(),
                 Undo::Link(name) => route::delete_link(&host.route, name).is_ok(),
+                Undo::Inside(netns, name) => inside(netns.as_fd())
+                    .is_ok_and(|socket| route::delete_link(&socket, name).is_ok()),
                 Undo::Elements(all) => nft::delete(&host.nft, all).is_ok(),
                 Undo::Listing(id, listing) => self.write_listing(id, listing).is_ok(),
                 Undo::Gateways(netns, from, to) => {
@@ -220,8 +223,8 @@ impl Networks {
         claim.undo.push(Undo::Elements(elements.clone()));
         nft::add(&claim.host.nft, &elements).map_err(netlink(ports_of(&id)))?;
 
-        let publishing = claim.endpoints.iter().find(|e| !e.ports.is_empty());
-        let conversations = publishing.and_then(|e| conntrack::forget(&claim.host.nft, e));
+        let forget = |endpoint| conntrack::forget(&claim.host.nft, endpoint);
+        let talks: Vec<_> = claim.endpoints.iter().filter_map(forget).collect();
 
         self.step()?;
         // Closing this socket may block until a grace period is over (see `netlink::replay`);
@@ -229,8 +232,7 @@ impl Networks {
         let fd = claim.host.nft.as_fd().try_clone_to_owned();
         let fd = fd.map_err(kernel("hold the nftables socket"))?;
         claim.listeners.push(Listener { fd, target: None });
-        claim.release = self.release_of(&id, &claim.endpoints);
-        claim.release.splice(0..0, conversations);
+        claim.release = self.release_of(&id, &claim.endpoints, talks);
         Ok(())
     }
 
@@ -386,8 +388,14 @@ impl Networks {
             .collect()
     }
 
-    /// What a supervisor does when the container has exited.
-    pub(crate) fn release_of(&self, id: &ContainerId, endpoints: &[Endpoint]) -> Vec<Release> {
+    /// What a supervisor does when the container has exited; `talks`: what has the kernel forget
+    /// conversations.
+    pub(crate) fn release_of(
+        &self,
+        id: &ContainerId,
+        endpoints: &[Endpoint],
+        talks: Vec<Release>,
+    ) -> Vec<Release> {
         let elements: Vec<_> = endpoints.iter().flat_map(Endpoint::elements).collect();
         let rules = nft::remove_batch(&elements).map(|bytes| Release::Netlink {
             protocol: NETFILTER,
@@ -397,6 +405,7 @@ impl Networks {
         let files = files.chain([self.endpoint_path(id)]);
         rules
             .into_iter()
+            .chain(talks)
             .chain(files.map(Release::Unlink))
             .collect()
     }
@@ -451,16 +460,17 @@ impl Networks {
     ) -> Result<u32> {
         let (config, on) = place;
         if config.driver == Driver::Macvlan {
-            return self.link_macvlan(host, config, *on, endpoint, netns);
+            return self.link_macvlan(host, config, *on, endpoint, netns, undo);
         }
+        let on = self.bridge_for(host, config, *on, &endpoint.link)?;
         undo.push(Undo::Link(endpoint.link.clone()));
         let Some(nth) = nth else {
-            add_link(host, place, endpoint, netns, 0)?;
+            add_link(host, config, on, endpoint, netns, 0)?;
             return index_inside(netns, endpoint);
         };
         let mut last = None;
         for first in PEER_INDEXES {
-            match add_link(host, place, endpoint, netns, first + nth) {
+            match add_link(host, config, on, endpoint, netns, first + nth) {
                 Err(NetworkError::Netlink { step, source })
                     if source.is(Errno::BUSY) || source.is(Errno::EXIST) =>
                 {
@@ -578,7 +588,8 @@ pub(crate) fn index_inside(netns: BorrowedFd<'_>, endpoint: &Endpoint) -> Result
 
 fn add_link(
     host: &Host,
-    (config, bridge): &Place,
+    config: &NetworkConfig,
+    bridge: u32,
     endpoint: &Endpoint,
     netns: BorrowedFd<'_>,
     peer_index: u32,
@@ -594,7 +605,7 @@ fn add_link(
     };
     route::add_veth(&host.route, &veth).map_err(step())?;
     let alone = !config.icc() && !frames_are_filtered();
-    route::join_bridge(&host.route, &endpoint.link, *bridge, alone).map_err(step())
+    route::join_bridge(&host.route, &endpoint.link, bridge, alone).map_err(step())
 }
 
 /// Whether what passes from port to port of a bridge goes through our rules as well, which then say

@@ -154,6 +154,7 @@ impl Networks {
 
     /// Takes a bridge away that stands and is not as the settings say, with the rules made for it.
     fn remake(&self, old: NetworkConfig, host: &Host, survey: &Survey) -> Result<NetworkConfig> {
+        self.remove_more_bridges(host, &old)?;
         let step = format!("remove bridge \"{}\"", old.link);
         route::delete_link(&host.route, &old.link).map_err(netlink(step))?;
         let step = format!("forget bridge \"{}\"", old.link);
@@ -279,7 +280,11 @@ impl Networks {
         let mut bridges = vec![config.facts()];
         let others = self.stored_all()?.into_iter();
         let others = others.filter(|c| c.driver.bridged() && c.name != config.name);
-        bridges.extend(others.map(|c| c.facts()));
+        for other in others {
+            bridges.push(other.facts());
+            bridges.extend(self.more_facts(&other)?);
+        }
+        bridges.extend(self.more_facts(config)?);
         nft::rebuild(socket, &bridges, &ports).map_err(netlink("make table \"amphora\""))?;
         Ok(gone)
     }
@@ -295,8 +300,12 @@ impl Networks {
         if !foreign.user_chains.is_empty() {
             let _lock = store::lock(&self.lock_path())?;
             let all = self.stored_all()?;
-            let bridged = all.iter().filter(|c| c.driver.bridged());
-            let links: Vec<&str> = bridged.map(|c| c.link.as_str()).collect();
+            let mut links = Vec::new();
+            for config in all.iter().filter(|c| c.driver.bridged()) {
+                links.push(config.link.clone());
+                links.extend(self.more_bridges(config)?);
+            }
+            let links: Vec<&str> = links.iter().map(String::as_str).collect();
             nft::accept_bridges(socket, &foreign.user_chains, &links)
                 .map_err(netlink("accept the bridge in chain \"DOCKER-USER\""))?;
         }

@@ -121,6 +121,9 @@ pub enum NetworkError {
     /// A link of that name is not ours.
     #[error("link \"{0}\" exists already, and is not amphora's")]
     LinkExists(String),
+    /// What a network's links are to be on top of is not there.
+    #[error("parent interface \"{0}\" was not found on the host")]
+    NoParent(String),
     /// The beginning of an id fits several networks.
     #[error("network {0} is ambiguous (more than one id begins with it)")]
     Ambiguous(String),
@@ -199,7 +202,9 @@ impl From<Errno> for BindFailure {
 impl Classify for NetworkError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound(_) | Self::NotConnected { .. } => ErrorKind::NotFound,
+            Self::NotFound(_) | Self::NoParent(_) | Self::NotConnected { .. } => {
+                ErrorKind::NotFound
+            }
             Self::Exists(_)
             | Self::LinkExists(_)
             | Self::PoolOverlaps

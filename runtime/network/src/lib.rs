@@ -25,6 +25,7 @@ mod firewall;
 mod lease;
 mod live;
 mod macvlan;
+mod more_bridges;
 mod networks;
 mod nft;
 mod overlay;

@@ -11,6 +11,7 @@ use amphora_sys::netlink::{ROUTE, Socket};
 use crate::attachment::{Endpoint, Listing, Record, gateway_of};
 use crate::config::{DEFAULT_NETWORK, FORMAT, NetworkConfig, NetworkSettings};
 use crate::create::is_name;
+use crate::ensure::Host;
 use crate::error::{NetworkError, Result, file, kernel, netlink};
 use crate::lease::Leases;
 use crate::nft;
@@ -223,8 +224,11 @@ impl Networks {
         if self.any_lease()? {
             return Ok(());
         }
-        let socket = nft::open().map_err(kernel("open nftables"))?;
-        nft::forget_bridges(&socket).map_err(netlink("clean chain \"DOCKER-USER\""))
+        let host = Host::open()?;
+        for config in self.stored_all()? {
+            self.remove_more_bridges(&host, &config)?;
+        }
+        nft::forget_bridges(&host.nft).map_err(netlink("clean chain \"DOCKER-USER\""))
     }
 
     pub(crate) fn any_lease(&self) -> Result<bool> {
@@ -281,7 +285,7 @@ impl Networks {
 }
 
 /// Names of a directory's entries; none when it is not there.
-fn names_in(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
     match fs::read_dir(dir) {
         Ok(entries) => entries
             .map(|entry| Ok(entry.map_err(file("read", dir))?.file_name()))

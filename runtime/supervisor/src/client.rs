@@ -314,7 +314,7 @@ impl Client {
         self.early.is_some()
     }
 
-    fn send(&self, message: &Frame<'_>) -> Result<(), SupervisorError> {
+    pub(crate) fn send(&self, message: &Frame<'_>) -> Result<(), SupervisorError> {
         self.send_bytes(&message.encode())
     }
 

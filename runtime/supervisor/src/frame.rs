@@ -26,6 +26,8 @@ pub(crate) const TYPE_STDOUT: u8 = 0x41;
 pub(crate) const TYPE_STDERR: u8 = 0x42;
 /// Type byte of a message with standard input.
 pub(crate) const TYPE_STDIN: u8 = 0x02;
+/// Type byte of the answer to [`Frame::Held`]; the descriptor comes with it.
+pub(crate) const TYPE_HELD: u8 = 0x4e;
 /// Type byte of a message that hands an exec session over; its descriptors come with it, so that
 /// it is no [`Frame`].
 pub(crate) const TYPE_EXEC: u8 = 0x07;
@@ -58,6 +60,13 @@ pub(crate) enum Frame<'a> {
     },
     /// Client: look again whether the container is to be restarted.
     Wake,
+    /// Client: hand me the descriptor you hold that has this device and inode.
+    Held {
+        /// Device.
+        dev: u64,
+        /// Inode.
+        ino: u64,
+    },
     /// Supervisor: bytes of standard output.
     Stdout(&'a [u8]),
     /// Supervisor: bytes of standard error.
@@ -117,6 +126,12 @@ impl<'a> Frame<'a> {
                 return out;
             }
             Self::Wake => (0x0f, None, &[]),
+            Self::Held { dev, ino } => {
+                let mut out = vec![0x0e];
+                out.extend(dev.to_le_bytes());
+                out.extend(ino.to_le_bytes());
+                return out;
+            }
             Self::Stdout(bytes) => (TYPE_STDOUT, None, bytes),
             Self::Stderr(bytes) => (TYPE_STDERR, None, bytes),
             Self::Exit {
@@ -170,6 +185,10 @@ impl<'a> Frame<'a> {
             },
             0x4a => Self::Skipped(u64::from_le_bytes(rest.get(..8)?.try_into().ok()?)),
             0x0f => Self::Wake,
+            0x0e => Self::Held {
+                dev: u64::from_le_bytes(rest.get(..8)?.try_into().ok()?),
+                ino: u64::from_le_bytes(rest.get(8..16)?.try_into().ok()?),
+            },
             0x41 => Self::Stdout(rest),
             0x42 => Self::Stderr(rest),
             0x43 => Self::Exit {
@@ -256,6 +275,10 @@ mod tests {
             },
             Frame::Skipped(1 << 40),
             Frame::Wake,
+            Frame::Held {
+                dev: 4,
+                ino: 1 << 40,
+            },
             Frame::Stdout(b"out"),
             Frame::Stderr(b""),
             Frame::Exit {
@@ -286,6 +309,7 @@ mod tests {
             &[0x47, 1],
             &[0x08, 1, 0, 2],
             &[0x4a, 1],
+            &[0x0e, 1, 2, 3, 4, 5, 6, 7, 8, 9],
             &[0x99],
         ] {
             assert_eq!(Frame::decode(short), None, "{short:?}");

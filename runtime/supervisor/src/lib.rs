@@ -21,6 +21,7 @@ mod exec;
 mod exit;
 mod frame;
 mod handover;
+mod held;
 mod keys;
 mod lock;
 mod pump;
@@ -35,6 +36,7 @@ mod execs;
 mod finish;
 mod health;
 mod jsonlog;
+mod name_server;
 mod ports;
 mod probes;
 mod release;
@@ -50,6 +52,11 @@ mod waiting;
 
 mod early;
 
+/// What a container's name server is told, and where it listens.
+pub mod names {
+    pub use amphora_names::{ADDRESS, Place, Settings};
+}
+
 pub use again::{Inherited, change_policy, inherited_start, is_wanted, note_wanted};
 pub use client::{AttachMode, Client, ClientEvent, ExitStatus, wait};
 pub use compress::{COMPRESS_ENTRY, compress_main};
@@ -64,6 +71,7 @@ pub use exit::ExitRecord;
 pub use health::{
     HealthAction, HealthConfig, HealthPhase, HealthRecord, HealthResult, HealthStatus, health_time,
 };
+pub use held::held;
 pub use keys::DetachKeys;
 pub use lock::{inherited_lock, is_alive, lock, open_lock, try_lock};
 pub use ports::{PortsChange, Reserved};

@@ -172,6 +172,15 @@ impl Server {
         let config = self.parts.config.with_ports(change);
         Config::keep(self.parts.run_dir.as_fd(), &config.encode()?)?;
         let old = std::mem::replace(&mut self.parts.config, config);
+        if change.given.is_empty() && change.close.is_empty() {
+            // The same sockets: what they serve may be elsewhere now.
+            let (old, new) = (&old.listeners, &self.parts.config.listeners);
+            let moved = old
+                .iter()
+                .zip(new)
+                .filter_map(|(o, n)| o.target.zip(n.target));
+            self.splices.retarget(&moved.collect::<Vec<_>>());
+        }
         let (mut opened, held) = (Vec::new(), self.parts.hold.len());
         for (listener, socket) in change.given.iter().zip(sockets) {
             let Some(target) = listener.target else {

@@ -112,6 +112,15 @@ impl Splices {
         }
     }
 
+    /// Has listeners lead elsewhere from the next connection on.
+    pub(crate) fn retarget(&mut self, moved: &[(SocketAddr, SocketAddr)]) {
+        for gate in self.gates.iter_mut().flatten() {
+            if let Some((_, to)) = moved.iter().find(|(from, _)| *from == gate.target) {
+                gate.target = *to;
+            }
+        }
+    }
+
     /// Closes every listener of which `goes` holds.
     pub(crate) fn unlisten_if(&mut self, goes: impl Fn(&OwnedFd) -> bool) {
         for place in &mut self.gates {

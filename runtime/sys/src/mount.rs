@@ -34,6 +34,9 @@ pub const NODEV: u64 = 0x4;
 /// `MOUNT_ATTR_NOEXEC`.
 pub const NOEXEC: u64 = 0x8;
 
+/// `MOUNT_ATTR_IDMAP`.
+pub const IDMAP: u64 = 0x10_0000;
+
 /// Changes the attributes of the mount (recursively: of the whole tree) that `mount` refers to.
 ///
 /// # Errors
@@ -124,6 +127,68 @@ pub fn new_fs(
         FsMountFlags::FSMOUNT_CLOEXEC,
         attr,
     )?)
+}
+
+/// As [`new_fs`]; what the kernel has to say beside its error number is part of the error.
+///
+/// # Errors
+/// What `fsopen`, `fsconfig` and `fsmount` answer.
+pub fn new_fs_told(
+    fstype: &CStr,
+    source: Option<&str>,
+    options: &[(&str, Option<&str>)],
+    attr: u64,
+) -> io::Result<OwnedFd> {
+    let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let fd = context.as_fd();
+    let made = || -> rustix::io::Result<OwnedFd> {
+        if let Some(source) = source {
+            fsconfig_set_string(fd, "source", source)?;
+        }
+        for (key, value) in options {
+            match value {
+                Some(value) => fsconfig_set_string(fd, *key, *value)?,
+                None => fsconfig_set_flag(fd, *key)?,
+            }
+        }
+        fsconfig_create(fd)?;
+        let attr = MountAttrFlags::from_bits_retain(u32::try_from(attr).unwrap_or(0));
+        fsmount(fd, FsMountFlags::FSMOUNT_CLOEXEC, attr)
+    };
+    made().map_err(|errno| {
+        let error = io::Error::from(errno);
+        match said(fd) {
+            Some(said) => io::Error::new(error.kind(), Told { error, said }),
+            None => error,
+        }
+    })
+}
+
+/// An error with the kernel's own words.
+#[derive(Debug)]
+struct Told {
+    error: io::Error,
+    said: String,
+}
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.error, self.said)
+    }
+}
+
+impl std::error::Error for Told {}
+
+/// The last error in the log of a file system context: `e ` and a text.
+fn said(context: BorrowedFd<'_>) -> Option<String> {
+    let mut line = [0; 512];
+    let mut last = None;
+    while let Ok(len) = rustix::io::read(context, &mut line[..]) {
+        let text = String::from_utf8_lossy(line.get(..len)?).into_owned();
+        let text = text.strip_prefix("e ").map(|t| t.trim_end().to_owned());
+        last = text.or(last);
+    }
+    last
 }
 
 /// The writable part of an overlay.

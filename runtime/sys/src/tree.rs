@@ -4,8 +4,10 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, fstat};
-use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::fs::{CWD, FileType, OFlags, fstat};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount,
+};
 
 use crate::mount::attach;
 use crate::plan::Create;
@@ -47,7 +49,7 @@ fn in_own_namespace(
     mount_change("/", private)?;
     let here = rustix::fs::open(
         path,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        OFlags::PATH | OFlags::CLOEXEC,
         rustix::fs::Mode::empty(),
     )?;
     attach(root, here.as_fd())?;
@@ -70,6 +72,18 @@ fn in_own_namespace(
 /// # Errors
 /// What `setns(2)` and `open_tree(2)` answer.
 pub fn clone_from(namespace: &OwnedFd, path: &CStr) -> io::Result<OwnedFd> {
+    clone_confined(namespace, path, Confine::InRoot)
+}
+
+/// As [`clone_from`], of a path that must not leave that root, not even by way of a link.
+///
+/// # Errors
+/// What `setns(2)`, `openat2(2)` and `open_tree(2)` answer.
+pub fn clone_beneath(namespace: &OwnedFd, path: &CStr) -> io::Result<OwnedFd> {
+    clone_confined(namespace, path, Confine::Beneath)
+}
+
+fn clone_confined(namespace: &OwnedFd, path: &CStr, confine: Confine) -> io::Result<OwnedFd> {
     std::thread::scope(|scope| {
         let made = scope.spawn(|| {
             // SAFETY: a flag is all that is passed; only this thread moves.
@@ -80,18 +94,79 @@ pub fn clone_from(namespace: &OwnedFd, path: &CStr) -> io::Result<OwnedFd> {
             // After setns(2) the root is that of the namespace.
             let root = rustix::fs::open(
                 "/",
-                rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+                OFlags::PATH | OFlags::CLOEXEC,
                 rustix::fs::Mode::empty(),
             )?;
-            let found = crate::walk::open(
-                root.as_fd(),
-                path,
-                Confine::InRoot,
-                rustix::fs::OFlags::PATH,
-            )?;
+            let found = crate::walk::open(root.as_fd(), path, confine, OFlags::PATH)?;
             crate::mount::clone_tree(found.as_fd(), std::path::Path::new(""), false)
         });
         made.join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread ended early")))
     })
+}
+
+/// Makes a detached mount the root, and all there is, of a mount namespace that nobody is in. Whoever
+/// has the returned descriptor keeps the file system mounted, and can clone what is in it: out of a
+/// detached mount only kernel 6.15 and later can.
+///
+/// # Errors
+/// What `unshare(2)`, `move_mount(2)` and `pivot_root(2)` answer.
+pub fn keep(mount: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    std::thread::scope(|scope| {
+        let made = scope.spawn(|| {
+            // SAFETY: flags are all that is passed; only this thread, which shares its working
+            // directory with nobody afterwards, moves.
+            if unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // Before the host's tree is out of reach.
+            let own = || crate::ns::own("mnt");
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private)?;
+            let namespace = own()?;
+            let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(mount, c"", CWD, c"/", flags)?;
+            rustix::process::fchdir(mount)?;
+            rustix::process::pivot_root(c".", c".")?;
+            unmount(c".", UnmountFlags::DETACH)?;
+            Ok(namespace)
+        });
+        made.join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread ended early")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::*;
+    use crate::mount::new_fs;
+
+    fn write(dir: BorrowedFd<'_>, name: &str) {
+        let flags = OFlags::CREATE | OFlags::WRONLY;
+        rustix::fs::openat(dir, name, flags, rustix::fs::Mode::RWXU).unwrap();
+    }
+
+    #[test]
+    fn a_file_system_is_kept_by_a_namespace_alone() {
+        let before = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        let made = new_fs(c"tmpfs", None, &[], 0).unwrap();
+        rustix::fs::mkdirat(&made, "sub", rustix::fs::Mode::RWXU).unwrap();
+        rustix::fs::symlinkat("/", &made, "out").unwrap();
+        let kept = keep(made.as_fd()).unwrap();
+        drop(made);
+        let one = clone_from(&kept, c"/").unwrap();
+        write(one.as_fd(), "file");
+        write(one.as_fd(), "sub/inner");
+        drop(one);
+        let sub = clone_beneath(&kept, c"sub").unwrap();
+        assert!(rustix::fs::statat(&sub, "inner", rustix::fs::AtFlags::empty()).is_ok());
+        for path in ["out", "sub/../..", "/sub", "none"] {
+            let path = CString::new(path).unwrap();
+            assert!(clone_beneath(&kept, &path).is_err(), "{path:?}");
+        }
+        let after = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        assert_eq!(before, after);
+    }
 }

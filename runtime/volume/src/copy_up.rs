@@ -4,17 +4,23 @@
 //! moved, entry by entry, into `_data` (whose inode must stay, it may be mounted already). A
 //! killed copy leaves `staging`, which is thrown away; a killed move is finished by whoever uses
 //! the volume next.
+//!
+//! Both lie beside `_data`. Where only a folder of the volume is filled, or the volume is a file
+//! system of its own, they lie in what is filled, under names of their own.
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use amphora_sys::copy::{Copier, attributes};
-use rustix::fs::{CWD, FlockOperation, RenameFlags, fstat, renameat_with};
+use rustix::fs::{
+    AtFlags, Dir, FlockOperation, Mode, OFlags, RenameFlags, fstat, mkdirat, openat, renameat_with,
+    statat,
+};
 use rustix::io::Errno;
 
-use crate::error::{Result, VolumeError, file};
+use crate::error::{Result, file};
 use crate::mounts::{directory_in, own_directory};
 use crate::volumes::{Volumes, lock};
 
@@ -32,6 +38,18 @@ pub enum CopyUp {
     NothingThere,
 }
 
+/// Where a copy is made, and where it goes.
+struct Fill {
+    /// Holds `staging` and `ready`.
+    parent: OwnedFd,
+    staging: &'static str,
+    ready: &'static str,
+    /// Becomes the copy.
+    target: OwnedFd,
+    /// What both are called in errors.
+    shown: PathBuf,
+}
+
 impl Volumes {
     /// Copies the image's directory at `path` into an empty volume, with owners, modes, times,
     /// extended attributes and links; the volume's root gets the directory's attributes.
@@ -46,31 +64,30 @@ impl Volumes {
         };
         let folder = self.path(name);
         let _lock = lock(&folder.join("meta.json"), FlockOperation::LockExclusive)?;
-        move_ready(&folder)?;
-        if !is_empty(&folder.join("_data"))? {
-            return Ok(CopyUp::NotEmpty);
+        Fill::of_volume(&folder)?.fill(&source, path)
+    }
+
+    /// The same for a folder of a volume, or for a volume that is a file system of its own: `target`
+    /// is its directory.
+    ///
+    /// # Errors
+    /// As those of [`Volumes::copy_up`].
+    pub fn copy_up_into(
+        &self,
+        name: &str,
+        target: BorrowedFd<'_>,
+        rootfs: BorrowedFd<'_>,
+        path: &Path,
+    ) -> Result<CopyUp> {
+        let folder = self.path(name);
+        let _lock = lock(&folder.join("meta.json"), FlockOperation::LockExclusive)?;
+        let fill = Fill::within(target, &folder.join("_data"))?;
+        // Whoever was killed here before may have got that far.
+        fill.move_ready()?;
+        match directory_in(rootfs, path)? {
+            Some(source) => fill.fill(&source, path),
+            None => Ok(CopyUp::NothingThere),
         }
-        let staging = folder.join("staging");
-        discard(&staging)?;
-        fs::create_dir(&staging).map_err(file("create", &staging))?;
-        let mut copier = Copier::default();
-        let copied = own_directory(&staging)
-            .and_then(|target| {
-                let copied = copier.copy(&source, &target, path);
-                copied.map_err(VolumeError::from)
-            })
-            .and_then(|()| {
-                let ready = folder.join("ready");
-                fs::rename(&staging, &ready).map_err(file("create", &ready))
-            });
-        if let Err(error) = copied {
-            let _ = discard(&staging);
-            return Err(error);
-        }
-        move_ready(&folder)?;
-        Ok(CopyUp::Copied {
-            entries: copier.entries,
-        })
     }
 
     /// Finishes a copy whose process was killed while it moved entries into place.
@@ -80,42 +97,109 @@ impl Volumes {
             return Ok(());
         }
         let _lock = lock(&folder.join("meta.json"), FlockOperation::LockExclusive)?;
-        move_ready(&folder)
+        Fill::of_volume(&folder)?.move_ready()
     }
 }
 
-fn move_ready(folder: &Path) -> Result<()> {
-    let (ready, data) = (folder.join("ready"), folder.join("_data"));
-    let entries = match fs::read_dir(&ready) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(file("read", &ready))?,
-    };
-    let from = own_directory(&ready)?;
-    let meta = fstat(&from).map_err(file("look at", &ready))?;
-    for entry in entries {
-        let name = entry.map_err(file("read", &ready))?.file_name();
-        let (old, new) = (ready.join(&name), data.join(&name));
-        match renameat_with(CWD, &old, CWD, &new, RenameFlags::NOREPLACE) {
-            // Somebody made a file of this name meanwhile: theirs stays.
-            Err(Errno::EXIST) => {}
-            other => other.map_err(file("create", &new))?,
+impl Fill {
+    fn of_volume(folder: &Path) -> Result<Self> {
+        Ok(Self {
+            parent: own_directory(folder)?,
+            staging: "staging",
+            ready: "ready",
+            target: own_directory(&folder.join("_data"))?,
+            shown: folder.to_owned(),
+        })
+    }
+
+    fn within(target: BorrowedFd<'_>, shown: &Path) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = || openat(target, ".", flags, Mode::empty()).map_err(file("open", shown));
+        Ok(Self {
+            parent: open()?,
+            staging: ".amphora-staging",
+            ready: ".amphora-ready",
+            target: open()?,
+            shown: shown.to_owned(),
+        })
+    }
+
+    fn fill(&self, source: &OwnedFd, path: &Path) -> Result<CopyUp> {
+        self.move_ready()?;
+        self.discard(self.staging)?;
+        if !self.is_empty()? {
+            return Ok(CopyUp::NotEmpty);
         }
+        let shown = self.shown.join(self.staging);
+        mkdirat(&self.parent, self.staging, Mode::RWXU).map_err(file("create", &shown))?;
+        let mut copier = Copier::default();
+        let copied = self
+            .inner(self.staging)
+            .and_then(|target| Ok(copier.copy(source, &target, path)?))
+            .and_then(|()| {
+                let no = RenameFlags::NOREPLACE;
+                renameat_with(&self.parent, self.staging, &self.parent, self.ready, no)
+                    .map_err(file("create", self.shown.join(self.ready)))
+            });
+        if let Err(error) = copied {
+            let _ = self.discard(self.staging);
+            return Err(error);
+        }
+        self.move_ready()?;
+        Ok(CopyUp::Copied {
+            entries: copier.entries,
+        })
     }
-    let to = own_directory(&data)?;
-    attributes(from.as_fd(), to.as_fd(), &meta).map_err(file("change", &data))?;
-    discard(&ready)
-}
 
-fn is_empty(path: &Path) -> Result<bool> {
-    Ok(fs::read_dir(path)
-        .map_err(file("read", path))?
-        .next()
-        .is_none())
-}
+    fn move_ready(&self) -> Result<()> {
+        let ready = self.shown.join(self.ready);
+        match statat(&self.parent, self.ready, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => return Ok(()),
+            other => other.map_err(file("look at", &ready))?,
+        };
+        let from = self.inner(self.ready)?;
+        let meta = fstat(&from).map_err(file("look at", &ready))?;
+        for entry in Dir::read_from(&from).map_err(file("read", &ready))? {
+            let entry = entry.map_err(file("read", &ready))?;
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
+            }
+            match renameat_with(&from, name, &self.target, name, RenameFlags::NOREPLACE) {
+                // Somebody made a file of this name meanwhile: theirs stays.
+                Err(Errno::EXIST) => {}
+                other => other.map_err(file("create", &self.shown))?,
+            }
+        }
+        attributes(from.as_fd(), self.target.as_fd(), &meta)
+            .map_err(file("change", &self.shown))?;
+        self.discard(self.ready)
+    }
 
-fn discard(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", path)(error)),
-        _ => Ok(()),
+    fn inner(&self, name: &str) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&self.parent, name, flags, Mode::empty())
+            .map_err(file("open", self.shown.join(name)))
+    }
+
+    fn is_empty(&self) -> Result<bool> {
+        for entry in Dir::read_from(&self.target).map_err(file("read", &self.shown))? {
+            let entry = entry.map_err(file("read", &self.shown))?;
+            if entry.file_name() != c"." && entry.file_name() != c".." {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn discard(&self, name: &str) -> Result<()> {
+        // The folder is that of the descriptor, whatever is mounted where; the name is not followed.
+        let path = format!("/proc/self/fd/{}/{name}", self.parent.as_raw_fd());
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(file("remove", self.shown.join(name))(error))
+            }
+            _ => Ok(()),
+        }
     }
 }

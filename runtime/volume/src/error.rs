@@ -25,9 +25,66 @@ pub enum VolumeError {
         /// What is wrong with it.
         problem: String,
     },
+    /// Driver options that make no sense.
+    #[error("create {name}: {problem}")]
+    Options {
+        /// The volume.
+        name: String,
+        /// What is wrong with them.
+        problem: String,
+    },
+    /// A volume of this name exists, and has other options than are asked for.
+    #[error("create {0}: a volume of this name exists with other options")]
+    Differs(String),
+    /// A volume whose files are not the engine's to copy.
+    #[error("clone {0}: the volume has driver options, its files are not the engine's")]
+    Foreign(String),
+    /// A volume without a device.
+    #[error("volume {0} has no device")]
+    NoDevice(String),
+    /// What its options say cannot be mounted.
+    #[error(
+        "error while mounting volume '{}': failed to mount local volume: mount {device}",
+        .place.display()
+    )]
+    Mount {
+        /// Where its files would be.
+        place: PathBuf,
+        /// What was to be mounted, and how.
+        device: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The name of a server leads to no address.
+    #[error(
+        "error while mounting volume '{}': error resolving passed in network volume address \
+         of {device}",
+        .place.display()
+    )]
+    Address {
+        /// Where its files would be.
+        place: PathBuf,
+        /// What was to be mounted, and how.
+        device: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A folder of a volume that is to be mounted.
+    #[error("cannot access path {0}: lstat {0}", .path.display())]
+    Subpath {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Containers use it.
-    #[error("remove {name}: volume is in use - [{}]", .users.join(", "))]
+    #[error("{verb} {name}: volume is in use - [{}]", .users.join(", "))]
     InUse {
+        /// What was to be done with it.
+        verb: &'static str,
         /// The volume.
         name: String,
         /// Who uses it.
@@ -36,6 +93,20 @@ pub enum VolumeError {
     /// The source of a bind is not there.
     #[error("bind source path does not exist: {}", .0.display())]
     SourceMissing(PathBuf),
+    /// The source of a bind is not mounted so that mounts could travel.
+    #[error(
+        "path {} is mounted on {} but it is not a {missing} mount",
+        .path.display(),
+        .mount.display()
+    )]
+    Propagation {
+        /// The source.
+        path: PathBuf,
+        /// Where its mount is.
+        mount: PathBuf,
+        /// What the mount is not.
+        missing: &'static str,
+    },
     /// A file could not be read, written, mounted or copied.
     #[error("failed to {verb} {path:?}")]
     File {
@@ -88,9 +159,17 @@ impl Classify for VolumeError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::NotFound(_) => ErrorKind::NotFound,
-            Self::Exists(_) | Self::InUse { .. } => ErrorKind::Conflict,
-            Self::Name { .. } | Self::SourceMissing(_) => ErrorKind::InvalidArgument,
-            Self::File { source, .. } => match io_kind(source) {
+            Self::Exists(_) | Self::InUse { .. } | Self::Differs(_) => ErrorKind::Conflict,
+            Self::Name { .. }
+            | Self::Options { .. }
+            | Self::Foreign(_)
+            | Self::SourceMissing(_) => ErrorKind::InvalidArgument,
+            Self::Propagation { .. } => ErrorKind::InvalidArgument,
+            Self::NoDevice(_) => ErrorKind::Internal,
+            Self::File { source, .. }
+            | Self::Mount { source, .. }
+            | Self::Address { source, .. }
+            | Self::Subpath { source, .. } => match io_kind(source) {
                 ErrorKind::Conflict => ErrorKind::Internal,
                 other => other,
             },

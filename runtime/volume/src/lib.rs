@@ -6,14 +6,24 @@
 //!
 //! This crate knows nothing of containers beyond the names a caller gives it.
 
+mod change;
 mod copy_up;
+mod device;
 mod error;
 mod mounts;
+mod options;
 mod spec;
 mod volumes;
 
 pub use copy_up::CopyUp;
+pub use device::Content;
 pub use error::VolumeError;
-pub use mounts::{BindOptions, mount_bind, mount_bind_with};
-pub use spec::{Propagation, Source, VolumeSpec, VolumeSpecError, parse_volume_spec};
-pub use volumes::{Found, Volume, Volumes};
+pub use mounts::{
+    BindOptions, ReadOnly, folder_of, mount_bind, mount_bind_with, protect, unprotect,
+};
+pub use options::DriverOptions;
+pub use spec::{
+    Propagation, Source, VolumeSpec, VolumeSpecError, check_donor_mode, check_name,
+    parse_volume_spec,
+};
+pub use volumes::{Found, NewVolume, Users, Volume, Volumes};

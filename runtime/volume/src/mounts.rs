@@ -1,23 +1,40 @@
 //! Volumes and binds as detached mounts: values that somebody else attaches in a container.
 
+use std::ffi::CString;
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use amphora_sys::mount::{MountAttr, RDONLY, clone_tree, set_attr};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, open, openat2};
+use amphora_sys::tree::{clone_beneath, clone_from, keep};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, open, openat2, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags, open_tree};
 
+use crate::device::Content;
 use crate::error::{Result, VolumeError, file};
 use crate::spec::Propagation;
 use crate::volumes::Volumes;
 
+/// How far a bind is read-only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ReadOnly {
+    /// Not at all.
+    #[default]
+    No,
+    /// The mount itself; what is mounted below it is as it was.
+    Alone,
+    /// It and all below it.
+    All,
+}
+
 /// How a bind is made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BindOptions {
-    /// Nothing can be written through it, nor through the mounts below it.
-    pub readonly: bool,
+    /// How far nothing can be written through it.
+    pub readonly: ReadOnly,
     /// Takes the mounts below the source along.
     pub recursive: bool,
     /// A missing source is made, as a directory.
@@ -37,7 +54,18 @@ impl Volumes {
         subpath: Option<&Path>,
         readonly: bool,
     ) -> Result<OwnedFd> {
-        self.get(name)?;
+        let volume = self.get(name)?;
+        if volume.content()? == Content::Bind {
+            let mut mount = self.mount_device(&volume)?;
+            let path = self.data_path(name);
+            if let Some(subpath) = subpath {
+                mount = folder_of(mount, subpath, &path)?;
+            }
+            if readonly {
+                protect(mount.as_fd(), true, &path)?;
+            }
+            return Ok(mount);
+        }
         self.finish_copy(name)?;
         let path = self.data_path(name);
         let data = open(
@@ -48,14 +76,7 @@ impl Volumes {
         .map_err(file("open", &path))?;
         let place = match subpath {
             None => data,
-            Some(subpath) => openat2(
-                &data,
-                subpath,
-                OFlags::PATH | OFlags::CLOEXEC,
-                Mode::empty(),
-                ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
-            )
-            .map_err(file("open", path.join(subpath)))?,
+            Some(subpath) => beneath(&data, subpath).map_err(no_folder(&path, subpath))?,
         };
         let mount =
             clone_tree(place.as_fd(), Path::new(""), false).map_err(file("mount", &path))?;
@@ -63,6 +84,64 @@ impl Volumes {
             protect(mount.as_fd(), false, &path)?;
         }
         Ok(mount)
+    }
+}
+
+impl Volumes {
+    /// Clones a volume that is a file system of its own, or a folder in it, out of the mount namespace
+    /// that keeps it.
+    ///
+    /// # Errors
+    /// When the folder is missing or leads out of the volume.
+    pub fn mount_kept(
+        &self,
+        name: &str,
+        namespace: &OwnedFd,
+        subpath: Option<&Path>,
+    ) -> Result<OwnedFd> {
+        let path = self.data_path(name);
+        match subpath {
+            None => clone_from(namespace, c"/").map_err(file("mount", &path)),
+            Some(subpath) => clone_folder(namespace, subpath, &path),
+        }
+    }
+}
+
+/// A folder of a detached mount as a mount of its own; `shown` is what the mount is called in errors.
+///
+/// # Errors
+/// When the folder is missing or leads out of the mount.
+pub fn folder_of(mount: OwnedFd, subpath: &Path, shown: &Path) -> Result<OwnedFd> {
+    let kept = keep(mount.as_fd()).map_err(file("mount", shown))?;
+    drop(mount);
+    clone_folder(&kept, subpath, shown)
+}
+
+fn clone_folder(namespace: &OwnedFd, subpath: &Path, shown: &Path) -> Result<OwnedFd> {
+    let text = CString::new(subpath.as_os_str().as_bytes());
+    let text = text.map_err(|e| no_folder(shown, subpath)(io::Error::from(e)))?;
+    clone_beneath(namespace, &text).map_err(no_folder(shown, subpath))
+}
+
+fn beneath(data: &OwnedFd, subpath: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    openat2(data, subpath, flags, Mode::empty(), resolve)
+}
+
+fn no_folder<E: Into<io::Error>>(volume: &Path, subpath: &Path) -> impl FnOnce(E) -> VolumeError {
+    let path = volume.join(subpath);
+    move |source| {
+        let source = source.into();
+        VolumeError::Subpath {
+            path,
+            source: match source.raw_os_error() {
+                Some(code) if code == Errno::XDEV.raw_os_error() => {
+                    io::Error::other("it leads out of the volume")
+                }
+                _ => source,
+            },
+        }
     }
 }
 
@@ -80,7 +159,11 @@ pub fn mount_bind(
     mount_bind_with(
         source,
         BindOptions {
-            readonly,
+            readonly: if readonly {
+                ReadOnly::All
+            } else {
+                ReadOnly::No
+            },
             recursive,
             create_missing,
             propagation,
@@ -102,11 +185,47 @@ pub fn mount_bind_with(source: &Path, options: BindOptions) -> Result<OwnedFd> {
         other => other,
     }
     .map_err(file("open", source))?;
+    check_propagation(&place, source, options.propagation)?;
     let mount = clone_with(place.as_fd(), options).map_err(file("mount", source))?;
-    if options.readonly {
-        protect(mount.as_fd(), options.recursive, source)?;
+    match options.readonly {
+        ReadOnly::No => {}
+        ReadOnly::Alone => protect(mount.as_fd(), false, source)?,
+        ReadOnly::All => protect(mount.as_fd(), options.recursive, source)?,
     }
     Ok(mount)
+}
+
+/// Refuses propagation that would come from nowhere: the source's own mount must have it.
+fn check_propagation(place: &OwnedFd, source: &Path, wanted: Propagation) -> Result<()> {
+    if wanted == Propagation::Private {
+        return Ok(());
+    }
+    let flags = AtFlags::EMPTY_PATH;
+    let id = statx(place, "", flags, StatxFlags::MNT_ID).map_err(file("look at", source))?;
+    let table = Path::new("/proc/thread-self/mountinfo");
+    let text = fs::read_to_string(table).map_err(file("read", table))?;
+    let id = id.stx_mnt_id.to_string();
+    let Some(line) = text
+        .lines()
+        .find(|line| line.split(' ').next() == Some(&id))
+    else {
+        return Ok(());
+    };
+    let fields = || line.split(' ').skip(6).take_while(|field| *field != "-");
+    let has = |kind: &str| fields().any(|field| field.starts_with(kind));
+    let missing = match wanted {
+        Propagation::Shared => "shared",
+        _ if has("master:") => return Ok(()),
+        _ => "shared or slave",
+    };
+    if has("shared:") {
+        return Ok(());
+    }
+    Err(VolumeError::Propagation {
+        path: source.to_owned(),
+        mount: line.split(' ').nth(4).unwrap_or("/").into(),
+        missing,
+    })
 }
 
 fn clone_with(place: BorrowedFd<'_>, options: BindOptions) -> std::io::Result<OwnedFd> {
@@ -131,12 +250,28 @@ fn clone_with(place: BorrowedFd<'_>, options: BindOptions) -> std::io::Result<Ow
     Ok(mount)
 }
 
-fn protect(mount: BorrowedFd<'_>, recursive: bool, path: &Path) -> Result<()> {
+/// Makes a mount read-only, with `recursive` those below it too.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn protect(mount: BorrowedFd<'_>, recursive: bool, path: &Path) -> Result<()> {
     let attr = MountAttr {
         attr_set: RDONLY,
         ..MountAttr::default()
     };
     set_attr(mount, recursive, &attr).map_err(file("protect", path))
+}
+
+/// Takes back what [`protect`] did.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn unprotect(mount: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let attr = MountAttr {
+        attr_clr: RDONLY,
+        ..MountAttr::default()
+    };
+    set_attr(mount, false, &attr).map_err(file("change", path))
 }
 
 /// Opens a directory of a container's root; `None` when there is none.

@@ -81,6 +81,19 @@ pub enum VolumeSpecError {
         /// The path.
         target: String,
     },
+    /// Options that only the other kind has.
+    #[error(
+        "invalid volume specification: '{spec}': invalid mount config for type \"{kind}\": \
+         field {field} must not be specified"
+    )]
+    Misplaced {
+        /// The whole specification.
+        spec: String,
+        /// `bind` or `volume`.
+        kind: &'static str,
+        /// What the options are together.
+        field: &'static str,
+    },
     /// The root of the container.
     #[error(
         "invalid volume specification: '{spec}': invalid mount config for type \"{kind}\": \
@@ -130,6 +143,16 @@ pub fn parse_volume_spec(spec: &str, cwd: &Path) -> Result<VolumeSpec, VolumeSpe
         _ => return Err(VolumeSpecError::TooManyColons(spec.to_owned())),
     };
     let options = parse_mode(mode).ok_or_else(|| VolumeSpecError::Mode(mode.to_owned()))?;
+    let is_path = source.is_some_and(|source| source.starts_with(['/', '.']));
+    let misplaced = match is_path {
+        true if options.nocopy => Some(("bind", "VolumeOptions")),
+        false if options.propagation.is_some() => Some(("volume", "BindOptions")),
+        _ => None,
+    };
+    if let Some((kind, field)) = misplaced {
+        let spec = spec.to_owned();
+        return Err(VolumeSpecError::Misplaced { spec, kind, field });
+    }
     let source = match source {
         None => Source::Anonymous,
         Some(path) if path.starts_with('/') => Source::Bind(clean(Path::new(path))),
@@ -153,10 +176,7 @@ pub fn parse_volume_spec(spec: &str, cwd: &Path) -> Result<VolumeSpec, VolumeSpe
         });
     }
     if let Source::Named(name) = &source {
-        check(name).map_err(|problem| VolumeSpecError::Name {
-            name: name.clone(),
-            problem,
-        })?;
+        check_name(name)?;
     }
     Ok(VolumeSpec {
         source,
@@ -166,6 +186,28 @@ pub fn parse_volume_spec(spec: &str, cwd: &Path) -> Result<VolumeSpec, VolumeSpe
         propagation: options.propagation.unwrap_or_default(),
         recursive: options.recursive,
         mode: mode.to_owned(),
+    })
+}
+
+/// Checks the mode of `--volumes-from`, and says whether it is `ro`.
+///
+/// # Errors
+/// [`VolumeSpecError::Mode`], also for what another container's mounts cannot be given.
+pub fn check_donor_mode(mode: &str) -> Result<bool, VolumeSpecError> {
+    match parse_mode(mode) {
+        Some(parsed) if parsed.propagation.is_none() && !parsed.nocopy => Ok(parsed.readonly),
+        _ => Err(VolumeSpecError::Mode(mode.to_owned())),
+    }
+}
+
+/// Checks a volume's name.
+///
+/// # Errors
+/// [`VolumeSpecError::Name`] in Docker's words.
+pub fn check_name(name: &str) -> Result<(), VolumeSpecError> {
+    check(name).map_err(|problem| VolumeSpecError::Name {
+        name: name.to_owned(),
+        problem,
     })
 }
 

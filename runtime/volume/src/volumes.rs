@@ -15,10 +15,12 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, VolumeError, file};
+use crate::options::{self, DriverOptions};
 use crate::spec::check;
 
-/// Version of `meta.json`.
-const FORMAT: u32 = 1;
+/// Version of `meta.json`; the first of a volume without driver options.
+const FORMAT: u32 = 2;
+const WITHOUT_OPTIONS: u32 = 1;
 /// Begins the names of folders that are being made or removed; no volume's name can.
 const PASSING: &str = ".";
 
@@ -35,6 +37,20 @@ pub struct Volume {
     pub labels: BTreeMap<String, String>,
     /// When it was made: seconds since 1970.
     pub created_s: u64,
+    /// Driver options: what is mounted in place of the directory `_data`.
+    #[serde(default, skip_serializing_if = "DriverOptions::is_empty")]
+    pub options: DriverOptions,
+}
+
+/// A volume to be made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewVolume {
+    /// Its name; without one it gets 64 random digits.
+    pub name: Option<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Driver options.
+    pub options: DriverOptions,
 }
 
 /// What [`Volumes::ensure`] found.
@@ -45,6 +61,9 @@ pub enum Found {
     /// It was there.
     Existing,
 }
+
+/// Tells the ids of the containers that mention a volume.
+pub type Users<'a> = &'a dyn Fn(&str) -> Vec<String>;
 
 /// The volumes of one engine.
 #[derive(Debug, Clone)]
@@ -66,44 +85,42 @@ impl Volumes {
     /// # Errors
     /// A conflict when it exists; an invalid argument when the name is none.
     pub fn create(&self, name: Option<&str>, labels: BTreeMap<String, String>) -> Result<Volume> {
-        let anonymous = name.is_none();
-        let name = match name {
-            Some(name) => {
-                check_volume_name(name)?;
-                name.to_owned()
-            }
-            None => random_hex::<32>()?,
-        };
-        let created = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let volume = Volume {
-            version: FORMAT,
-            name,
-            anonymous,
+        self.create_with(NewVolume {
+            name: name.map(str::to_owned),
             labels,
-            created_s: created.as_secs(),
-        };
+            options: DriverOptions::new(),
+        })
+    }
+
+    /// Makes a volume with driver options. Nothing is mounted before a container starts.
+    ///
+    /// # Errors
+    /// Those of [`Volumes::create`]; an invalid argument for options that make no sense.
+    pub fn create_with(&self, new: NewVolume) -> Result<Volume> {
+        let volume = describe(new)?;
         fs::create_dir_all(&self.root).map_err(file("create", &self.root))?;
         let passing = self.passing("new")?;
-        let made = self.build(&passing, &volume);
+        let made = self.build(&passing, &volume, |_| Ok(()));
         if made.is_err() {
             let _ = fs::remove_dir_all(&passing);
         }
         made.map(|()| volume)
     }
 
-    fn build(&self, passing: &Path, volume: &Volume) -> Result<()> {
+    /// Makes a volume's folder below the name `passing` and gives it its own; `fill` is told where
+    /// its files are.
+    pub(crate) fn build(
+        &self,
+        passing: &Path,
+        volume: &Volume,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
         fs::create_dir(passing).map_err(file("create", passing))?;
         let _lock = lock(passing, FlockOperation::LockExclusive)?;
         let data = passing.join("_data");
         fs::create_dir(&data).map_err(file("create", &data))?;
-        let meta = passing.join("meta.json");
-        let bytes = serde_json::to_vec(volume).map_err(|source| VolumeError::Record {
-            path: meta.clone(),
-            source,
-        })?;
-        fs::write(&meta, bytes).map_err(file("write", &meta))?;
+        fill(&data)?;
+        write_record(passing, volume)?;
         let place = self.path(&volume.name);
         match renameat_with(CWD, passing, CWD, &place, RenameFlags::NOREPLACE) {
             Err(Errno::EXIST) => Err(VolumeError::Exists(volume.name.clone())),
@@ -116,12 +133,35 @@ impl Volumes {
     /// # Errors
     /// As [`Volumes::create`] and [`Volumes::get`], without the conflict.
     pub fn ensure(&self, name: &str, labels: BTreeMap<String, String>) -> Result<(Volume, Found)> {
-        match self.get(name) {
+        self.ensure_with(NewVolume {
+            name: Some(name.to_owned()),
+            labels,
+            options: DriverOptions::new(),
+        })
+    }
+
+    /// The same with driver options: one that is there must have these, if there are any.
+    ///
+    /// # Errors
+    /// A conflict when it has others.
+    pub fn ensure_with(&self, new: NewVolume) -> Result<(Volume, Found)> {
+        let Some(name) = new.name.clone() else {
+            return self.create_with(new).map(|volume| (volume, Found::New));
+        };
+        let options = new.options.clone();
+        let fits = |volume: Volume| {
+            if options.is_empty() || options == volume.options {
+                Ok((volume, Found::Existing))
+            } else {
+                Err(VolumeError::Differs(name.clone()))
+            }
+        };
+        match self.get(&name) {
             Err(VolumeError::NotFound(_)) => {}
-            other => return other.map(|volume| (volume, Found::Existing)),
+            other => return other.and_then(fits),
         }
-        match self.create(Some(name), labels) {
-            Err(VolumeError::Exists(_)) => self.get(name).map(|volume| (volume, Found::Existing)),
+        match self.create_with(new) {
+            Err(VolumeError::Exists(_)) => self.get(&name).and_then(fits),
             other => other.map(|volume| (volume, Found::New)),
         }
     }
@@ -136,14 +176,19 @@ impl Volumes {
         match fs::read(&path) {
             // The data are what counts: a torn record loses no more than what it said.
             Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => Ok(Volume {
-                version: FORMAT,
+                version: WITHOUT_OPTIONS,
                 name: name.to_owned(),
                 anonymous: false,
                 labels: BTreeMap::new(),
                 created_s: 0,
+                options: DriverOptions::new(),
             }),
             Ok(bytes) => match serde_json::from_slice::<Volume>(&bytes) {
-                Ok(volume) if volume.version == FORMAT => Ok(volume),
+                Ok(volume) if (WITHOUT_OPTIONS..=FORMAT).contains(&volume.version) => Ok(Volume {
+                    // It may have been renamed.
+                    name: name.to_owned(),
+                    ..volume
+                }),
                 Ok(volume) => Err(VolumeError::Version {
                     path,
                     found: volume.version,
@@ -185,7 +230,7 @@ impl Volumes {
         self.locked(name, FlockOperation::LockShared)
     }
 
-    fn locked(&self, name: &str, operation: FlockOperation) -> Result<OwnedFd> {
+    pub(crate) fn locked(&self, name: &str, operation: FlockOperation) -> Result<OwnedFd> {
         let path = self.path(name);
         let missing = |error: VolumeError| match error {
             VolumeError::File { source, .. } if source.kind() == io::ErrorKind::NotFound => {
@@ -205,9 +250,24 @@ impl Volumes {
     ///
     /// # Errors
     /// Not found, or a conflict when it is in use.
-    pub fn remove(&self, name: &str, users: &dyn Fn(&str) -> Vec<String>) -> Result<()> {
+    pub fn remove(&self, name: &str, users: Users<'_>) -> Result<()> {
         self.get(name)?;
+        let lock = self.locked_unused("remove", name, users)?;
+        let (path, passing) = (self.path(name), self.passing("gone")?);
+        fs::rename(&path, &passing).map_err(file("remove", &path))?;
+        drop(lock);
+        fs::remove_dir_all(&passing).map_err(file("remove", &path))
+    }
+
+    /// Locks a volume that nobody uses.
+    pub(crate) fn locked_unused(
+        &self,
+        verb: &'static str,
+        name: &str,
+        users: Users<'_>,
+    ) -> Result<OwnedFd> {
         let in_use = |users| VolumeError::InUse {
+            verb,
             name: name.to_owned(),
             users,
         };
@@ -220,13 +280,11 @@ impl Volumes {
             other => other?,
         };
         let users = users(name);
-        if !users.is_empty() {
-            return Err(in_use(users));
+        if users.is_empty() {
+            Ok(lock)
+        } else {
+            Err(in_use(users))
         }
-        let (path, passing) = (self.path(name), self.passing("gone")?);
-        fs::rename(&path, &passing).map_err(file("remove", &path))?;
-        drop(lock);
-        fs::remove_dir_all(&passing).map_err(file("remove", &path))
     }
 
     /// Removes what creations and removals left when they were killed.
@@ -257,7 +315,7 @@ impl Volumes {
         self.root.join(name)
     }
 
-    fn passing(&self, what: &str) -> Result<PathBuf> {
+    pub(crate) fn passing(&self, what: &str) -> Result<PathBuf> {
         Ok(self
             .root
             .join(format!("{PASSING}{what}-{}", random_hex::<8>()?)))
@@ -283,7 +341,54 @@ pub(crate) fn lock(path: &Path, operation: FlockOperation) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-fn check_volume_name(name: &str) -> Result<()> {
+/// What is recorded of a volume that is being made.
+pub(crate) fn describe(new: NewVolume) -> Result<Volume> {
+    let anonymous = new.name.is_none();
+    let name = match new.name {
+        Some(name) => {
+            check_volume_name(&name)?;
+            name
+        }
+        None => random_hex::<32>()?,
+    };
+    options::check(&new.options).map_err(|problem| VolumeError::Options {
+        name: name.clone(),
+        problem,
+    })?;
+    let created = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Ok(Volume {
+        version: if new.options.is_empty() {
+            WITHOUT_OPTIONS
+        } else {
+            FORMAT
+        },
+        name,
+        anonymous,
+        labels: new.labels,
+        created_s: created.as_secs(),
+        options: new.options,
+    })
+}
+
+/// Writes the record of the volume that lies in `folder`. What options say must not be lost with the
+/// power: the volume would be another.
+pub(crate) fn write_record(folder: &Path, volume: &Volume) -> Result<()> {
+    let (meta, new) = (folder.join("meta.json"), folder.join("meta.json.tmp"));
+    let bytes = serde_json::to_vec(volume).map_err(|source| VolumeError::Record {
+        path: meta.clone(),
+        source,
+    })?;
+    fs::write(&new, bytes).map_err(file("write", &meta))?;
+    if !volume.options.is_empty() {
+        let synced = fs::File::open(&new).and_then(|file| file.sync_all());
+        synced.map_err(file("write", &meta))?;
+    }
+    fs::rename(&new, &meta).map_err(file("write", &meta))
+}
+
+pub(crate) fn check_volume_name(name: &str) -> Result<()> {
     check(name).map_err(|problem| VolumeError::Name {
         name: name.to_owned(),
         problem,

@@ -1,6 +1,7 @@
 //! Volume commands.
 
-use amphora_engine::Engine;
+use amphora_engine::{Engine, EngineError, NewVolume};
+use amphora_spec::{Classify, ErrorKind};
 use clap::{Args, Subcommand};
 
 use super::each;
@@ -11,6 +12,8 @@ use crate::{parse, ui};
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Volume {
+    /// Create a volume with a copy of another's files
+    Clone(CloneArgs),
     /// Create a volume
     Create(CreateArgs),
     /// Display detailed information on one or more volumes
@@ -20,6 +23,8 @@ pub(crate) enum Volume {
     Ls(super::volume_ls::LsArgs),
     /// Remove unused local volumes
     Prune(super::prune::AllArgs),
+    /// Give a volume that no container uses another name
+    Rename(RenameArgs),
     /// Remove one or more volumes
     #[command(visible_alias = "remove")]
     Rm(RmArgs),
@@ -32,11 +37,39 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     label: Vec<String>,
     /// Specify volume driver name; only "local"
-    #[arg(short, long, value_parser = ["local"], default_value = "local")]
+    #[arg(short, long, default_value = "local")]
     driver: String,
+    /// Set driver specific options: type, device, o
+    #[arg(short, long)]
+    opt: Vec<String>,
     /// Name
     #[arg(value_name = "VOLUME")]
     name: Option<String>,
+}
+
+// Arguments of `volume clone`.
+#[derive(Debug, Args)]
+pub(crate) struct CloneArgs {
+    /// Set metadata for the new volume, over the source's
+    #[arg(long)]
+    label: Vec<String>,
+    /// Volume to copy
+    #[arg(value_name = "SOURCE")]
+    source: String,
+    /// Name of the new one
+    #[arg(value_name = "VOLUME")]
+    name: Option<String>,
+}
+
+// Arguments of `volume rename`.
+#[derive(Debug, Args)]
+pub(crate) struct RenameArgs {
+    /// Name it has
+    #[arg(value_name = "VOLUME")]
+    old: String,
+    /// Name it gets
+    #[arg(value_name = "NEW_NAME")]
+    new: String,
 }
 
 // Flags of `volume rm`.
@@ -55,29 +88,44 @@ pub(crate) fn volume(engine: impl FnOnce() -> Outcome<Engine>, command: Volume) 
     let engine = engine()?;
     match command {
         Volume::Create(args) => {
-            if let Some(name) = &args.name {
-                amphora_spec::id::check_name(name).map_err(|_| {
-                    Failure::Local(format!(
-                        "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
-                    ))
-                })?;
+            let driver = args.driver.as_str();
+            if !matches!(driver, "" | "local") {
+                let name = args.name.unwrap_or_default();
+                return Err(Failure::Engine(EngineError::Invalid(format!(
+                    "create {name}: error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+                ))));
             }
-            let volume = engine.volume_create(args.name.as_deref(), parse::pairs(&args.label))?;
+            let volume = engine.volume_create(NewVolume {
+                name: args.name.filter(|name| !name.is_empty()),
+                labels: parse::pairs(&args.label),
+                options: parse::pairs(&args.opt),
+            })?;
             ui::line(&volume.name);
             Ok(())
         }
+        Volume::Clone(args) => {
+            let (name, labels) = (args.name.as_deref(), parse::pairs(&args.label));
+            let volume = engine.volume_clone(&args.source, name, labels)?;
+            ui::line(&volume.name);
+            Ok(())
+        }
+        Volume::Rename(args) => Ok(engine.volume_rename(&args.old, &args.new)?),
         Volume::Inspect(args) => {
             super::inspect::other(&engine, super::inspect::Kind::Volume, &args)
         }
         Volume::Ls(args) => super::volume_ls::ls(&engine, &args),
         Volume::Prune(args) => super::prune::volumes(&engine, &args),
         Volume::Rm(args) => each(&args.names, |name| {
-            if args.force && engine.volume(name).is_err() {
-                return Ok(());
+            if !(args.force && is_missing(&engine, name)) {
+                engine.volume_remove(name)?;
             }
-            engine.volume_remove(name)?;
             ui::line(name);
             Ok(())
         }),
     }
+}
+
+/// A record that cannot be read is no reason to be silent.
+fn is_missing(engine: &Engine, name: &str) -> bool {
+    matches!(engine.volume(name), Err(e) if e.kind() == ErrorKind::NotFound)
 }

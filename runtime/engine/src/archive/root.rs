@@ -94,8 +94,11 @@ impl Engine {
         // it from being mounted again.
         config.host.auto_remove = false;
         let fd = self.mount_root(&config, WORK_IDLE)?;
-        let (mounts, hold) = self.mount_volumes(&config, fd.as_fd())?;
-        root.volumes = hold;
+        let made = self.mount_volumes(&config, fd.as_fd())?;
+        let mounts = made.mounts;
+        root.volumes = made.hold;
+        // Until the last of it is unmounted nobody else may mount what they stand for anew.
+        root.volumes.extend(made.guards);
         if !mounts.is_empty() {
             let mut sorted: Vec<(CString, &OwnedFd)> = Vec::with_capacity(mounts.len());
             for mount in &mounts {

@@ -198,12 +198,21 @@ impl Expressions<'_, '_> {
 
     /// The destination is an address of this host.
     pub(super) fn is_local(&mut self) -> &mut Self {
+        self.destination_is_local(0)
+    }
+
+    /// The destination is no address of this host.
+    pub(super) fn is_not_local(&mut self) -> &mut Self {
+        self.destination_is_local(1)
+    }
+
+    fn destination_is_local(&mut self, operator: u32) -> &mut Self {
         self.put("fib", |a| {
             a.be32(1, REG);
             a.be32(2, FIB_RESULT_ADDRTYPE);
             a.be32(3, FIB_DADDR);
         })
-        .compare(REG, 0, &RTN_LOCAL.to_ne_bytes())
+        .compare(REG, operator, &RTN_LOCAL.to_ne_bytes())
     }
 
     /// Sends the connection to `address . port` in the registers.
@@ -219,6 +228,11 @@ impl Expressions<'_, '_> {
     /// Takes the address of the link the packet leaves by.
     pub(super) fn masquerade(&mut self) -> &mut Self {
         self.put("masq", |_| ())
+    }
+
+    /// Connection tracking does not see the packet, and so neither does anything with addresses.
+    pub(super) fn untracked(&mut self) -> &mut Self {
+        self.put("notrack", |_| ())
     }
 
     /// Counts, as other tools' rules do.

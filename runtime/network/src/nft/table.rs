@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! bridges  ifname                          links of ours
+//! more     ifname                          further bridges, which are ports of one of them
 //! internal ifname                          those of them that nothing leads out of
 //! pairs    ifname . ifname                 which bridge may send to which (itself, with icc)
 //! nets4/6  addresses, intervals            subnets behind our bridges
@@ -54,6 +55,8 @@ pub(crate) struct BridgeFacts {
     pub(crate) internal: bool,
     pub(crate) icc: bool,
     pub(crate) masquerade: bool,
+    /// It is a further one, whose frames the network's own bridge sees after it.
+    pub(crate) more: bool,
 }
 
 /// Says whether the table is there with the rules of this version.
@@ -155,6 +158,7 @@ fn sets(t: &mut Transaction) {
     let pair = (TYPE_IFNAME << 6 | TYPE_IFNAME, 2 * IFNAME_BYTES);
     let all = [
         ("bridges", 0, (TYPE_IFNAME, IFNAME_BYTES), None),
+        ("more", 0, (TYPE_IFNAME, IFNAME_BYTES), None),
         ("internal", 0, (TYPE_IFNAME, IFNAME_BYTES), None),
         ("pairs", 0, pair, None),
         ("nets4", SET_INTERVAL, (TYPE_IPV4, 4), None),
@@ -226,6 +230,15 @@ fn rule(t: &mut Transaction, chain: &str, fill: impl FnOnce(&mut Expressions<'_,
 }
 
 fn guard_rules(t: &mut Transaction) {
+    // Where frames pass the filters too: addresses are changed at the network's own bridge, but for
+    // a port of this host. Who asked for it may be behind the same link of that bridge as who answers,
+    // and so these are routed from here.
+    rule(t, "guard", |e| {
+        e.link_in(META_IIFNAME, "more", Member::In)
+            .is_not_local()
+            .untracked()
+            .verdict(Verdict::Accept);
+    });
     // route_localnet lets the bridge carry 127/8: only answers may use that, and those are
     // still addressed to the bridge at this point.
     for side in [Side::Destination, Side::Source] {
@@ -323,6 +336,9 @@ fn masquerade_rules(t: &mut Transaction) {
 fn bridge_elements(t: &mut Transaction, verb: Verb, bridge: &BridgeFacts) {
     let mut name = bridge.link.as_bytes().to_vec();
     name.resize(16, 0);
+    if bridge.more {
+        key_element(t, verb, "more", &name, 0);
+    }
     key_element(t, verb, "bridges", &name, 0);
     if bridge.internal {
         key_element(t, verb, "internal", &name, 0);

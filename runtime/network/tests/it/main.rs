@@ -9,6 +9,7 @@
 
 mod attach;
 mod firewalls;
+mod more_bridges;
 mod networks;
 mod ports;
 mod traffic;
