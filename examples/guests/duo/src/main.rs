@@ -60,6 +60,26 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             std::io::stdout().flush()?;
             std::thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(1)));
         }
+        ["alloc", megabytes] => alloc(megabytes.parse().unwrap_or(1)),
+        ["hold", megabytes] => {
+            let held = vec![1u8; megabytes.parse::<usize>().unwrap_or(1) << 20];
+            println!("holding {} bytes", std::hint::black_box(&held).len());
+            std::io::stdout().flush()?;
+            std::thread::sleep(Duration::from_secs(600));
+        }
+        ["spin", millis] => spin(millis.parse().unwrap_or(100)),
+        _ if network(words)? => {}
+        _ => {
+            eprintln!("duo: unknown command {words:?}");
+            std::process::exit(2);
+        }
+    }
+    Ok(())
+}
+
+/// Carries out a command that needs a socket; `false` when it is none.
+fn network(words: &[&str]) -> std::io::Result<bool> {
+    match *words {
         ["serve", port, text] => serve(port, text)?,
         ["serve-udp", port, text] => serve_udp(port, text)?,
         ["fetch-udp", address] => {
@@ -87,20 +107,9 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             stream.read_to_string(&mut reply)?;
             print!("{reply}");
         }
-        ["alloc", megabytes] => alloc(megabytes.parse().unwrap_or(1)),
-        ["hold", megabytes] => {
-            let held = vec![1u8; megabytes.parse::<usize>().unwrap_or(1) << 20];
-            println!("holding {} bytes", std::hint::black_box(&held).len());
-            std::io::stdout().flush()?;
-            std::thread::sleep(Duration::from_secs(600));
-        }
-        ["spin", millis] => spin(millis.parse().unwrap_or(100)),
-        _ => {
-            eprintln!("duo: unknown command {words:?}");
-            std::process::exit(2);
-        }
+        _ => return Ok(false),
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Repeats every line until it is told to go.
