@@ -14,8 +14,8 @@ use super::timing::{Contestant, Sample, interleave};
 
 const NAME: &str = "stream";
 const PORT: &str = "9000";
-/// The published port.
-const PUBLISHED: &str = "19000";
+/// The published ports, one for each of [`Kind::ALL`].
+const PUBLISHED: [u16; 3] = [19000, 19001, 19002];
 
 /// A start in the bridge network less one in a namespace with loopback alone, in turns.
 pub(super) fn set_up(args: &Args, place: &Place) -> Row {
@@ -72,11 +72,11 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(kind: Kind, args: &Args, place: &Place) -> Result<Self> {
+    fn new(kind: Kind, port: u16, args: &Args, place: &Place) -> Result<Self> {
         let engine = Engine::new(kind, place, "stream")?;
         engine.load_hello(place)?;
         let _gone = engine.output(&["rm", "-f", NAME]);
-        let publish = format!("{PUBLISHED}:{PORT}");
+        let publish = format!("{port}:{PORT}");
         let options = [
             "-d",
             "--name",
@@ -101,7 +101,7 @@ impl Stream {
             sender: place.fixtures.rootfs().join("bin/stream"),
             megabytes: args.stream_mb.to_string(),
             address: format!("{}:{PORT}", of("IPAddress")?),
-            gateway: format!("{}:{PUBLISHED}", of("Gateway")?),
+            gateway: format!("{}:{port}", of("Gateway")?),
             engine,
         })
     }
@@ -138,42 +138,31 @@ fn sample(said: &str) -> Result<Sample> {
     })
 }
 
-/// Each engine's server runs alone: the ports are the same.
 pub(super) fn throughput(args: &Args, place: &Place) -> Vec<Row> {
     /// Rounds: each moves hundreds of megabytes.
     const ROUNDS: usize = 9;
-    let mut found = [Vec::new(), Vec::new()];
-    for kind in Kind::ALL {
+    let mut streams = Vec::new();
+    let mut skipped = Vec::new();
+    for (kind, port) in Kind::ALL.into_iter().zip(PUBLISHED) {
         if args.without.iter().any(|name| name == kind.name()) {
             continue;
         }
-        let stream = match Stream::new(kind, args, place) {
-            Ok(stream) => Rc::new(stream),
-            Err(error) => {
-                let why = format!("{error:#}");
-                found
-                    .iter_mut()
-                    .for_each(|all| all.push(Entry::skipped(kind.name(), &why)));
-                continue;
-            }
-        };
-        let ways: [fn(&Stream) -> Result<Sample>; 2] = [Stream::neighbour, Stream::published];
-        for (all, way) in found.iter_mut().zip(ways) {
-            let stream = Rc::clone(&stream);
-            let contestant = Contestant {
-                name: kind.name().to_owned(),
-                run: Box::new(move || way(&stream)),
-            };
-            let outcomes = interleave(vec![contestant], args.rounds.min(ROUNDS));
-            all.extend(outcomes.iter().map(Entry::of));
+        match Stream::new(kind, port, args, place) {
+            Ok(stream) => streams.push((kind, Rc::new(stream))),
+            Err(error) => skipped.push(Entry::skipped(kind.name(), format!("{error:#}"))),
         }
     }
-    let titles = [
-        "from container to container",
-        "to a published port of the host",
-    ];
-    let rows = titles.into_iter().zip(found);
-    rows.map(|(way, entries)| {
+    let row = |way: &str, run: fn(&Stream) -> Result<Sample>| {
+        let contestants = streams.iter().map(|(kind, stream)| {
+            let stream = Rc::clone(stream);
+            Contestant {
+                name: kind.name().to_owned(),
+                run: Box::new(move || run(&stream)),
+            }
+        });
+        let outcomes = interleave(contestants.collect(), args.rounds.min(ROUNDS));
+        let mut entries: Vec<Entry> = outcomes.iter().map(Entry::of).collect();
+        entries.extend(skipped.iter().cloned());
         let budget = Budget {
             number: 18,
             title: format!("TCP {way}, per megabyte"),
@@ -183,6 +172,9 @@ pub(super) fn throughput(args: &Args, place: &Place) -> Vec<Row> {
             goal: 1.0,
         };
         Row::new(budget, entries)
-    })
-    .collect()
+    };
+    vec![
+        row("from container to container", Stream::neighbour),
+        row("to a published port of the host", Stream::published),
+    ]
 }

@@ -64,6 +64,7 @@ fn a_server_is_reached_by_containers_over_every_way(image: &str) {
         }
     }
     s.run(&["rm", "-f", "web"]).ok();
+    tool(&["ip", "link", "del", "up0"]);
 }
 
 fn datagrams_are_served_to_containers_and_outside(image: &str) {
@@ -133,6 +134,7 @@ fn a_container_reaches_itself(image: &str) {
             "myself\n"
         );
     }
+    tool(&["ip", "link", "del", "up0"]);
 }
 
 fn a_server_speaks_ipv6(image: &str) {
@@ -203,4 +205,5 @@ fn nothing_answers_where_nobody_serves(image: &str) {
     }
     assert!(started.elapsed() < Duration::from_secs(20));
     s.run(&["rm", "-f", "idle"]).ok();
+    tool(&["ip", "link", "del", "up0"]);
 }

@@ -60,16 +60,28 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             std::io::stdout().flush()?;
             std::thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(1)));
         }
+        ["alloc", megabytes] => alloc(megabytes.parse().unwrap_or(1)),
+        ["hold", megabytes] => {
+            let held = vec![1u8; megabytes.parse::<usize>().unwrap_or(1) << 20];
+            println!("holding {} bytes", std::hint::black_box(&held).len());
+            std::io::stdout().flush()?;
+            std::thread::sleep(Duration::from_secs(600));
+        }
+        ["spin", millis] => spin(millis.parse().unwrap_or(100)),
+        _ if network(words)? => {}
+        _ => {
+            eprintln!("duo: unknown command {words:?}");
+            std::process::exit(2);
+        }
+    }
+    Ok(())
+}
+
+/// Carries out a command that needs a socket; `false` when it is none.
+fn network(words: &[&str]) -> std::io::Result<bool> {
+    match *words {
         ["serve", port, text] => serve(port, text)?,
         ["serve-udp", port, text] => serve_udp(port, text)?,
-        ["lookup", ref names @ ..] => {
-            for name in names {
-                println!("{}", resolved(name));
-            }
-        }
-        ["resolver", port] => resolver(port)?,
-        ["exchange", address, ref packets @ ..] => exchange(address, packets)?,
-        ["exchange-tcp", address, packet] => exchange_tcp(address, packet)?,
         ["fetch-udp", address] => {
             let any = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
             let socket = UdpSocket::bind(any)?;
@@ -80,6 +92,14 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             print!("{}", String::from_utf8_lossy(&reply[..n]));
         }
         ["self", bind, address] => talk_to_itself(bind, address)?,
+        ["lookup", ref names @ ..] => {
+            for name in names {
+                println!("{}", resolved(name));
+            }
+        }
+        ["resolver", port] => resolver(port)?,
+        ["exchange", address, ref packets @ ..] => exchange(address, packets)?,
+        ["exchange-tcp", address, packet] => exchange_tcp(address, packet)?,
         ["fetch", address] => {
             let mut stream = TcpStream::connect(address)?;
             stream.write_all(b"hello\n")?;
@@ -87,20 +107,9 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             stream.read_to_string(&mut reply)?;
             print!("{reply}");
         }
-        ["alloc", megabytes] => alloc(megabytes.parse().unwrap_or(1)),
-        ["hold", megabytes] => {
-            let held = vec![1u8; megabytes.parse::<usize>().unwrap_or(1) << 20];
-            println!("holding {} bytes", std::hint::black_box(&held).len());
-            std::io::stdout().flush()?;
-            std::thread::sleep(Duration::from_secs(600));
-        }
-        ["spin", millis] => spin(millis.parse().unwrap_or(100)),
-        _ => {
-            eprintln!("duo: unknown command {words:?}");
-            std::process::exit(2);
-        }
+        _ => return Ok(false),
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Repeats every line until it is told to go.
