@@ -24,9 +24,7 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             all.iter().for_each(|(k, v)| println!("{k}={v}"));
         }
         ["cwd"] => println!("{}", std::env::current_dir()?.display()),
-        ["cat", file] => {
-            std::io::stdout().write_all(&std::fs::read(file)?)?;
-        }
+        ["cat", file] => std::io::stdout().write_all(&std::fs::read(file)?)?,
         ["write", file, text] => std::fs::write(file, format!("{text}\n"))?,
         ["rm", file] => std::fs::remove_file(file)?,
         ["ls", dir] => {
@@ -62,14 +60,7 @@ fn run(words: &[&str]) -> std::io::Result<()> {
         }
         ["serve", port, text] => serve(port, text)?,
         ["serve-udp", port, text] => serve_udp(port, text)?,
-        ["lookup", ref names @ ..] => {
-            for name in names {
-                println!("{}", resolved(name));
-            }
-        }
-        ["resolver", port] => resolver(port)?,
-        ["exchange", address, ref packets @ ..] => exchange(address, packets)?,
-        ["exchange-tcp", address, packet] => exchange_tcp(address, packet)?,
+        ["lookup" | "resolver" | "exchange" | "exchange-tcp", ..] => names(words)?,
         ["fetch", address] => {
             let mut stream = TcpStream::connect(address)?;
             stream.write_all(b"hello\n")?;
@@ -89,6 +80,18 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             eprintln!("duo: unknown command {words:?}");
             std::process::exit(2);
         }
+    }
+    Ok(())
+}
+
+/// What has to do with names.
+fn names(words: &[&str]) -> std::io::Result<()> {
+    match *words {
+        ["lookup", ref names @ ..] => names.iter().for_each(|n| println!("{}", resolved(n))),
+        ["resolver", port] => resolver(port)?,
+        ["exchange", address, ref packets @ ..] => exchange(address, packets)?,
+        ["exchange-tcp", address, packet] => exchange_tcp(address, packet)?,
+        _ => std::process::exit(2),
     }
     Ok(())
 }
