@@ -61,6 +61,8 @@ fn run(words: &[&str]) -> std::io::Result<()> {
         ["serve", port, text] => serve(port, text)?,
         ["serve-udp", port, text] => serve_udp(port, text)?,
         ["lookup" | "resolver" | "exchange" | "exchange-tcp", ..] => names(words)?,
+        ["fetch-udp", address] => fetch_udp(address)?,
+        ["self", bind, address] => talk_to_itself(bind, address)?,
         ["fetch", address] => {
             let mut stream = TcpStream::connect(address)?;
             stream.write_all(b"hello\n")?;
@@ -81,6 +83,18 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             std::process::exit(2);
         }
     }
+    Ok(())
+}
+
+/// Sends a datagram and prints the answer.
+fn fetch_udp(address: &str) -> std::io::Result<()> {
+    let any = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(address)?;
+    socket.send(b"hello")?;
+    let mut reply = [0u8; 64];
+    let n = socket.recv(&mut reply)?;
+    print!("{}", String::from_utf8_lossy(&reply[..n]));
     Ok(())
 }
 
@@ -116,7 +130,7 @@ fn world() -> &'static str {
 
 /// Answers every connection with one line, then waits for the next.
 fn serve(port: &str, text: &str) -> std::io::Result<()> {
-    let listener = TcpListener::bind(format!("0.0.0.0:{port}"))?;
+    let listener = TcpListener::bind(anywhere(port))?;
     println!("serving");
     std::io::stdout().flush()?;
     for stream in listener.incoming() {
@@ -128,9 +142,31 @@ fn serve(port: &str, text: &str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A port alone is one of every IPv4 address.
+fn anywhere(port: &str) -> String {
+    if port.contains(':') { port.to_owned() } else { format!("0.0.0.0:{port}") }
+}
+
+/// Serves one client: itself, by whatever way the address leads back.
+fn talk_to_itself(bind: &str, address: &str) -> std::io::Result<()> {
+    let listener = TcpListener::bind(bind)?;
+    // The kernel answers for a listener that has not accepted yet.
+    let mut client = TcpStream::connect(address)?;
+    client.write_all(b"hello\n")?;
+    let (mut server, _) = listener.accept()?;
+    let mut byte = [0u8; 1];
+    while server.read(&mut byte)? == 1 && byte[0] != b'\n' {}
+    server.write_all(b"myself\n")?;
+    drop(server);
+    let mut reply = String::new();
+    client.read_to_string(&mut reply)?;
+    print!("{reply}");
+    Ok(())
+}
+
 /// Answers every datagram with one line.
 fn serve_udp(port: &str, text: &str) -> std::io::Result<()> {
-    let socket = UdpSocket::bind(format!("0.0.0.0:{port}"))?;
+    let socket = UdpSocket::bind(anywhere(port))?;
     println!("serving");
     std::io::stdout().flush()?;
     let mut datagram = [0u8; 64];
