@@ -19,8 +19,7 @@ fn run(words: &[&str]) -> std::io::Result<()> {
         [] => println!("Hello from {}!", world()),
         ["args", ref rest @ ..] => rest.iter().for_each(|a| println!("{a}")),
         ["env"] => {
-            let mut all: Vec<_> = std::env::vars().collect();
-            all.sort();
+            let all: std::collections::BTreeMap<_, _> = std::env::vars().collect();
             all.iter().for_each(|(k, v)| println!("{k}={v}"));
         }
         ["cwd"] => println!("{}", std::env::current_dir()?.display()),
