@@ -141,7 +141,10 @@ mod tests {
         let map = parse("uids=0-1-10#10-11-10;gids=0-100-10").unwrap();
         assert_eq!(lines(&map.uids), "0 1 10\n10 11 10\n");
         assert_eq!(lines(&map.gids), "0 100 10\n");
-        assert_eq!(lines(&parse("uids=5-6-1").unwrap().gids), "0 0 4294967295\n");
+        assert_eq!(
+            lines(&parse("uids=5-6-1").unwrap().gids),
+            "0 0 4294967295\n"
+        );
         for bad in [
             "",
             "uids",

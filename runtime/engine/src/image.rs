@@ -712,9 +712,7 @@ impl Engine {
             let Ok(config) = self.config(&id) else {
                 continue;
             };
-            let mounts = |point: &MountPoint| {
-                matches!(point, MountPoint::Image { manifest: Some(m), .. } if m == manifest)
-            };
+            let mounts = |point: &MountPoint| matches!(point, MountPoint::Image { manifest: Some(m), .. } if m == manifest);
             if config.manifest != *manifest && !config.host.mounts.iter().any(mounts) {
                 continue;
             }

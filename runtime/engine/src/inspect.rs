@@ -131,27 +131,48 @@ impl Engine {
             .mounts
             .iter()
             // Those of `--tmpfs` stand in the host's configuration alone.
-            .filter(|m| !matches!(m, MountPoint::Tmpfs { destination, .. }
-                if !crate::inspect_host::given(&view.config.host, destination)))
+            .filter(|m| {
+                !matches!(m, MountPoint::Tmpfs { destination, .. }
+                if !crate::inspect_host::given(&view.config.host, destination))
+            })
             .map(|m| match m {
-                MountPoint::Volume { name, destination, read_only, anonymous, mode, .. } => json!({
+                MountPoint::Volume {
+                    name,
+                    destination,
+                    read_only,
+                    anonymous,
+                    mode,
+                    ..
+                } => json!({
                     "Type": "volume", "Name": name, "Source": self.volume_path(name),
                     "Destination": destination, "Driver": "local",
                     "Mode": volume_mode(mode.as_deref(), *anonymous), "RW": !read_only,
                     "Propagation": "",
                 }),
                 MountPoint::Bind {
-                    source, destination, read_only, propagation, mode, ..
+                    source,
+                    destination,
+                    read_only,
+                    propagation,
+                    mode,
+                    ..
                 } => json!({
                     "Type": "bind", "Source": source, "Destination": destination,
                     "Mode": mode.as_deref().unwrap_or_default(), "RW": !read_only,
                     "Propagation": if propagation.is_empty() { "rprivate" } else { propagation },
                 }),
-                MountPoint::Image { source, destination, .. } => json!({
+                MountPoint::Image {
+                    source,
+                    destination,
+                    ..
+                } => json!({
                     "Type": "image", "Source": source, "Destination": destination,
                     "Mode": "", "RW": false, "Propagation": "",
                 }),
-                MountPoint::Tmpfs { destination, options } => json!({
+                MountPoint::Tmpfs {
+                    destination,
+                    options,
+                } => json!({
                     "Type": "tmpfs", "Source": "", "Destination": destination,
                     "Mode": "", "RW": !options.iter().any(|o| o == "ro"), "Propagation": "",
                 }),

@@ -122,8 +122,7 @@ impl Engine {
                 Err(e) => return Err(e),
             };
             let mounts = view.config.host.mounts.iter();
-            if !view.status.is_active()
-                || !mounts.clone().any(|m| m.volume() == Some(&volume.name))
+            if !view.status.is_active() || !mounts.clone().any(|m| m.volume() == Some(&volume.name))
             {
                 continue;
             }
@@ -206,18 +205,22 @@ impl Engine {
 
 /// The mount namespace of a container that runs.
 fn mount_namespace(view: &ContainerView) -> Result<Option<OwnedFd>> {
-    let Some(state) = view.state.as_ref().filter(|_| view.status == Status::Running) else {
+    let Some(state) = view
+        .state
+        .as_ref()
+        .filter(|_| view.status == Status::Running)
+    else {
         return Ok(None);
     };
     let failed = || format!("failed to look at process {}", state.init_pid);
-    let alive = || {
-        pidfd::open(state.init_pid, state.init_start).map_err(EngineError::io(failed()))
-    };
+    let alive = || pidfd::open(state.init_pid, state.init_start).map_err(EngineError::io(failed()));
     if alive()?.is_none() {
         return Ok(None);
     }
     let path = format!("/proc/{}/ns/mnt", state.init_pid);
     let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     // Still the same process, so it was its namespace that was opened.
-    Ok(opened.ok().filter(|_| alive().is_ok_and(|init| init.is_some())))
+    Ok(opened
+        .ok()
+        .filter(|_| alive().is_ok_and(|init| init.is_some())))
 }

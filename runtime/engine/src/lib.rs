@@ -66,6 +66,7 @@ mod volumes;
 
 pub use amphora_network::PortRequest;
 pub use amphora_network::{CreateNetwork, IpamConfig, NetworkAttachment, NetworkConfig, Subnet};
+pub use amphora_volume::NewVolume;
 pub use boot::Booted;
 pub use changes::{Change, ChangeKind};
 pub use commit::{CommitOptions, ImportOptions};
@@ -90,7 +91,6 @@ pub use start::{Attach, AttachStreams, Started};
 pub use summary::{MountSummary, Summary};
 pub use update::UpdateOptions;
 pub use usage::Usage;
-pub use amphora_volume::NewVolume;
 pub use volumes::{port_specs, volume_spec};
 
 /// Result of the engine's functions.

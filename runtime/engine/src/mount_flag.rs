@@ -380,7 +380,11 @@ fn image(fields: Fields) -> Result<MountPoint> {
     if fields.source.is_empty() {
         return config("image", "field Source must not be empty");
     }
-    if fields.subpath.as_deref().is_some_and(|path| !is_local(path)) {
+    if fields
+        .subpath
+        .as_deref()
+        .is_some_and(|path| !is_local(path))
+    {
         return config("image", "subpath must be a relative path within the image");
     }
     Ok(MountPoint::Image {
@@ -402,7 +406,11 @@ fn volume(fields: Fields) -> Result<MountPoint> {
         let why = "must not set Subpath when using anonymous volumes";
         return config("volume", why);
     }
-    if fields.subpath.as_deref().is_some_and(|path| !is_local(path)) {
+    if fields
+        .subpath
+        .as_deref()
+        .is_some_and(|path| !is_local(path))
+    {
         let why = "subpath must be a relative path within the volume";
         return config("volume", why);
     }
@@ -413,7 +421,10 @@ fn volume(fields: Fields) -> Result<MountPoint> {
             .map_err(|e| EngineError::Invalid(e.to_string()))?;
         fields.source
     };
-    if let Some(driver) = fields.driver.filter(|d| !matches!(d.as_str(), "" | "local")) {
+    if let Some(driver) = fields
+        .driver
+        .filter(|d| !matches!(d.as_str(), "" | "local"))
+    {
         return invalid(format!(
             "create {name}: error looking up volume plugin {driver}: plugin \"{driver}\" not found"
         ));
@@ -482,7 +493,11 @@ fn shown(fields: &Fields) -> Value {
         of.insert("Subpath".to_owned(), json!(subpath));
     }
     let mut tmpfs = serde_json::Map::new();
-    tmpfs.extend(fields.size.map(|size| ("SizeBytes".to_owned(), json!(size))));
+    tmpfs.extend(
+        fields
+            .size
+            .map(|size| ("SizeBytes".to_owned(), json!(size))),
+    );
     tmpfs.extend(fields.mode.map(|mode| ("Mode".to_owned(), json!(mode))));
     for (key, map) in [
         ("BindOptions", bind),

@@ -104,12 +104,7 @@ impl Engine {
         Ok(())
     }
 
-    fn mount_held(
-        &self,
-        point: &MountPoint,
-        held: &Held,
-        root: BorrowedFd<'_>,
-    ) -> Result<OwnedFd> {
+    fn mount_held(&self, point: &MountPoint, held: &Held, root: BorrowedFd<'_>) -> Result<OwnedFd> {
         let MountPoint::Volume {
             destination,
             read_only,
@@ -160,7 +155,10 @@ impl Engine {
         else {
             return Err(EngineError::State("no image".to_owned()));
         };
-        let mount = self.layers.rootfs(layers, None).map_err(EngineError::plain)?;
+        let mount = self
+            .layers
+            .rootfs(layers, None)
+            .map_err(EngineError::plain)?;
         let Some(subpath) = subpath else {
             return Ok(mount);
         };
@@ -223,8 +221,8 @@ fn mount_bind(point: &MountPoint) -> Result<OwnedFd> {
         return Err(EngineError::State("no bind".to_owned()));
     };
     let options = crate::mount_spec::bind_options(point);
-    let mount = amphora_volume::mount_bind_with(Path::new(source), options)
-        .map_err(EngineError::plain)?;
+    let mount =
+        amphora_volume::mount_bind_with(Path::new(source), options).map_err(EngineError::plain)?;
     if let Some(map) = idmap {
         crate::id_map::apply(mount.as_fd(), map, source)?;
     }

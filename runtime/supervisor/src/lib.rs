@@ -20,8 +20,8 @@ mod client;
 mod exec;
 mod exit;
 mod frame;
-mod held;
 mod handover;
+mod held;
 mod keys;
 mod lock;
 mod pump;
@@ -62,10 +62,10 @@ pub use events::{
 };
 pub use exec::{ExecConfig, ExecRecord, ExecRequest};
 pub use exit::ExitRecord;
-pub use held::held;
 pub use health::{
     HealthAction, HealthConfig, HealthPhase, HealthRecord, HealthResult, HealthStatus, health_time,
 };
+pub use held::held;
 pub use keys::DetachKeys;
 pub use lock::{inherited_lock, is_alive, lock, open_lock, try_lock};
 pub use ports::{PortsChange, Reserved};

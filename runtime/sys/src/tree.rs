@@ -97,12 +97,7 @@ fn clone_confined(namespace: &OwnedFd, path: &CStr, confine: Confine) -> io::Res
                 OFlags::PATH | OFlags::CLOEXEC,
                 rustix::fs::Mode::empty(),
             )?;
-            let found = crate::walk::open(
-                root.as_fd(),
-                path,
-                confine,
-                OFlags::PATH,
-            )?;
+            let found = crate::walk::open(root.as_fd(), path, confine, OFlags::PATH)?;
             crate::mount::clone_tree(found.as_fd(), std::path::Path::new(""), false)
         });
         made.join()

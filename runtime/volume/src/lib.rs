@@ -23,6 +23,7 @@ pub use mounts::{
 };
 pub use options::DriverOptions;
 pub use spec::{
-    Propagation, Source, VolumeSpec, VolumeSpecError, check_donor_mode, check_name, parse_volume_spec,
+    Propagation, Source, VolumeSpec, VolumeSpecError, check_donor_mode, check_name,
+    parse_volume_spec,
 };
 pub use volumes::{Found, NewVolume, Users, Volume, Volumes};

@@ -9,9 +9,7 @@ use std::path::Path;
 
 use amphora_sys::mount::{MountAttr, RDONLY, clone_tree, set_attr};
 use amphora_sys::tree::{clone_beneath, clone_from, keep};
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, open, openat2, statx,
-};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, open, openat2, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags, open_tree};
 
@@ -207,7 +205,10 @@ fn check_propagation(place: &OwnedFd, source: &Path, wanted: Propagation) -> Res
     let table = Path::new("/proc/thread-self/mountinfo");
     let text = fs::read_to_string(table).map_err(file("read", table))?;
     let id = id.stx_mnt_id.to_string();
-    let Some(line) = text.lines().find(|line| line.split(' ').next() == Some(&id)) else {
+    let Some(line) = text
+        .lines()
+        .find(|line| line.split(' ').next() == Some(&id))
+    else {
         return Ok(());
     };
     let fields = || line.split(' ').skip(6).take_while(|field| *field != "-");

@@ -301,7 +301,10 @@ mod tests {
         };
         let shown = |address: &str| format!(":/srv:/v, data: addr={address},password=********");
         assert_eq!(resolved("nfs", "files").unwrap(), shown("192.0.2.7"));
-        assert_eq!(resolved("nfs", "2001:db8::1").unwrap(), shown("2001:db8::1"));
+        assert_eq!(
+            resolved("nfs", "2001:db8::1").unwrap(),
+            shown("2001:db8::1")
+        );
         assert_eq!(resolved("ext4", "files").unwrap(), shown("files"));
         assert!(resolved("nfs", "nobody").is_err());
         assert!(look_up("127.0.0.1").unwrap().is_loopback());
