@@ -52,6 +52,7 @@ mod prune;
 mod ps;
 mod reconcile;
 mod rename;
+mod resolving;
 pub mod restart;
 mod save;
 mod settings;
@@ -64,8 +65,9 @@ mod update;
 mod usage;
 mod volumes;
 
-pub use amphora_network::PortRequest;
-pub use amphora_network::{CreateNetwork, IpamConfig, NetworkAttachment, NetworkConfig, Subnet};
+pub use amphora_network::{
+    CreateNetwork, IpamConfig, NetworkAttachment, NetworkConfig, PortRequest, Subnet,
+};
 pub use amphora_volume::NewVolume;
 pub use boot::Booted;
 pub use changes::{Change, ChangeKind};

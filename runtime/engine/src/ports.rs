@@ -93,15 +93,32 @@ impl Engine {
         })
     }
 
+    /// Makes the rules of running containers again if somebody removed them, and says so.
+    ///
+    /// # Errors
+    /// When they cannot be looked at or made.
+    pub fn repair_rules(&self) -> Result<Option<&'static str>> {
+        self.networks.repair().map_err(EngineError::plain)
+    }
+
+    /// Says what other firewalls of this host do to the packets of containers.
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub fn firewall_hints(&self) -> Result<Vec<String>> {
+        self.networks.hints().map_err(EngineError::plain)
+    }
+
     /// What ports are changed of: the configuration, and the container as it is unless it rests.
     fn for_ports(&self, id: &ContainerId) -> Result<(ContainerConfig, Option<ContainerView>)> {
         self.reconcile_one(id)?;
         let view = self.view(id)?;
-        if !view.config.host.network.is_connected() {
+        let network = &view.config.host.network;
+        if !network.is_connected() {
             return Err(EngineError::State(format!(
                 "container {} is in network mode \"{}\", in which no ports are published",
                 view.config.name,
-                view.config.host.network.name()
+                network.name()
             )));
         }
         if view.status == Status::Restarting {

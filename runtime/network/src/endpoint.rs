@@ -17,7 +17,7 @@ use crate::config::{DEFAULT_NETWORK, Driver, NetworkConfig};
 use crate::conntrack;
 use crate::ensure::{Host, host_has_ipv6, random_hex};
 use crate::error::{NetworkError, Result, kernel, netlink};
-use crate::firewall::Firewall;
+use crate::firewall::{Firewall, REPAIRED};
 use crate::lease::Lease;
 use crate::networks::Networks;
 use crate::nft::{self, Element};
@@ -440,6 +440,7 @@ impl Networks {
         }
         let leading = gateway.and_then(|at| places.get(at));
         let leading = leading.filter(|(c, _)| bridged(c));
+        hints.extend(host.repaired.get().then(|| REPAIRED.to_owned()));
         Ok(Firewall {
             hints,
             bridge: leading.map(|(c, _)| (c.link.clone(), c.subnet6.is_some())),

@@ -115,9 +115,9 @@ impl Networks {
     /// # Errors
     /// [`NetworkError::NoEndpoint`]; a taken host port is a conflict.
     pub fn more_ports(&self, id: &ContainerId, requests: &[PortRequest]) -> Result<PortChange> {
-        let before = self.endpoint_of(id)?;
-        let config = self.stored(&before.network)?;
-        let requests = config.map_or_else(|| requests.to_vec(), |c| with_host_ip(requests, &c));
+        let before = self.publishing(id)?;
+        let config = self.find(&before.network_id)?;
+        let requests = with_host_ip(requests, &config);
         let reserved = reserve(&requests, before.address, host_has_ipv6());
         let (ports, listeners) = reserved.map_err(|error| self.allocated(error))?;
         let mut after = before.clone();
@@ -141,7 +141,7 @@ impl Networks {
     /// # Errors
     /// [`NetworkError::NoEndpoint`]; [`NetworkError::NotPublished`] for a request that names none.
     pub fn fewer_ports(&self, id: &ContainerId, requests: &[PortRequest]) -> Result<PortChange> {
-        let before = self.endpoint_of(id)?;
+        let before = self.publishing(id)?;
         for request in requests {
             if !before.ports.iter().any(|port| request.names(port)) {
                 return Err(NetworkError::NotPublished(request.to_string(), id.short()));
@@ -167,7 +167,7 @@ impl Networks {
         let (from, to) = (&change.before, &change.after);
         self.step()
             // A container that has ended meanwhile has no directory any more, and gets none.
-            .and_then(|()| self.replace(to))
+            .and_then(|()| self.record_ports(from, to))
             .and_then(|()| self.step())
             .and_then(|()| turn_rules(from, to))
             .and_then(|()| self.step())
@@ -185,25 +185,23 @@ impl Networks {
         let (from, to) = (&change.after, &change.before);
         let rules = turn_rules(from, to);
         // Another run of the container has a record of its own.
-        if self.endpoint(&to.container)?.as_ref() == Some(from) {
-            self.replace(to)?;
+        match self.record_ports(from, to) {
+            Err(NetworkError::NoEndpoint(_)) => rules,
+            recorded => recorded.and(rules),
         }
-        rules
     }
 
-    /// Writes an endpoint in the place of the one it was.
-    fn replace(&self, endpoint: &Endpoint) -> Result<()> {
-        let id = &endpoint.container;
-        let mut listing = self.listing(id)?;
-        let same = |e: &&mut Endpoint| e.network_id == endpoint.network_id;
-        let place = listing.endpoints.iter_mut().find(same);
-        let place = place.ok_or_else(|| NetworkError::NoEndpoint(id.short()))?;
-        place.clone_from(endpoint);
-        self.write_listing(id, &listing)
+    /// Writes an endpoint down in the place of what it was, if it still is that.
+    fn record_ports(&self, from: &Endpoint, to: &Endpoint) -> Result<()> {
+        let gone = || NetworkError::NoEndpoint(to.container.short());
+        let mut listing = self.listing(&to.container)?;
+        let place = listing.endpoints.iter_mut().find(|e| *e == from);
+        *place.ok_or_else(gone)? = to.clone();
+        self.write_listing(&to.container, &listing)
     }
 
-    /// Where ports are published.
-    fn endpoint_of(&self, id: &ContainerId) -> Result<Endpoint> {
+    /// The endpoint that a container's ports are published at.
+    fn publishing(&self, id: &ContainerId) -> Result<Endpoint> {
         let endpoint = self.endpoint(id)?.filter(Endpoint::publishes);
         endpoint.ok_or_else(|| NetworkError::NoEndpoint(id.short()))
     }

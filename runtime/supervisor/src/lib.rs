@@ -36,6 +36,7 @@ mod execs;
 mod finish;
 mod health;
 mod jsonlog;
+mod name_server;
 mod ports;
 mod probes;
 mod release;
@@ -50,6 +51,11 @@ mod stdio;
 mod waiting;
 
 mod early;
+
+/// What a container's name server is told, and where it listens.
+pub mod names {
+    pub use amphora_names::{ADDRESS, Place, Settings};
+}
 
 pub use again::{Inherited, change_policy, inherited_start, is_wanted, note_wanted};
 pub use client::{AttachMode, Client, ClientEvent, ExitStatus, wait};

@@ -29,7 +29,16 @@ pub(crate) struct PortArgs {
     specs: Vec<String>,
 }
 
+/// Puts the rules of running containers right. What stands in the way of that is told by the next
+/// start: a list is a list all the same.
+pub(crate) fn repair(engine: &Engine) {
+    if let Ok(told) = engine.repair_rules() {
+        ui::warnings(told);
+    }
+}
+
 pub(crate) fn port(engine: &Engine, args: &PortArgs) -> Outcome {
+    repair(engine);
     match (args.container.as_str(), &args.port, args.specs.as_slice()) {
         ("add", Some(container), specs @ [_, ..]) => add(engine, container, specs),
         ("rm", Some(container), specs @ [_, ..]) => {

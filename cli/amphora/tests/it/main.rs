@@ -53,6 +53,7 @@ mod logging;
 mod machine;
 mod model;
 mod mounting;
+mod names;
 mod networks;
 mod options;
 mod parallel;

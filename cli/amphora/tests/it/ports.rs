@@ -6,7 +6,7 @@ use std::net::{TcpListener, UdpSocket};
 use serde_json::json;
 
 use crate::both::{ask, ask_udp, serving};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, tool};
 use crate::supervisor::{kill, supervisor_pid};
 
 both!(
@@ -16,6 +16,8 @@ both!(
     ports_are_changed_at_rest_too,
     exposed_ranges_are_published_at_random,
     busy_ports_are_told_and_nothing_is_left,
+    a_flushed_ruleset_is_repaired_by_the_next_command,
+    a_closed_firewall_is_told_by_starts_and_info,
 );
 
 #[test]
@@ -365,4 +367,49 @@ fn busy_ports_are_told_and_nothing_is_left(image: &str) {
     }
     assert!(ask_udp("127.0.0.1:8080").is_err());
     s.run(&["rm", "-f", "web"]).ok();
+}
+
+fn a_flushed_ruleset_is_repaired_by_the_next_command(image: &str) {
+    let s = Sandbox::ready();
+    web(&s, image);
+    let told = "WARNING: table \"amphora\" was gone, and with it the published ports and the way \
+                out of running containers: both are back\n";
+    let run = ["run", "--rm", image, "args", "said"];
+    for command in [&["ps", "-q"][..], &["port", "web"], &["info"], &run] {
+        tool(&["nft", "flush", "ruleset"]);
+        assert!(ask("127.0.0.1:8080").is_err());
+        let out = s.run(command);
+        assert_eq!((out.code, out.stderr.as_str()), (0, told), "{command:?}");
+        reached(8080);
+        assert_eq!(s.run(command).stderr, "", "{command:?}");
+    }
+    s.run(&["rm", "-f", "web"]).ok();
+    // Without containers there is nothing to repair.
+    tool(&["nft", "flush", "ruleset"]);
+    for command in [&["ps"][..], &run] {
+        assert_eq!(s.run(command).stderr, "", "{command:?}");
+    }
+}
+
+fn a_closed_firewall_is_told_by_starts_and_info(image: &str) {
+    let s = Sandbox::ready();
+    tool(&[
+        "nft",
+        "table inet mine { chain gate { type filter hook forward priority 7; counter reject; }; }",
+    ]);
+    let told = s.run(&["run", "--rm", image]).stderr;
+    let start = "WARNING: table \"inet mine\" drops forwarded packets";
+    assert!(
+        told.starts_with(start) && told.lines().count() == 1,
+        "{told}"
+    );
+    assert_eq!(s.run(&["info"]).stderr, told);
+    for command in told.split('"').filter(|part| part.starts_with("nft ")) {
+        tool(&["sh", "-c", command]);
+    }
+    for command in [&["run", "--rm", image][..], &["info"]] {
+        let out = s.run(command);
+        assert_eq!((out.code, out.stderr.as_str()), (0, ""));
+    }
+    tool(&["nft", "delete table inet mine"]);
 }

@@ -8,6 +8,7 @@
 )]
 
 mod attach;
+mod firewalls;
 mod more_bridges;
 mod networks;
 mod ports;
