@@ -121,10 +121,7 @@ impl Engine {
         let mut host = options.host;
         self.options.settings.complete(&mut host, chosen.executor);
         self.check_networks(&mut host, options.hostname.is_some(), &options.expose)?;
-        crate::devices::check(&host)?;
-        if chosen.executor == Executor::Wasm {
-            crate::modes::check_wasm(&host)?;
-        }
+        check_kind(&host, chosen.executor)?;
         self.resolve_modes(&mut host)?;
         self.volumes_from(&mut host)?;
         image_volumes(&mut host, defaults.volumes.keys())?;
@@ -304,6 +301,15 @@ fn host_name() -> String {
         .nodename()
         .to_string_lossy()
         .into_owned()
+}
+
+/// Checks devices, and what an executor can give.
+fn check_kind(host: &HostConfig, executor: Executor) -> Result<()> {
+    crate::devices::check(host)?;
+    match executor {
+        Executor::Wasm => crate::modes::check_wasm(host),
+        Executor::Linux => Ok(()),
+    }
 }
 
 struct Chosen {

@@ -116,8 +116,9 @@ impl Engine {
         expose: &[String],
     ) -> Result<()> {
         check_mode(host, hostname, !expose.is_empty())?;
-        for link in &host.links {
-            self.linked(link_parts(link).0)?;
+        for link in &mut host.links {
+            let (target, alias) = link_parts(link);
+            *link = format!("{}:{alias}", self.linked(target)?.name);
         }
         for asked in &mut host.networks {
             let network = self.networks.find(&asked.network).ok();

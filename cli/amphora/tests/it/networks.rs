@@ -140,7 +140,9 @@ fn a_running_container_is_connected_and_disconnected(image: &str) {
     ok(&s, "network rm blue");
     // And it is as it was after another start.
     ok(&s, "restart -t 0 one");
-    serving(&s, "one");
+    wait_until("the server again", SETTLE, || {
+        ok(&s, "logs one").lines().count() == 2
+    });
     assert_eq!(address(&s, "one", "red"), "192.168.78.9");
     gone(&s, "red");
 }
