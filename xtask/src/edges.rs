@@ -14,6 +14,7 @@ const FLOORS: &[&[&str]] = &[
     &["amphora-cgroup", "amphora-content", "amphora-docker-model"],
     &[
         "amphora-executor",
+        "amphora-names",
         "amphora-network",
         "amphora-volume",
         "amphora-snapshot",
@@ -57,6 +58,9 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("amphora-executor", "amphora-artifact"),
     ("amphora-executor", "amphora-distribution"),
     ("amphora-build", "amphora-executor"),
+    ("amphora-names", "amphora-engine"),
+    ("amphora-names", "amphora-network"),
+    ("amphora-names", "amphora-supervisor"),
     ("amphora-supervisor", "amphora-engine"),
     ("amphora-supervisor", "amphora-network"),
     ("amphora-supervisor", "amphora-content"),

@@ -92,12 +92,13 @@ fn cargo(root: &Path, args: &[&str]) -> Command {
 }
 
 /// The crates without C, which need no compiler of another machine to be checked for it.
-const PORTABLE: [&str; 10] = [
+const PORTABLE: [&str; 11] = [
     "amphora-spec",
     "amphora-template",
     "amphora-sys",
     "amphora-cgroup",
     "amphora-executor",
+    "amphora-names",
     "amphora-network",
     "amphora-volume",
     "amphora-linux",

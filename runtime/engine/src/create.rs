@@ -121,7 +121,6 @@ impl Engine {
         let mut host = options.host;
         self.options.settings.complete(&mut host, chosen.executor);
         self.check_networks(&mut host, options.hostname.is_some(), &options.expose)?;
-        crate::modes::check(&host, options.hostname.is_some())?;
         crate::devices::check(&host)?;
         if chosen.executor == Executor::Wasm {
             crate::modes::check_wasm(&host)?;
@@ -133,10 +132,8 @@ impl Engine {
         self.resolve_images(&mut host.mounts)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
-        let hostname = match options.hostname {
-            Some(name) => name,
-            None => self.default_name(&host, &id)?,
-        };
+        let hostname = options.hostname;
+        let hostname = hostname.map_or_else(|| self.default_name(&host, &id), Ok)?;
         let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {
             version: CONFIG_VERSION,

@@ -8,11 +8,6 @@ use crate::inspect::null_if_empty;
 
 /// Describes modes, mounts as they were given, devices and security.
 pub(crate) fn json(name: &str, host: &HostConfig) -> Map<String, Value> {
-    let links = host.links.iter().map(|link| {
-        let (target, alias) = crate::network_check::link_parts(link);
-        format!("/{target}:/{name}/{alias}")
-    });
-    let links: Vec<String> = links.collect();
     let or = |text: &str, default: &str| if text.is_empty() { default } else { text }.to_owned();
     let tmpfs: Map<String, Value> = host
         .mounts
@@ -39,7 +34,7 @@ pub(crate) fn json(name: &str, host: &HostConfig) -> Map<String, Value> {
     let value = json!({
         "Binds": null_if_empty(json!(host.binds)),
         "VolumesFrom": null_if_empty(json!(host.volumes_from)),
-        "Links": null_if_empty(json!(links)),
+        "Links": null_if_empty(json!(links(name, host))),
         "Privileged": host.privileged,
         "Devices": devices,
         "DeviceCgroupRules": null_if_empty(json!(host.device_cgroup_rules)),
@@ -81,6 +76,15 @@ pub(crate) fn json(name: &str, host: &HostConfig) -> Map<String, Value> {
         }
         _ => Map::new(),
     }
+}
+
+/// Links as Docker writes them: from whom, and by what name.
+fn links(name: &str, host: &HostConfig) -> Vec<String> {
+    let shown = |link: &String| {
+        let (target, alias) = crate::network_check::link_parts(link);
+        format!("/{target}:/{name}/{alias}")
+    };
+    host.links.iter().map(shown).collect()
 }
 
 /// Says whether a mount came from `--mount`.

@@ -47,10 +47,12 @@ mod network_check;
 mod network_view;
 mod networks;
 mod pause;
+mod ports;
 mod prune;
 mod ps;
 mod reconcile;
 mod rename;
+mod resolving;
 pub mod restart;
 mod save;
 mod settings;
@@ -63,7 +65,9 @@ mod update;
 mod usage;
 mod volumes;
 
-pub use amphora_network::{CreateNetwork, IpamConfig, NetworkAttachment, NetworkConfig, Subnet};
+pub use amphora_network::{
+    CreateNetwork, IpamConfig, NetworkAttachment, NetworkConfig, PortRequest, Subnet,
+};
 pub use amphora_volume::NewVolume;
 pub use boot::Booted;
 pub use changes::{Change, ChangeKind};

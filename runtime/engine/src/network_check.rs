@@ -98,8 +98,16 @@ fn endpoint_errors(asked: &NetworkAttachment, network: Option<&NetworkConfig>) -
     errors
 }
 
+/// Checks what is asked of one network that a container is to be connected to.
+pub(crate) fn check_endpoint(asked: &NetworkAttachment, network: &NetworkConfig) -> Result<()> {
+    match told(&endpoint_errors(asked, Some(network))) {
+        Some(text) => invalid(text),
+        None => Ok(()),
+    }
+}
+
 impl Engine {
-    /// Checks what a new container asks of its networks, and calls them by their names. One that
+    /// Checks modes and what a new container asks of its networks, and calls them by their names. One that
     /// is not there is no error yet.
     pub(crate) fn check_networks(
         &self,
@@ -125,7 +133,7 @@ impl Engine {
             // Whatever else was asked for, the other container has it already.
             host.networks.clear();
         }
-        Ok(())
+        crate::modes::check(host, hostname)
     }
 
     /// The addresses of the containers that a container is linked to, by alias and names. On the
@@ -144,7 +152,7 @@ impl Engine {
             let mut names = vec![alias.to_owned()];
             names.extend([config.hostname, config.name]);
             names.dedup();
-            hosts.extend(names.into_iter().map(|name| (name, address)));
+            hosts.push((names.join(" "), address));
         }
         for asked in &host.networks {
             hosts.extend(self.aliases_of_others(asked));

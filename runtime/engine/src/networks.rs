@@ -1,11 +1,32 @@
 //! Networks as the command line sees them, and containers that join and leave them.
 
-use amphora_network::{CreateNetwork, NetworkAttachment, NetworkConfig, NetworkError};
-use amphora_spec::ContainerId;
+use std::cell::RefCell;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
-use crate::config::ContainerConfig;
-use crate::files::{Lasting, write_json};
+use amphora_network::{
+    ConnectRequest, CreateNetwork, NetworkAttachment, NetworkConfig, NetworkError, Reached,
+};
+use amphora_spec::ContainerId;
+use amphora_spec::release::Release;
+use amphora_supervisor::{Client, Config, Listener, PortsChange};
+
+use crate::config::{ContainerConfig, NetworkMode};
+use crate::container::Status;
+use crate::files::{Lasting, open_dir, write_json};
 use crate::{Engine, EngineError, Result};
+
+const HOST: &str =
+    "container cannot be disconnected from host network or connected to host network";
+
+/// A container that runs, its namespace, and its supervisor.
+struct Running {
+    id: ContainerId,
+    netns: OwnedFd,
+    client: RefCell<Client>,
+}
 
 /// A container's host name, where it is not its id, by which it is found anyway.
 pub(crate) fn told_hostname(config: &ContainerConfig) -> Option<String> {
@@ -131,6 +152,7 @@ impl Engine {
         let _lock = self.lock_config(&id)?;
         let mut config = self.config(&id)?;
         refuse_shared(&config, &network)?;
+        crate::network_check::check_endpoint(attachment, &network)?;
         let mut all = config.host.attachments();
         if all.iter().any(|a| names(a, &network)) {
             return Err(plain(NetworkError::AlreadyConnected {
@@ -143,16 +165,32 @@ impl Engine {
             ..attachment.clone()
         };
         asked.check(&network).map_err(plain)?;
-        if self.view(&id)?.status.is_active() {
-            return Err(EngineError::Unsupported(
-                "a running container cannot join a network yet".to_owned(),
-            ));
-        }
-        all.push(asked);
+        all.push(asked.clone());
+        let hostname = told_hostname(&config);
+        let before = config.clone();
         config.host.unconnected = false;
         config.host.networks = all;
         self.keep_config(&config)?;
-        Ok(Vec::new())
+        let Some(running) = self.running(&id)? else {
+            return Ok(Vec::new());
+        };
+        let request = ConnectRequest {
+            container: id,
+            netns: running.netns.as_fd(),
+            attachment: asked,
+            hostname,
+        };
+        let reached = self
+            .networks
+            .connect(&request, &mut |to| self.tell(&running, to));
+        let reached = reached.map_err(plain).inspect_err(|_| {
+            // The failure that led here is the one to tell.
+            let _ = self.keep_config(&before);
+        })?;
+        self.add_hosts(&id, &request.attachment)?;
+        self.defer_network(&config, "connect", &reached.endpoint);
+        self.flush_events();
+        Ok(reached.hints)
     }
 
     /// Takes a container out of a network, a running one at once.
@@ -165,6 +203,17 @@ impl Engine {
         self.reconcile_one(&id)?;
         let _lock = self.lock_config(&id)?;
         let mut config = self.config(&id)?;
+        match (&config.host.network, network.name.as_str()) {
+            (NetworkMode::Host, "host") => return Err(EngineError::Invalid(HOST.to_owned())),
+            (NetworkMode::None, "none") => {
+                // It may join others from now on.
+                config.host.network = NetworkMode::Bridge;
+                config.host.networks.clear();
+                config.host.unconnected = true;
+                return self.keep_config(&config);
+            }
+            _ => {}
+        }
         let mut all = config.host.attachments();
         let before = all.len();
         all.retain(|a| !names(a, &network));
@@ -174,14 +223,87 @@ impl Engine {
                 network: network.name,
             }));
         }
-        if self.view(&id)?.status.is_active() {
-            return Err(EngineError::Unsupported(
-                "a running container cannot leave a network yet".to_owned(),
-            ));
-        }
+        let last = config.clone();
         config.host.unconnected = all.is_empty();
         config.host.networks = all;
-        self.keep_config(&config)
+        self.keep_config(&config)?;
+        let Some(running) = self.running(&id)? else {
+            return Ok(());
+        };
+        let mut tell = |to: &Reached| self.tell(&running, to);
+        let netns = running.netns.as_fd();
+        let left = self.networks.disconnect(&id, netns, &network.id, &mut tell);
+        let reached = left.map_err(plain).inspect_err(|_| {
+            let _ = self.keep_config(&last);
+        })?;
+        self.defer_network(&config, "disconnect", &reached.endpoint);
+        self.flush_events();
+        Ok(())
+    }
+
+    /// Writes what a running container calls others into the hosts file that it sees.
+    fn add_hosts(&self, id: &ContainerId, asked: &NetworkAttachment) -> Result<()> {
+        let hosts = self.aliases_of_others(asked);
+        if hosts.is_empty() {
+            return Ok(());
+        }
+        let path = self.run_dir(id).join("etc/hosts");
+        let text: String = hosts
+            .iter()
+            .map(|(name, address)| format!("{address}\t{name}\n"))
+            .collect();
+        let file = std::fs::OpenOptions::new().append(true).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|e| EngineError::file("write", &path, e))
+    }
+
+    /// A container that runs and can be changed; `None` for one at rest.
+    fn running(&self, id: &ContainerId) -> Result<Option<Running>> {
+        let view = self.view(id)?;
+        if view.status == Status::Restarting {
+            return Err(EngineError::State(format!(
+                "Container {id} is restarting, wait until the container is running"
+            )));
+        }
+        let (Some(state), Status::Running) = (&view.state, view.status) else {
+            return Ok(None);
+        };
+        let path = format!("/proc/{}/ns/net", state.init_pid);
+        let netns = std::fs::File::open(&path);
+        let netns = netns.map_err(|e| EngineError::file("open", Path::new(&path), e))?;
+        // Had it ended meanwhile, the number could be another's by now.
+        if !self.is_same_run(&view) {
+            return Err(crate::lifecycle::not_running(&view));
+        }
+        let client = self.ports_client(&view)?;
+        Ok(Some(Running {
+            id: *id,
+            netns: netns.into(),
+            client: RefCell::new(client),
+        }))
+    }
+
+    /// Has the supervisor release what the container has now, and serve its ports where it is.
+    fn tell(&self, running: &Running, reached: &Reached) -> std::io::Result<()> {
+        let failed = |e: &dyn std::error::Error| std::io::Error::other(e.to_string());
+        let run = open_dir(&self.run_dir(&running.id)).map_err(|e| failed(&e))?;
+        let config = Config::read(run.as_fd()).map_err(|e| failed(&e))?;
+        let config = config.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
+        let of_networks = |r: &Release| matches!(r, Release::Netlink { .. } | Release::Unlink(_));
+        // While they lead nowhere, the kernel refuses at once to connect there.
+        let inside = IpAddr::from(reached.inside.unwrap_or(Ipv4Addr::BROADCAST));
+        let moved = |l: &Listener| Listener {
+            target: l.target.map(|t| SocketAddr::new(inside, t.port())),
+        };
+        let change = PortsChange {
+            forget: config.release.into_iter().filter(of_networks).collect(),
+            release: reached.release.clone(),
+            was: config.listeners.len(),
+            listeners: config.listeners.iter().map(moved).collect(),
+            ..PortsChange::default()
+        };
+        let mut client = running.client.borrow_mut();
+        client.change_ports(change, &[]).map_err(|e| failed(&e))
     }
 
     fn keep_config(&self, config: &ContainerConfig) -> Result<()> {
@@ -205,11 +327,9 @@ fn refuse_shared(config: &ContainerConfig, network: &NetworkConfig) -> Result<()
                 .to_owned(),
         ));
     }
-    let private = config.host.network == crate::config::NetworkMode::None;
+    let private = config.host.network == NetworkMode::None;
     match network.name.as_str() {
-        "host" => Err(EngineError::Invalid(
-            "container cannot be connected to host network".to_owned(),
-        )),
+        "host" => Err(EngineError::Invalid(HOST.to_owned())),
         "none" => Err(private_mode()),
         _ if private => Err(private_mode()),
         _ => Ok(()),

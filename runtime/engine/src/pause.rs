@@ -96,7 +96,7 @@ impl Engine {
     }
 
     /// Says whether what a view shows runs now, and is not about to end.
-    fn is_same_run(&self, view: &ContainerView) -> bool {
+    pub(crate) fn is_same_run(&self, view: &ContainerView) -> bool {
         let pid = |view: &ContainerView| view.state.as_ref().map(|s| (s.init_pid, s.init_start));
         self.view(&view.config.id)
             .is_ok_and(|now| now.status == Status::Running && pid(&now) == pid(view))

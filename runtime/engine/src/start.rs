@@ -19,6 +19,7 @@ use crate::boot::{WORK, remove_work};
 use crate::config::{ContainerConfig, CreateOptions, NetworkMode};
 use crate::files::{Lock, ensure_dir, write};
 use crate::finish::{put_exit_aside, remove_cgroup, remove_failed, settle_exit};
+use crate::resolving;
 use crate::spec_builder::{self, StartFacts};
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result};
@@ -139,6 +140,7 @@ fn taken(claim: &mut Claim) -> (Vec<Release>, Vec<amphora_network::Listener>) {
 fn ahead(config: &ContainerConfig) -> Ahead {
     Ahead {
         netns: config.host.network.is_own(),
+        names: resolving::has_server(config).then(|| resolving::place(config)),
     }
 }
 
@@ -261,11 +263,9 @@ impl Engine {
         let supervisors = amphora_cgroup::supervisor_cgroup().ok();
         let ahead = ahead(config);
         // It comes up beside us, and makes the network namespace on the way.
+        let run = self.run_dir(&config.id);
         let waiting = match inherited {
-            None => {
-                let run = self.run_dir(&config.id);
-                Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead, &run)
-            }
+            None => Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead, &run),
             Some(socket) => Waiting::inherited(socket, &exe),
         }
         .map_err(EngineError::plain)?;
@@ -278,9 +278,10 @@ impl Engine {
         let (mut mounts, hold) = (volumes.mounts, volumes.hold);
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
+        let resolving = self.resolving(config)?;
         mounts.extend(match self.joined_etc(config)? {
             Some(joined) => joined,
-            None => self.etc_files(config, claim.as_ref())?,
+            None => self.etc_files(config, claim.as_ref(), &resolving.text)?,
         });
         mounts.extend(self.joined_shm(config)?);
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
@@ -305,6 +306,7 @@ impl Engine {
             .iter()
             .map(|l| Listener { target: l.target })
             .collect();
+        supervise.names = resolving.server;
         supervise.netns = claim.as_ref().map(|_| host_netns()).transpose()?;
         supervise.events = self.start_events(config, attach, claim.as_ref(), &mut undo);
         let charge = Charge {
@@ -375,6 +377,7 @@ impl Engine {
             health: self.health_config(config),
             events: amphora_supervisor::EventLog::default(),
             netns: None,
+            names: None,
         })
     }
 
@@ -403,6 +406,7 @@ impl Engine {
         &self,
         config: &ContainerConfig,
         claim: Option<&Claim>,
+        resolv: &str,
     ) -> Result<Vec<BundleMount>> {
         let dir = self.run_dir(&config.id).join("etc");
         ensure_dir(&dir, 0o755)?;
@@ -416,12 +420,7 @@ impl Engine {
         let gateway = network.map(|n| IpAddr::from(n.gateway));
         let mut extra = extra_hosts(&config.host.extra_hosts, gateway)?;
         extra.extend(self.link_hosts(&config.host)?);
-        let mut resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-        let overrides = resolv_overrides(&config.host.dns)?;
         let hosts = if config.host.network == NetworkMode::Host {
-            if overrides != files::ResolvOverrides::default() {
-                resolv = files::resolv_conf(&resolv, &overrides, true);
-            }
             // Copies: what the container writes there is not the machine's.
             let mut hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
             for (name, address) in &extra {
@@ -429,8 +428,6 @@ impl Engine {
             }
             hosts
         } else {
-            let ipv6 = network.is_some_and(|n| n.address6.is_some());
-            resolv = files::resolv_conf(&resolv, &overrides, ipv6);
             let full = format!("{}.{}", config.hostname, config.domainname);
             let both = [full.as_str(), config.hostname.as_str()];
             let names = if config.domainname.is_empty() {
@@ -554,19 +551,6 @@ impl Engine {
             id.hex(),
         ]
     }
-}
-
-/// What `/etc/resolv.conf` says in place of the host's.
-fn resolv_overrides(dns: &crate::config::DnsConfig) -> Result<files::ResolvOverrides> {
-    let address = |text: &String| {
-        text.parse()
-            .map_err(|_| EngineError::Invalid(format!("invalid DNS server address: \"{text}\"")))
-    };
-    Ok(files::ResolvOverrides {
-        servers: dns.servers.iter().map(address).collect::<Result<_>>()?,
-        search: dns.search.clone(),
-        options: dns.options.clone(),
-    })
 }
 
 /// Parses `host:address` lines; `host-gateway` stands for the host's address on the network.

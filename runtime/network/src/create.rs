@@ -133,6 +133,9 @@ impl Networks {
             ..NetworkConfig::default()
         };
         self.plan_addresses(wanted, &survey, &mut config)?;
+        if !driver.bridged() {
+            config.link = self.own_parent(&config, host)?;
+        }
         Ok(config)
     }
 
@@ -158,7 +161,7 @@ impl Networks {
         }
         let ipv6 = wanted
             .ipv6
-            .unwrap_or(v6.subnet.is_some() || host_has_ipv6());
+            .unwrap_or(v6.subnet.is_some() || config.driver.bridged() && host_has_ipv6());
         let subnet = match v4.subnet {
             Some(subnet) if !is_free(&subnet, &others) => return Err(NetworkError::PoolOverlaps),
             Some(subnet) => subnet,
@@ -432,6 +435,9 @@ fn check(wanted: &CreateNetwork) -> Result<Driver> {
         return Err(NetworkError::Unsupported(text));
     }
     check_options(wanted, driver)?;
+    if driver == Driver::Macvlan {
+        crate::macvlan::check(wanted)?;
+    }
     for ipam in &wanted.ipam {
         check_ipam(ipam)?;
     }

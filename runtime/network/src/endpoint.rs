@@ -14,9 +14,10 @@ use crate::address::parse_hardware_address;
 pub use crate::attachment::Endpoint;
 use crate::attachment::{Listing, NetworkAttachment, RECORD, gateway_of, name_link};
 use crate::config::{DEFAULT_NETWORK, Driver, NetworkConfig};
+use crate::conntrack;
 use crate::ensure::{Host, host_has_ipv6, random_hex};
 use crate::error::{NetworkError, Result, kernel, netlink};
-use crate::firewall::Firewall;
+use crate::firewall::{Firewall, REPAIRED};
 use crate::lease::Lease;
 use crate::networks::Networks;
 use crate::nft::{self, Element};
@@ -65,6 +66,7 @@ pub struct Attachment {
 pub(crate) enum Undo {
     File(PathBuf),
     Link(String),
+    Inside(OwnedFd, String),
     Elements(Vec<Element>),
     Listing(ContainerId, Listing),
     Gateways(OwnedFd, Vec<(u32, IpAddr)>, Vec<(u32, IpAddr)>),
@@ -168,6 +170,8 @@ impl Networks {
             let _ = match action {
                 Undo::File(path) => store::remove(path).is_ok(),
                 Undo::Link(name) => route::delete_link(&host.route, name).is_ok(),
+                Undo::Inside(netns, name) => inside(netns.as_fd())
+                    .is_ok_and(|socket| route::delete_link(&socket, name).is_ok()),
                 Undo::Elements(all) => nft::delete(&host.nft, all).is_ok(),
                 Undo::Listing(id, listing) => self.write_listing(id, listing).is_ok(),
                 Undo::Gateways(netns, from, to) => {
@@ -200,8 +204,8 @@ impl Networks {
             && endpoint.publishes()
         {
             let requests = with_host_ip(&request.ports, config);
-            (endpoint.ports, claim.listeners) =
-                reserve(&requests, endpoint.address, host_has_ipv6())?;
+            let reserved = reserve(&requests, endpoint.address, host_has_ipv6());
+            (endpoint.ports, claim.listeners) = reserved.map_err(|e| self.allocated(e))?;
         }
 
         self.step()?;
@@ -219,13 +223,16 @@ impl Networks {
         claim.undo.push(Undo::Elements(elements.clone()));
         nft::add(&claim.host.nft, &elements).map_err(netlink(ports_of(&id)))?;
 
+        let forget = |endpoint| conntrack::forget(&claim.host.nft, endpoint);
+        let talks: Vec<_> = claim.endpoints.iter().filter_map(forget).collect();
+
         self.step()?;
         // Closing this socket may block until a grace period is over (see `netlink::replay`);
         // the supervisor has all the time in the world.
         let fd = claim.host.nft.as_fd().try_clone_to_owned();
         let fd = fd.map_err(kernel("hold the nftables socket"))?;
         claim.listeners.push(Listener { fd, target: None });
-        claim.release = self.release_of(&id, &claim.endpoints);
+        claim.release = self.release_of(&id, &claim.endpoints, talks);
         Ok(())
     }
 
@@ -381,8 +388,14 @@ impl Networks {
             .collect()
     }
 
-    /// What a supervisor does when the container has exited.
-    pub(crate) fn release_of(&self, id: &ContainerId, endpoints: &[Endpoint]) -> Vec<Release> {
+    /// What a supervisor does when the container has exited; `talks`: what has the kernel forget
+    /// conversations.
+    pub(crate) fn release_of(
+        &self,
+        id: &ContainerId,
+        endpoints: &[Endpoint],
+        talks: Vec<Release>,
+    ) -> Vec<Release> {
         let elements: Vec<_> = endpoints.iter().flat_map(Endpoint::elements).collect();
         let rules = nft::remove_batch(&elements).map(|bytes| Release::Netlink {
             protocol: NETFILTER,
@@ -392,6 +405,7 @@ impl Networks {
         let files = files.chain([self.endpoint_path(id)]);
         rules
             .into_iter()
+            .chain(talks)
             .chain(files.map(Release::Unlink))
             .collect()
     }
@@ -426,6 +440,7 @@ impl Networks {
         }
         let leading = gateway.and_then(|at| places.get(at));
         let leading = leading.filter(|(c, _)| bridged(c));
+        hints.extend(host.repaired.get().then(|| REPAIRED.to_owned()));
         Ok(Firewall {
             hints,
             bridge: leading.map(|(c, _)| (c.link.clone(), c.subnet6.is_some())),
@@ -445,7 +460,7 @@ impl Networks {
     ) -> Result<u32> {
         let (config, on) = place;
         if config.driver == Driver::Macvlan {
-            return self.link_macvlan(host, config, *on, endpoint, netns);
+            return self.link_macvlan(host, config, *on, endpoint, netns, undo);
         }
         let on = self.bridge_for(host, config, *on, &endpoint.link)?;
         undo.push(Undo::Link(endpoint.link.clone()));

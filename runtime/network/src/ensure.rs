@@ -1,6 +1,7 @@
 //! Brings the host to where a network works: bridge, settings, table. Each check is cheap and
 //! each step may be repeated; what is made stays until [`Networks::teardown_all`].
 
+use std::cell::Cell;
 use std::fs;
 
 use amphora_sys::netlink::{Socket, index_if_up};
@@ -20,6 +21,8 @@ use crate::{firewall, store, sysctl};
 pub(crate) struct Host {
     pub(crate) route: Socket,
     pub(crate) nft: Socket,
+    /// Whether our rules had gone from under running containers.
+    pub(crate) repaired: Cell<bool>,
 }
 
 impl Host {
@@ -27,6 +30,7 @@ impl Host {
         Ok(Self {
             route: Socket::open(amphora_sys::netlink::ROUTE).map_err(kernel("open netlink"))?,
             nft: nft::open().map_err(kernel("open nftables"))?,
+            repaired: Cell::new(false),
         })
     }
 }
@@ -99,7 +103,8 @@ impl Networks {
             let step = format!("tell table \"amphora\" of bridge \"{}\"", config.link);
             nft::add_bridge(&host.nft, &config.facts()).map_err(netlink(step))?;
         } else {
-            self.rebuild_table(&host.nft, config)?;
+            let gone = self.rebuild_table(&host.nft, config)?;
+            host.repaired.set(gone || host.repaired.get());
         }
         self.make_bridge(config, host)
     }
@@ -257,11 +262,15 @@ impl Networks {
         changes.apply(FORWARD6, "1")
     }
 
-    /// Makes the table, with every port of every endpoint on record.
-    fn rebuild_table(&self, socket: &Socket, config: &NetworkConfig) -> Result<()> {
+    /// Makes the table, with every port of every endpoint on record. Says whether it had gone from
+    /// under one.
+    fn rebuild_table(&self, socket: &Socket, config: &NetworkConfig) -> Result<bool> {
         self.step()?;
         let mut ports = Vec::new();
-        for endpoint in self.endpoints()? {
+        let there = nft::is_there(socket).map_err(netlink("look at table \"amphora\""))?;
+        let endpoints = self.endpoints()?;
+        let gone = !there && !endpoints.is_empty();
+        for endpoint in endpoints {
             for element in endpoint.elements() {
                 if !ports.contains(&element) {
                     ports.push(element);
@@ -276,7 +285,8 @@ impl Networks {
             bridges.extend(self.more_facts(&other)?);
         }
         bridges.extend(self.more_facts(config)?);
-        nft::rebuild(socket, &bridges, &ports).map_err(netlink("make table \"amphora\""))
+        nft::rebuild(socket, &bridges, &ports).map_err(netlink("make table \"amphora\""))?;
+        Ok(gone)
     }
 
     /// Has other engines' filters let our bridge through, as far as they can be asked; returns

@@ -77,6 +77,23 @@ pub enum NetworkError {
         #[source]
         source: BindFailure,
     },
+    /// A container of ours has the host port.
+    #[error("Bind for {address} failed: port is already allocated")]
+    Allocated {
+        /// The host address and port.
+        address: SocketAddr,
+        /// Its protocol.
+        protocol: Protocol,
+    },
+    /// A port of SCTP, which the kernel does not know.
+    #[error("cannot publish a port of sctp: this kernel has no SCTP")]
+    NoSctp,
+    /// Not a port that is published.
+    #[error("No public port '{0}' published for {1}")]
+    NotPublished(String, String),
+    /// The container has no endpoint of its own.
+    #[error("container {0} is in no network that ports can be published in")]
+    NoEndpoint(String),
     /// Every port of a range is taken.
     #[error("all ports in the range {first}-{last}/{protocol} are allocated")]
     RangeTaken {
@@ -104,6 +121,9 @@ pub enum NetworkError {
     /// A link of that name is not ours.
     #[error("link \"{0}\" exists already, and is not amphora's")]
     LinkExists(String),
+    /// What a network's links are to be on top of is not there.
+    #[error("parent interface \"{0}\" was not found on the host")]
+    NoParent(String),
     /// The beginning of an id fits several networks.
     #[error("network {0} is ambiguous (more than one id begins with it)")]
     Ambiguous(String),
@@ -182,7 +202,9 @@ impl From<Errno> for BindFailure {
 impl Classify for NetworkError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::NotFound(_) | Self::NotConnected { .. } => ErrorKind::NotFound,
+            Self::NotFound(_) | Self::NoParent(_) | Self::NotConnected { .. } => {
+                ErrorKind::NotFound
+            }
             Self::Exists(_)
             | Self::LinkExists(_)
             | Self::PoolOverlaps
@@ -206,7 +228,10 @@ impl Classify for NetworkError {
                 BindFailure::NotLocal => ErrorKind::InvalidArgument,
                 BindFailure::Other(source) => io_kind(source),
             },
-            Self::RangeTaken { .. } => ErrorKind::Conflict,
+            Self::RangeTaken { .. } | Self::Allocated { .. } => ErrorKind::Conflict,
+            Self::NoSctp => ErrorKind::Unsupported,
+            Self::NotPublished(..) => ErrorKind::NotFound,
+            Self::NoEndpoint(_) => ErrorKind::FailedPrecondition,
             Self::AddressesExhausted { .. } | Self::PoolsExhausted => ErrorKind::ResourceExhausted,
             Self::Injected(_) => ErrorKind::Internal,
         }

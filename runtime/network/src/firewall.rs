@@ -1,14 +1,47 @@
 //! What other firewalls do to our traffic and only their owner can put right, in words for a user.
 
-use amphora_sys::netlink::Socket;
+use amphora_sys::netlink::{Socket, index_if_up};
 use amphora_sys::xtables::{self, Filter};
 
 use crate::config::{DEFAULT_NETWORK, NetworkConfig};
+use crate::ensure::Host;
 use crate::error::{Result, kernel, netlink};
 use crate::networks::Networks;
 use crate::nft::{self, Dropping, Foreign};
 
+/// What is told when rules were made again that nobody but their maker should remove.
+pub(crate) const REPAIRED: &str = "table \"amphora\" was gone, and with it the published ports and the way out of running containers: both are back";
+
 impl Networks {
+    /// Makes our rules again if somebody removed them from under running containers, and says so.
+    /// Costs one look at the table, and nothing where no container has an address.
+    ///
+    /// # Errors
+    /// When the table cannot be looked at or made.
+    pub fn repair(&self) -> Result<Option<&'static str>> {
+        if !self.any_lease()? {
+            return Ok(None);
+        }
+        let socket = nft::open().map_err(kernel("open nftables"))?;
+        if nft::is_there(&socket).map_err(netlink("look at table \"amphora\""))? {
+            return Ok(None);
+        }
+        let Some(config) = self.stored(DEFAULT_NETWORK)? else {
+            return Ok(None);
+        };
+        // The containers of another network namespace have their rules there.
+        let step = format!("look at link \"{}\"", config.link);
+        if index_if_up(&socket, &config.link)
+            .map_err(kernel(step))?
+            .is_none()
+        {
+            return Ok(None);
+        }
+        let host = Host::open()?;
+        self.ensure(DEFAULT_NETWORK, &host)?;
+        Ok(host.repaired.get().then_some(REPAIRED))
+    }
+
     /// Says what on this host would keep the packets of the default network's containers from
     /// passing. Nothing is said of a chain in which a rule names the network's bridge.
     ///
@@ -21,7 +54,9 @@ impl Networks {
         let socket = nft::open().map_err(kernel("open nftables"))?;
         let foreign = nft::look(&socket).map_err(netlink("look at table \"filter\""))?;
         let mut hints = nft_hints(&socket, &foreign, &config)?;
-        hints.extend(legacy_hints(&config.link, config.subnet6.is_some()));
+        let ipv6 = config.subnet6.is_some();
+        hints.extend(hook_hints(&socket, &config.link, ipv6));
+        hints.extend(legacy_hints(&config.link, ipv6));
         Ok(hints)
     }
 }
@@ -38,13 +73,24 @@ pub(crate) fn nft_hints(
         let (table, command) = match chain.family {
             nft::Family::Ip => ("ip filter", "iptables -I FORWARD"),
             nft::Family::Ip6 => ("ip6 filter", "ip6tables -I FORWARD"),
-            nft::Family::Inet => ("inet filter", "nft insert rule inet filter"),
+            _ => ("inet filter", "nft insert rule inet filter"),
         };
         let look = || netlink(format!("look at table \"{table}\""));
         if nft::names_link(socket, *chain, &config.link).map_err(look())? {
             continue;
         }
         let link = &config.link;
+        if let Some(user) = ufw_chain(chain.family)
+            && let Some(named) =
+                nft::chain_names_link(socket, chain.family, user, link).map_err(look())?
+        {
+            if !named {
+                let remedy =
+                    ["in", "out"].map(|way| format!("\"ufw route allow {way} on {link}\""));
+                hints.push(hint(&format!("ufw (table \"{table}\")"), &remedy));
+            }
+            continue;
+        }
         let remedy = if chain.family == nft::Family::Inet {
             let command = format!("{command} {}", chain.chain);
             [("iifname", link), ("oifname", link)]
@@ -67,15 +113,89 @@ pub struct Firewall {
 
 impl Firewall {
     /// Says what keeps the container's packets from passing, in words for a user. Looks at the
-    /// tables of iptables-legacy only now: best when the container is on its way.
+    /// forward hooks of all tables, and at those of iptables-legacy, only now: best when the container is on its way.
     #[must_use]
     pub fn hints(self) -> Vec<String> {
         let mut hints = self.hints;
         if let Some((link, ipv6)) = self.bridge {
+            if let Ok(socket) = nft::open() {
+                hints.extend(hook_hints(&socket, &link, ipv6));
+            }
             hints.extend(legacy_hints(&link, ipv6));
         }
         hints
     }
+}
+
+/// Where a user of ufw has packets forwarded.
+const fn ufw_chain(family: nft::Family) -> Option<&'static str> {
+    match family {
+        nft::Family::Ip => Some("ufw-user-forward"),
+        nft::Family::Ip6 => Some("ufw6-user-forward"),
+        _ => None,
+    }
+}
+
+/// Says which chains in the forward hook, of whatever table, drop what the bridge `link` forwards.
+/// One that cannot be looked at is passed over.
+fn hook_hints(socket: &Socket, link: &str, ipv6: bool) -> Vec<String> {
+    let mut hints = Vec::new();
+    let closed = nft::closed(socket).unwrap_or_default();
+    if closed.is_empty() {
+        return hints;
+    }
+    let docker = nft::look(socket).map(|foreign| foreign.user_chains);
+    let docker = docker.unwrap_or_default();
+    for at in closed {
+        // In Docker's tables our bridges are accepted before anything else.
+        let accepted = at.table == "filter" && docker.contains(&at.family);
+        if accepted || (at.family == nft::Family::Ip6 && !ipv6) {
+            continue;
+        }
+        if nft::names(socket, &at, link).unwrap_or(true) {
+            continue;
+        }
+        let family = match at.family {
+            nft::Family::Ip => "ip",
+            nft::Family::Ip6 => "ip6",
+            _ => "inet",
+        };
+        if at.table == "firewalld" {
+            hints.extend(firewalld_hint(socket, &at, link));
+            continue;
+        }
+        let table = format!("{family} {}", at.table);
+        let program = match family {
+            "ip" => "iptables",
+            _ => "ip6tables",
+        };
+        if (at.table.as_str(), at.chain.as_str()) == ("filter", "FORWARD") && family != "inet" {
+            let remedy =
+                ["-i", "-o"].map(|way| format!("\"{program} -I FORWARD {way} {link} -j ACCEPT\""));
+            hints.push(hint(&format!("table \"{table}\""), &remedy));
+            continue;
+        }
+        let remedy = ["iifname", "oifname"].map(|way| {
+            format!(
+                "\"nft insert rule {table} {} {way} {link} accept\"",
+                at.chain
+            )
+        });
+        hints.push(hint(&format!("table \"{table}\""), &remedy));
+    }
+    hints
+}
+
+/// What firewalld does to a bridge that is in none of its zones: published ports pass, and the way
+/// out does where the zone of the uplink forwards.
+fn firewalld_hint(socket: &Socket, at: &nft::Closed, link: &str) -> Option<String> {
+    let forwards = |chain: &str| chain.starts_with("filter_FWD_") && chain.ends_with("_allow");
+    if nft::has_rule(socket, at, forwards).unwrap_or(true) {
+        return None;
+    }
+    let remedy = ["", "--permanent "]
+        .map(|how| format!("\"firewall-cmd {how}--zone=trusted --add-interface={link}\""));
+    Some(hint("firewalld (table \"inet firewalld\")", &remedy))
 }
 
 /// Says whether tables of iptables-legacy, which nftables does not show, drop what the bridge

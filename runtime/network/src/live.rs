@@ -13,7 +13,7 @@ use crate::ensure::{Host, look};
 use crate::error::{NetworkError, Result, kernel, netlink};
 use crate::networks::Networks;
 use crate::ports::PublishedPort;
-use crate::{nft, route};
+use crate::{conntrack, nft, route};
 
 /// A running container that is to join a network.
 #[derive(Debug)]
@@ -93,7 +93,7 @@ impl Networks {
         } else {
             Vec::new()
         };
-        let reached = self.reached(&id, after, endpoint, hints);
+        let reached = self.reached(host, after, endpoint, hints);
         self.step()?;
         tell(&reached).map_err(kernel("tell the container's supervisor"))?;
         Ok(reached)
@@ -154,12 +154,12 @@ impl Networks {
         self.write_listing(&id, after)?;
         self.move_ports(host, before, after, undo)?;
         self.move_gateway(netns, before, after, undo)?;
-        let reached = self.reached(&id, after.clone(), gone, Vec::new());
+        let reached = self.reached(host, after.clone(), gone, Vec::new());
         self.step()?;
         tell(&reached).map_err(kernel("tell the container's supervisor"))?;
         let deleted = self.delete_link_of(netns, host, &reached.endpoint);
         if deleted.is_err() {
-            let back = self.reached(&id, before.clone(), reached.endpoint.clone(), Vec::new());
+            let back = self.reached(host, before.clone(), reached.endpoint.clone(), Vec::new());
             let _ = tell(&back);
         }
         deleted.map(|()| reached)
@@ -167,12 +167,14 @@ impl Networks {
 
     fn reached(
         &self,
-        id: &ContainerId,
+        host: &Host,
         after: Listing,
         endpoint: Endpoint,
         hints: Vec<String>,
     ) -> Reached {
-        let release = self.release_of(id, &after.endpoints);
+        let forget = |e| conntrack::forget(&host.nft, e);
+        let talks: Vec<_> = after.endpoints.iter().filter_map(forget).collect();
+        let release = self.release_of(&endpoint.container, &after.endpoints, talks);
         let publishing = after.endpoints.iter().find(|e| !e.ports.is_empty());
         Reached {
             inside: publishing.map(|e| e.address),

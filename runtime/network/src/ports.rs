@@ -1,8 +1,10 @@
 //! Host ports: reserved by bound sockets, so that nobody else can take them while a container
 //! publishes them and a second container is told at once.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
@@ -15,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{BindFailure, NetworkError, Result};
 
+/// `IPPROTO_SCTP`.
+const SCTP: u32 = 132;
 /// Pending clients of a socket that the supervisor serves.
 const BACKLOG: i32 = 128;
 /// Sockets that fit beside our own descriptors into the usual limit of 1024.
@@ -33,7 +37,7 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-    /// SCTP: rules only, nothing reserved.
+    /// SCTP, where the kernel has it.
     Sctp,
 }
 
@@ -48,7 +52,7 @@ impl fmt::Display for Protocol {
 }
 
 /// A port that a container wants published.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortRequest {
     /// Host address; every address of both families when absent.
     pub host_ip: Option<IpAddr>,
@@ -62,6 +66,36 @@ pub struct PortRequest {
     /// Protocol.
     #[serde(default)]
     pub protocol: Protocol,
+}
+
+impl PortRequest {
+    /// Says whether this is one of the published ports that the request speaks of.
+    #[must_use]
+    pub fn names(&self, port: &PublishedPort) -> bool {
+        let last = self.host_port_end.or(self.host_port);
+        self.container_port == port.container_port
+            && self.protocol == port.protocol
+            && self.host_ip.is_none_or(|ip| ip == port.host_ip)
+            && self.host_port.is_none_or(|first| first <= port.host_port)
+            && last.is_none_or(|last| port.host_port <= last)
+    }
+}
+
+impl fmt::Display for PortRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_ip {
+            Some(IpAddr::V6(ip)) => write!(f, "[{ip}]:")?,
+            Some(IpAddr::V4(ip)) => write!(f, "{ip}:")?,
+            None => {}
+        }
+        match (self.host_port, self.host_port_end) {
+            (Some(first), Some(last)) => write!(f, "{first}-{last}:")?,
+            (Some(port), None) => write!(f, "{port}:")?,
+            (None, _) if self.host_ip.is_some() => f.write_str(":")?,
+            (None, _) => {}
+        }
+        write!(f, "{}/{}", self.container_port, self.protocol)
+    }
 }
 
 /// A published port, one per host address.
@@ -89,6 +123,8 @@ pub struct Listener {
 
 /// Reserves the host side of every request. Nothing stays reserved when one of them fails.
 ///
+/// What is asked for by number is had first, then what may be any of a range, then what may be
+/// any at all: the order of the requests decides nothing. One that is repeated counts once.
 /// `inside` is the container's IPv4 address; `dual` says whether this host has IPv6.
 pub(crate) fn reserve(
     requests: &[PortRequest],
@@ -96,12 +132,20 @@ pub(crate) fn reserve(
     dual: bool,
 ) -> Result<(Vec<PublishedPort>, Vec<Listener>)> {
     make_room(2 * requests.len());
+    let mut had: Vec<Option<Reserved>> = requests.iter().map(|_| None).collect();
+    let mut seen = HashSet::new();
+    for turn in 0..=CHOICES {
+        for (request, place) in requests.iter().zip(&mut had) {
+            if choice(request) == turn && (turn > 0 || seen.insert(request)) {
+                *place = Some(reserve_one(request, &host_addresses(request, dual))?);
+            }
+        }
+    }
     let mut published = Vec::new();
     let mut listeners = Vec::new();
-    for request in requests {
-        let addresses = host_addresses(request, dual);
-        let (port, sockets) = reserve_one(request, &addresses)?;
-        for (host_ip, fd) in addresses.iter().zip(sockets) {
+    let had = requests.iter().zip(had);
+    for (request, (port, sockets)) in had.filter_map(|(r, had)| Some((r, had?))) {
+        for (host_ip, fd) in host_addresses(request, dual).iter().zip(sockets) {
             let entry = PublishedPort {
                 host_ip: *host_ip,
                 host_port: port,
@@ -109,14 +153,23 @@ pub(crate) fn reserve(
                 protocol: request.protocol,
             };
             published.push(entry);
-            if let Some(fd) = fd {
-                let target = serves(*host_ip, request.protocol)
-                    .then(|| SocketAddr::new(inside.into(), entry.container_port));
-                listeners.push(Listener { fd, target });
-            }
+            let target = is_served(&entry, inside);
+            listeners.push(Listener { fd, target });
         }
     }
     Ok((published, listeners))
+}
+
+/// The highest [`choice`].
+const CHOICES: u8 = 2;
+
+/// How much choice a request leaves: none, a range, every port.
+const fn choice(request: &PortRequest) -> u8 {
+    match (request.host_port, request.host_port_end) {
+        (Some(first), Some(last)) if last > first => 1,
+        (Some(_), _) => 0,
+        (None, _) => CHOICES,
+    }
 }
 
 /// Reserves ports again that were published before, for a container whose supervisor was lost.
@@ -128,11 +181,9 @@ pub(crate) fn reserve_published(
     let mut listeners = Vec::new();
     for port in published {
         let address = SocketAddr::new(port.host_ip, port.host_port);
-        if let (_, Some(fd)) = take(address, port.protocol)? {
-            let target = serves(port.host_ip, port.protocol)
-                .then(|| SocketAddr::new(inside.into(), port.container_port));
-            listeners.push(Listener { fd, target });
-        }
+        let (_, fd) = take(address, port.protocol)?;
+        let target = is_served(port, inside);
+        listeners.push(Listener { fd, target });
     }
     Ok(listeners)
 }
@@ -151,6 +202,11 @@ fn make_room(sockets: usize) {
     }
 }
 
+/// Where the clients of a port's socket are connected to, if they are served.
+pub(crate) fn is_served(port: &PublishedPort, inside: Ipv4Addr) -> Option<SocketAddr> {
+    serves(port.host_ip, port.protocol).then(|| SocketAddr::new(inside.into(), port.container_port))
+}
+
 /// Only IPv6 sockets serve: rules cannot lead `::1` anywhere, and whatever else they miss (a
 /// network without IPv6) still reaches the container.
 const fn serves(host_ip: IpAddr, protocol: Protocol) -> bool {
@@ -165,7 +221,7 @@ fn host_addresses(request: &PortRequest, dual: bool) -> Vec<IpAddr> {
     }
 }
 
-type Reserved = (u16, Vec<Option<OwnedFd>>);
+type Reserved = (u16, Vec<OwnedFd>);
 
 fn reserve_one(request: &PortRequest, addresses: &[IpAddr]) -> Result<Reserved> {
     let protocol = request.protocol;
@@ -216,17 +272,15 @@ fn reserve_port(addresses: &[IpAddr], port: u16, protocol: Protocol) -> Result<R
     Ok((port, sockets))
 }
 
-fn take(address: SocketAddr, protocol: Protocol) -> Result<(u16, Option<OwnedFd>)> {
-    if protocol == Protocol::Sctp {
-        return Ok((address.port(), None));
-    }
-    bound_socket(address, protocol)
-        .map(|(port, fd)| (port, Some(fd)))
-        .map_err(|errno| NetworkError::Bind {
+fn take(address: SocketAddr, protocol: Protocol) -> Result<(u16, OwnedFd)> {
+    bound_socket(address, protocol).map_err(|errno| match errno {
+        Errno::PROTONOSUPPORT if protocol == Protocol::Sctp => NetworkError::NoSctp,
+        errno => NetworkError::Bind {
             address,
             protocol,
             source: errno.into(),
-        })
+        },
+    })
 }
 
 /// Draws a port. The kernel lets go of a port it chose itself when a socket stops listening, so
@@ -255,16 +309,16 @@ fn bound_socket(
     } else {
         AddressFamily::INET6
     };
-    let kind = if protocol == Protocol::Tcp {
-        SocketType::STREAM
-    } else {
-        SocketType::DGRAM
+    let (kind, number) = match protocol {
+        Protocol::Tcp => (SocketType::STREAM, None),
+        Protocol::Udp => (SocketType::DGRAM, None),
+        Protocol::Sctp => (SocketType::STREAM, NonZeroU32::new(SCTP)),
     };
     let fd = socket_with(
         family,
         kind,
         SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
+        number.map(rustix::net::Protocol::from_raw),
     )?;
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&fd, true)?;
@@ -357,6 +411,54 @@ mod tests {
         };
         let (got, _) = reserve(&[range], INSIDE, false).unwrap();
         assert!(got[0].host_port > port || first[0].host_port != port);
+    }
+
+    #[test]
+    fn the_order_of_requests_decides_nothing() {
+        let (drawn, free) = reserve(&[request(None)], INSIDE, false).unwrap();
+        let port = drawn[0].host_port.min(65000);
+        drop(free);
+        let range = PortRequest {
+            host_port_end: Some(port + 1),
+            container_port: 81,
+            ..request(Some(port))
+        };
+        let fixed = request(Some(port));
+        for both in [
+            [range.clone(), fixed.clone(), fixed.clone()],
+            [fixed.clone(), fixed, range],
+        ] {
+            let (got, _held) = reserve(&both, INSIDE, false).unwrap();
+            let mut got: Vec<_> = got
+                .iter()
+                .map(|p| (p.container_port, p.host_port))
+                .collect();
+            got.sort_unstable();
+            assert_eq!(got, [(80, port), (81, port + 1)]);
+        }
+    }
+
+    #[test]
+    fn a_protocol_the_kernel_lacks_is_refused_by_name() {
+        let wanted = PortRequest {
+            protocol: Protocol::Sctp,
+            ..request(None)
+        };
+        let has = std::fs::read_to_string("/proc/net/protocols")
+            .is_ok_and(|text| text.lines().any(|line| line.starts_with("SCTP ")));
+        match reserve(&[wanted], INSIDE, false) {
+            Ok((published, held)) => {
+                assert!(published[0].host_port > 0 && held.len() == 1);
+            }
+            Err(error) => {
+                assert!(!has, "{error}");
+                assert_eq!(
+                    chain(&error),
+                    "cannot publish a port of sctp: this kernel has no SCTP"
+                );
+                assert_eq!(error.kind(), ErrorKind::Unsupported);
+            }
+        }
     }
 
     #[test]

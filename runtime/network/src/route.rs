@@ -25,6 +25,9 @@ const IFLA_EXT_MASK: u16 = 29;
 const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_MACVLAN_MODE: u16 = 1;
+const IFLA_VLAN_ID: u16 = 1;
 const IFLA_MASTER: u16 = 10;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
@@ -118,6 +121,69 @@ pub(crate) fn add_veth(socket: &Socket, veth: &Veth<'_>) -> Result<(), NetlinkEr
             });
         },
     );
+    socket.transact(&batch.finish())
+}
+
+/// A link on top of another one of this host, born in a namespace.
+#[derive(Debug)]
+pub(crate) struct Macvlan<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) netns: BorrowedFd<'a>,
+    pub(crate) parent: u32,
+    pub(crate) mode: u32,
+    pub(crate) mac: [u8; 6],
+    pub(crate) mtu: Option<u32>,
+}
+
+/// Makes the link, down.
+pub(crate) fn add_macvlan(socket: &Socket, link: &Macvlan<'_>) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let header = link_header(0, false);
+    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
+        a.text(IFLA_IFNAME, link.name);
+        a.native(IFLA_LINK, link.parent);
+        a.bytes(IFLA_ADDRESS, &link.mac);
+        if let Some(mtu) = link.mtu {
+            a.native(IFLA_MTU, mtu);
+        }
+        let netns = u32::try_from(link.netns.as_raw_fd()).unwrap_or(u32::MAX);
+        a.native(IFLA_NET_NS_FD, netns);
+        a.nest(IFLA_LINKINFO, |info| {
+            info.bytes(IFLA_INFO_KIND, b"macvlan");
+            info.nest(IFLA_INFO_DATA, |data| {
+                data.native(IFLA_MACVLAN_MODE, link.mode);
+            });
+        });
+    });
+    socket.transact(&batch.finish())
+}
+
+/// Makes the link of a VLAN, up.
+pub(crate) fn add_vlan(
+    socket: &Socket,
+    name: &str,
+    on: u32,
+    number: u16,
+) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let header = link_header(0, true);
+    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
+        a.text(IFLA_IFNAME, name);
+        a.native(IFLA_LINK, on);
+        a.nest(IFLA_LINKINFO, |info| {
+            info.bytes(IFLA_INFO_KIND, b"vlan");
+            info.nest(IFLA_INFO_DATA, |data| {
+                data.bytes(IFLA_VLAN_ID, &number.to_ne_bytes());
+            });
+        });
+    });
+    socket.transact(&batch.finish())
+}
+
+/// Turns a link on.
+pub(crate) fn link_up(socket: &Socket, index: u32) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    batch.message(RTM_NEWLINK, 0, &link_header(index, true), |_| ());
     socket.transact(&batch.finish())
 }
 

@@ -54,6 +54,7 @@ pub(crate) fn adopt(mut handover: Handover, socket: &OwnedFd) -> Result<Server, 
         let _ = pidfd::signal(init.pidfd.as_fd(), KILL);
     }
     parts.init = init;
+    parts.names = crate::name_server::reopen(&parts);
     if parts.init.is_some() {
         parts.state.status = Status::Running;
         parts.state.write(parts.run_dir.as_fd())?;

@@ -222,7 +222,7 @@ fn answer(client: BorrowedFd<'_>, id: &str) -> bool {
 fn execute_again(pause: &Pause<'_>) -> Result<(), SupervisorError> {
     let run_dir = pause.config.run_dir.to_string_lossy().into_owned();
     let mut words = vec!["amphora", "supervise", AGAIN, &run_dir];
-    words.extend(pause.config.ahead.words());
+    words.extend(pause.config.ahead().words());
     let base = shared_base::word(&pause.config.run_dir);
     words.extend(base.as_deref());
     if pause.cause == Cause::Unhealthy {

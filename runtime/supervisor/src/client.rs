@@ -337,6 +337,10 @@ impl Client {
             .map_err(|e| SupervisorError::file("hear the supervisor in", &self.run_dir, e))
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.run_dir
+    }
+
     pub(crate) fn message(&self, len: usize) -> Option<Frame<'_>> {
         Frame::decode(self.buffer.get(..len)?)
     }

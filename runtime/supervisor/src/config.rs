@@ -16,7 +16,11 @@ use crate::{SupervisorError, files};
 const NAME: &str = "supervise.cfg";
 const LIMIT: usize = 8 << 20;
 const MAGIC: &[u8; 8] = b"amphscfg";
-const VERSION: u16 = 4;
+const VERSION: u16 = 5;
+/// The version before, which ends where [`Config::names`] begins now.
+const NAMELESS: u16 = 4;
+/// How the lack of something is written.
+const NONE: u8 = 0;
 
 /// Everything a supervisor knows of its container, beside the launch plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +70,8 @@ pub struct Config {
     /// The network namespace its ports and addresses are in, as device and inode; `None`: it has
     /// none in any.
     pub netns: Option<(u64, u64)>,
+    /// What its name server is told; `None`: it has none.
+    pub names: Option<amphora_names::Settings>,
 }
 
 /// Where output goes.
@@ -182,12 +188,24 @@ impl Config {
             .split_first_chunk()
             .ok_or_else(|| malformed("no version".to_owned()))?;
         let version = u16::from_le_bytes(*version);
-        if version != VERSION {
-            return Err(malformed(format!(
-                "it is of version {version}; this amphora knows version {VERSION}"
-            )));
+        let decoded = match version {
+            VERSION => postcard::from_bytes(body),
+            NAMELESS => postcard::from_bytes(&[body, &[NONE]].concat()),
+            _ => {
+                return Err(malformed(format!(
+                    "it is of version {version}; this amphora knows version {VERSION}"
+                )));
+            }
+        };
+        decoded.map_err(|e| malformed(e.to_string()))
+    }
+
+    /// What the supervisor of the next run makes ahead.
+    pub(crate) fn ahead(&self) -> Ahead {
+        Ahead {
+            names: self.names.as_ref().map(|names| names.place),
+            ..self.ahead
         }
-        postcard::from_bytes(body).map_err(|e| malformed(e.to_string()))
     }
 
     /// Reads the configuration that the last supervisor of a run directory was started with;
@@ -221,9 +239,10 @@ mod tests {
     use crate::health::HealthAction;
     use crate::restart::RestartKind;
 
-    /// What version 4 wrote. A running container's supervisor may have written it before an
+    /// What versions 4 and 5 wrote. A running container's supervisor may have written it before an
     /// upgrade, so a change of the format needs another version, and a reader of this one.
-    const RECORDED: &[u8] = include_bytes!("../testdata/supervise-4.cfg");
+    const NAMELESS: &[u8] = include_bytes!("../testdata/supervise-4.cfg");
+    const RECORDED: &[u8] = include_bytes!("../testdata/supervise-5.cfg");
 
     fn strings(words: &[&str]) -> Vec<String> {
         words.iter().map(|w| (*w).to_owned()).collect()
@@ -279,7 +298,10 @@ mod tests {
                 max: 7,
             },
             prepare: strings(&["amphora", "prepare"]),
-            ahead: Ahead { netns: true },
+            ahead: Ahead {
+                netns: true,
+                names: None,
+            },
             stop_signal: 2,
             cgroup: Some(Handle {
                 version: Version::V1,
@@ -306,12 +328,31 @@ mod tests {
                 before: "{}\n".to_owned(),
             },
             netns: Some((4, 4_026_531_840)),
+            names: Some(amphora_names::Settings {
+                data: "/var/lib/amphora".into(),
+                run: "/run/amphora".into(),
+                container: "0123".to_owned(),
+                servers: vec!["192.0.2.53".parse().unwrap()],
+                bare_names_stay: true,
+                place: amphora_names::Place::Aside,
+            }),
         }
     }
 
     #[test]
-    fn version_4_is_read_with_every_field_as_it_was_written() {
+    fn version_5_is_read_with_every_field_as_it_was_written() {
         assert_eq!(Config::decode(RECORDED).unwrap(), whole());
+    }
+
+    #[test]
+    fn version_4_is_read_and_has_no_name_server() {
+        let nameless = Config {
+            names: None,
+            ..whole()
+        };
+        assert_eq!(Config::decode(NAMELESS).unwrap(), nameless);
+        assert_eq!(nameless.ahead().names, None);
+        assert_eq!(whole().ahead().names, Some(amphora_names::Place::Aside));
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use amphora_names::{Place, Sockets};
 use amphora_sys::base::Base;
 use amphora_sys::{LaunchPlan, channel, ns};
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::shared_base;
-use crate::waiting::NETNS;
+use crate::waiting::{NAMES, NAMES_ASIDE, NETNS};
 
 /// What is needed for the start alone, and takes time to close: given back in the first quiet moment,
 /// or with the process.
@@ -23,11 +24,13 @@ pub(crate) struct Early {
     /// Through what the settings of the network namespace were made.
     #[expect(dead_code, reason = "held to be closed in its time")]
     settings: Option<OwnedFd>,
+    /// What the container's queries for names arrive at.
+    pub(crate) names: Option<Sockets>,
 }
 
 /// Makes it all.
 pub(crate) fn make(socket: BorrowedFd<'_>) -> Early {
-    let settings = netns(socket);
+    let (settings, names) = netns(socket).unwrap_or_default();
     reset_oom_score();
     let shared = shared_base::find_asked();
     let borrowed = shared.is_some();
@@ -36,19 +39,30 @@ pub(crate) fn make(socket: BorrowedFd<'_>) -> Early {
         borrowed,
         offered: false,
         settings,
+        names,
     }
 }
 
-/// Makes the network namespace that was asked for, and tells of it.
-fn netns(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
-    if !std::env::args().skip(2).any(|arg| arg == NETNS) {
+/// What the arguments ask for.
+fn asked(word: &str) -> bool {
+    std::env::args().skip(2).any(|arg| arg == word)
+}
+
+/// Makes the network namespace that was asked for, with the sockets of its name server, and tells of
+/// it.
+fn netns(socket: BorrowedFd<'_>) -> Option<(Option<OwnedFd>, Option<Sockets>)> {
+    if !asked(NETNS) {
         return None;
     }
+    let place = match (asked(NAMES), asked(NAMES_ASIDE)) {
+        (_, true) => Some(Place::Aside),
+        (here, false) => here.then_some(Place::Here),
+    };
     // Whoever does not listen any more hands nothing over either, and that is noticed.
-    match ns::container_netns() {
-        Ok(made) => {
+    match ns::container_netns_with(|| place.map(Sockets::open).transpose()) {
+        Ok((made, names)) => {
             let _told = channel::send(socket, &[0; 4], &[made.netns.as_fd()]);
-            made.settings
+            Some((made.settings, names))
         }
         Err(error) => {
             let errno = error.raw_os_error().unwrap_or(0);

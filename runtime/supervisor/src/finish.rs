@@ -38,6 +38,8 @@ pub(crate) fn finish(mut server: Server) -> Result<(), SupervisorError> {
         .as_ref()
         .and_then(|init| exit_of(init, pid));
     let finished_at = clock::now();
+    // Its sockets would keep the network namespace.
+    server.names = None;
     server.ended_for = server.health_end();
     server.end_execs();
     server.flush_pending(MAIN);

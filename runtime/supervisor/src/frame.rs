@@ -31,6 +31,8 @@ pub(crate) const TYPE_HELD: u8 = 0x4e;
 /// Type byte of a message that hands an exec session over; its descriptors come with it, so that
 /// it is no [`Frame`].
 pub(crate) const TYPE_EXEC: u8 = 0x07;
+/// Type byte of a message that changes the container's ports; descriptors come with it too.
+pub(crate) const TYPE_PORTS: u8 = 0x09;
 
 /// One message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

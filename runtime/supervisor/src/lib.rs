@@ -36,6 +36,8 @@ mod execs;
 mod finish;
 mod health;
 mod jsonlog;
+mod name_server;
+mod ports;
 mod probes;
 mod release;
 mod remote;
@@ -49,6 +51,11 @@ mod stdio;
 mod waiting;
 
 mod early;
+
+/// What a container's name server is told, and where it listens.
+pub mod names {
+    pub use amphora_names::{ADDRESS, Place, Settings};
+}
 
 pub use again::{Inherited, change_policy, inherited_start, is_wanted, note_wanted};
 pub use client::{AttachMode, Client, ClientEvent, ExitStatus, wait};
@@ -67,6 +74,7 @@ pub use health::{
 pub use held::held;
 pub use keys::DetachKeys;
 pub use lock::{inherited_lock, is_alive, lock, open_lock, try_lock};
+pub use ports::{PortsChange, Reserved};
 pub use pump::{ProxySignals, PumpEnd, PumpStreams, pump};
 pub use restart::{RestartKind, RestartPolicy};
 pub use spawn::{AdoptRequest, Adopted, SpawnRequest, Spawned, adopt, spawn};

@@ -13,7 +13,7 @@ use crate::SupervisorError;
 use crate::clients::{Client, Clients, Owed};
 use crate::config::Config;
 use crate::early::Early;
-use crate::frame::{self, Frame, TYPE_EXEC, TYPE_STDIN};
+use crate::frame::{self, Frame, TYPE_EXEC, TYPE_PORTS, TYPE_STDIN};
 use crate::health::HealthAction;
 use crate::jsonlog::Logger;
 use crate::probes::HealthClock;
@@ -28,6 +28,7 @@ pub(crate) const TOKEN_PROBE: u64 = 5;
 pub(crate) const TOKEN_CLIENT: u64 = 1 << 16;
 pub(crate) const TOKEN_LISTENER: u64 = 2 << 16;
 pub(crate) const TOKEN_SPLICE: u64 = 3 << 16;
+pub(crate) const TOKEN_NAMES: u64 = 5 << 16;
 const EVENTS: usize = 32;
 /// Quiet time after which buffers are given back.
 const IDLE: Timespec = Timespec {
@@ -57,6 +58,8 @@ pub(crate) struct Parts {
     pub(crate) late: Vec<OwnedFd>,
     /// Given back in the first quiet moment.
     pub(crate) early: Early,
+    /// The sockets of its name server, until that serves.
+    pub(crate) names: Option<amphora_names::Sockets>,
     pub(crate) control: OwnedFd,
     /// `None`: it had ended before this supervisor came.
     pub(crate) init: Option<Init>,
@@ -70,6 +73,8 @@ pub(crate) struct Server {
     pub(crate) parts: Parts,
     pub(crate) clients: Clients,
     pub(crate) splices: Splices,
+    /// `None`: it has no names to ask for.
+    pub(crate) names: Option<Box<amphora_names::NameServer>>,
     pub(crate) log: Logger,
     /// The container's own session, then those of exec.
     pub(crate) sessions: Vec<Option<Session>>,
@@ -99,10 +104,12 @@ impl Server {
         main.watch(&epoll, MAIN)
             .map_err(kernel("watch a descriptor"))?;
         watch(&parts.control, TOKEN_CONTROL)?;
+        let names = crate::name_server::serve(&epoll, &mut parts)?;
         Ok(Self {
             log: Logger::new(parts.config.data_dir.clone(), parts.config.log.clone())?,
             clients: Clients::default(),
             splices: Splices::default(),
+            names,
             sessions: vec![Some(main)],
             ended_execs: VecDeque::new(),
             used: true,
@@ -121,10 +128,10 @@ impl Server {
             .zip(targets.chain(std::iter::repeat(None)))
         {
             match target {
-                Some(target) => self
-                    .splices
-                    .listen(&self.epoll, socket, target)
-                    .map_err(SupervisorError::kernel("listen for the container"))?,
+                Some(target) => {
+                    let gate = self.splices.listen(&self.epoll, socket, target);
+                    gate.map_err(SupervisorError::kernel("listen for the container"))?;
+                }
                 None => self.parts.hold.push(socket),
             }
         }
@@ -147,12 +154,13 @@ impl Server {
         }; EVENTS];
         loop {
             self.health_tick();
+            self.names_tick();
             let timeout = match (self.splices.hot(), self.used || self.splices.paused()) {
                 (true, _) => Some(Timespec::default()),
                 (false, true) => Some(IDLE),
                 (false, false) => None,
             };
-            let timeout = self.health_timeout(timeout);
+            let timeout = self.names_timeout(self.health_timeout(timeout));
             let n = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
                 Ok(n) => n,
                 Err(Errno::INTR) => continue,
@@ -180,6 +188,9 @@ impl Server {
         let early = std::mem::take(&mut self.parts.early);
         self.parts.early = early.settled(&self.parts.config.run_dir);
         self.log.release_pages();
+        if let Some(names) = &mut self.names {
+            names.release();
+        }
         for session in self.sessions.iter_mut().flatten() {
             session.release_pages();
         }
@@ -192,6 +203,7 @@ impl Server {
             TOKEN_CLIENT => self.client_event(index, flags),
             TOKEN_LISTENER => self.splices.accept(&self.epoll, index),
             TOKEN_SPLICE => self.splices.pump(&self.epoll, index),
+            TOKEN_NAMES => self.names_event(token),
             TOKEN_SESSION => {
                 let part = token & ((1 << PART_BITS) - 1);
                 self.session_event(index >> PART_BITS, part);
@@ -245,6 +257,9 @@ impl Server {
         }
         if head[0] == TYPE_EXEC {
             return self.exec_arrives(index);
+        }
+        if head[0] == TYPE_PORTS {
+            return self.ports_arrive(index);
         }
         if head[0] == TYPE_STDIN {
             let at = client.session;
@@ -339,7 +354,7 @@ impl Server {
     }
 
     /// Tells a client that its request is done, or why not.
-    fn answer(&mut self, client: usize, why: Option<String>) -> Result<(), Errno> {
+    pub(crate) fn answer(&mut self, client: usize, why: Option<String>) -> Result<(), Errno> {
         let Some(client) = self.clients.get(client) else {
             return Ok(());
         };

@@ -65,7 +65,7 @@ struct Half {
 /// Every listener and every connection.
 #[derive(Debug, Default)]
 pub(crate) struct Splices {
-    gates: Vec<Gate>,
+    gates: Vec<Option<Gate>>,
     connections: Vec<Option<Connection>>,
     full: bool,
     /// When to look for descriptors again: no connection of ours may be there to end.
@@ -79,18 +79,55 @@ enum Outcome {
 }
 
 impl Splices {
-    /// Starts accepting.
+    /// Starts accepting; returns what ends it again ([`Splices::unlisten`]).
     pub(crate) fn listen(
         &mut self,
         epoll: &OwnedFd,
         socket: OwnedFd,
         target: SocketAddr,
-    ) -> Result<(), Errno> {
+    ) -> Result<usize, Errno> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let token = EventData::new_u64(TOKEN_LISTENER + self.gates.len() as u64);
-        epoll::add(epoll, &socket, token, EventFlags::IN)?;
-        self.gates.push(Gate { socket, target });
-        Ok(())
+        let free = self.gates.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.gates.len());
+        let token = EventData::new_u64(TOKEN_LISTENER + index as u64);
+        let flags = if self.full {
+            EventFlags::empty()
+        } else {
+            EventFlags::IN
+        };
+        epoll::add(epoll, &socket, token, flags)?;
+        if index == self.gates.len() {
+            self.gates.push(None);
+        }
+        if let Some(place) = self.gates.get_mut(index) {
+            *place = Some(Gate { socket, target });
+        }
+        Ok(index)
+    }
+
+    /// Closes a listener; its connections go on.
+    pub(crate) fn unlisten(&mut self, gate: usize) {
+        if let Some(place) = self.gates.get_mut(gate) {
+            *place = None;
+        }
+    }
+
+    /// Has listeners lead elsewhere from the next connection on.
+    pub(crate) fn retarget(&mut self, moved: &[(SocketAddr, SocketAddr)]) {
+        for gate in self.gates.iter_mut().flatten() {
+            if let Some((_, to)) = moved.iter().find(|(from, _)| *from == gate.target) {
+                gate.target = *to;
+            }
+        }
+    }
+
+    /// Closes every listener of which `goes` holds.
+    pub(crate) fn unlisten_if(&mut self, goes: impl Fn(&OwnedFd) -> bool) {
+        for place in &mut self.gates {
+            if place.as_ref().is_some_and(|gate| goes(&gate.socket)) {
+                *place = None;
+            }
+        }
     }
 
     /// Whether some connection used up its turn and has more to do.
@@ -105,7 +142,7 @@ impl Splices {
             self.watch_gates(epoll, false);
             return;
         }
-        let Some(gate) = self.gates.get(gate) else {
+        let Some(gate) = self.gates.get(gate).and_then(Option::as_ref) else {
             return;
         };
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -162,6 +199,7 @@ impl Splices {
             EventFlags::empty()
         };
         for (i, gate) in self.gates.iter().enumerate() {
+            let Some(gate) = gate else { continue };
             let token = EventData::new_u64(TOKEN_LISTENER + i as u64);
             let _ = epoll::modify(epoll, &gate.socket, token, flags);
         }

@@ -116,6 +116,7 @@ pub(crate) fn open_parts(
         hold,
         late: exe.into_iter().collect(),
         early: Early::default(),
+        names: None,
         control,
         init: None,
         stdio,
@@ -159,6 +160,7 @@ fn launch(
     // The record holds the child's pid while the child still works its plan off: whoever finds
     // this process killed here knows whom to look for.
     parts.early = early.used_by(&mut plan);
+    parts.names = parts.early.names.take();
     let pending = amphora_sys::launch::start_from(&plan, parts.early.base.as_ref())
         .map_err(|e| launch_error(&e))?;
     parts

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use amphora_cgroup::SupervisorCgroup;
+use amphora_names::Place;
 use amphora_sys::{LaunchPlan, Launched, channel, pidfd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -24,6 +25,9 @@ use crate::start::KILL;
 
 /// Argument of a supervisor that makes the container's network namespace.
 pub(crate) const NETNS: &str = "netns";
+/// Arguments of one that makes the sockets of its name server too: where they are to be.
+pub(crate) const NAMES: &str = "names";
+pub(crate) const NAMES_ASIDE: &str = "names-aside";
 /// Longest message before the hand-over.
 const EARLY_MAX: usize = 16;
 
@@ -32,6 +36,9 @@ const EARLY_MAX: usize = 16;
 pub struct Ahead {
     /// A network namespace with the settings of a container's, for [`Waiting::netns`].
     pub netns: bool,
+    /// In it, the sockets of a name server; not on record, where [`Config::names`] says it.
+    #[serde(skip)]
+    pub names: Option<Place>,
 }
 
 /// What a waiting supervisor is given; as in [`crate::SpawnRequest`].
@@ -108,7 +115,12 @@ impl Process {
 impl Ahead {
     /// The arguments that ask for it.
     pub(crate) fn words(self) -> &'static [&'static str] {
-        if self.netns { &[NETNS] } else { &[] }
+        match (self.netns, self.names) {
+            (false, _) => &[],
+            (true, None) => &[NETNS],
+            (true, Some(Place::Here)) => &[NETNS, NAMES],
+            (true, Some(Place::Aside)) => &[NETNS, NAMES_ASIDE],
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod child_fs;
 mod child_ns;
 mod child_properties;
 pub mod copy;
+pub mod datagram;
 pub mod inherited;
 pub mod init;
 pub mod launch;

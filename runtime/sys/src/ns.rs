@@ -59,6 +59,16 @@ pub struct ContainerNetns {
 /// # Errors
 /// What `unshare(2)` and `setns(2)` answer, or a setting that the kernel has and refuses.
 pub fn container_netns() -> io::Result<ContainerNetns> {
+    container_netns_with(|| Ok(())).map(|(made, ())| made)
+}
+
+/// As [`container_netns`], and has more made inside on the way.
+///
+/// # Errors
+/// As [`container_netns`], or what `more` returns.
+pub fn container_netns_with<T>(
+    more: impl FnOnce() -> io::Result<T>,
+) -> io::Result<(ContainerNetns, T)> {
     make_netns(|| {
         // In the host's own `/proc` the names below `sys/net` that were looked up stay, of every
         // namespace and all in one chain of the kernel's hash table: with a thousand containers each
@@ -67,9 +77,9 @@ pub fn container_netns() -> io::Result<ContainerNetns> {
         CONTAINER_SETTINGS
             .iter()
             .try_for_each(|(key, value)| set_if_there(settings.as_ref(), key, value))?;
-        Ok(settings)
+        Ok((settings, more()?))
     })
-    .map(|(netns, settings)| ContainerNetns { netns, settings })
+    .map(|(netns, (settings, more))| (ContainerNetns { netns, settings }, more))
 }
 
 /// Makes a network namespace and returns it; the calling thread stays where it is.

@@ -63,7 +63,7 @@ pub(crate) enum Short {
     /// Display the running processes of a container
     Top(super::top::TopArgs),
     /// List port mappings of a container
-    Port(PortArgs),
+    Port(super::port::PortArgs),
 }
 
 // Names of containers.
@@ -128,16 +128,6 @@ pub(crate) struct RmArgs {
     /// Names or ids
     #[arg(required = true, value_name = "CONTAINER")]
     names: Vec<String>,
-}
-
-// Arguments of `port`.
-#[derive(Debug, Args)]
-pub(crate) struct PortArgs {
-    /// Name or id
-    container: String,
-    /// Only this port
-    #[arg(value_name = "PRIVATE_PORT[/PROTO]")]
-    port: Option<String>,
 }
 
 /// Carries out `container …`.
@@ -218,7 +208,7 @@ pub(crate) fn short(engine: impl FnOnce() -> Outcome<Engine>, command: Short) ->
         }),
         Short::Stats(args) => super::stats::stats(engine, &args),
         Short::Top(args) => super::top::top(engine, &args),
-        Short::Port(args) => port(engine, &args),
+        Short::Port(args) => super::port::port(engine, &args),
     }
 }
 
@@ -286,40 +276,5 @@ fn start(engine: &Engine, args: &StartArgs) -> Outcome {
     match foreground.follow(engine, &id, client)? {
         0 => Ok(()),
         code => Err(Failure::Code(code)),
-    }
-}
-
-/// `80` as `80/tcp`, when it is a port.
-fn wanted_port(text: &str) -> Outcome<String> {
-    let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    number.parse::<u16>().map_err(|_| {
-        Failure::Local(format!(
-            "Error: invalid port ({number}): strconv.ParseUint: parsing \"{number}\": invalid syntax"
-        ))
-    })?;
-    Ok(format!("{number}/{protocol}"))
-}
-
-fn port(engine: &Engine, args: &PortArgs) -> Outcome {
-    let view = engine.view(&engine.find(&args.container)?)?;
-    let wanted = args.port.as_deref().map(wanted_port).transpose()?;
-    let mut shown = 0;
-    for port in &view.ports {
-        let key = format!("{}/{}", port.container_port, port.protocol);
-        let host = std::net::SocketAddr::new(port.host_ip, port.host_port);
-        match &wanted {
-            Some(want) if *want != key => continue,
-            Some(_) => ui::line(&host.to_string()),
-            None => ui::line(&format!("{key} -> {host}")),
-        }
-        shown += 1;
-    }
-    match wanted {
-        Some(_) if shown == 0 => Err(Failure::Local(format!(
-            "Error: No public port '{}' published for {}",
-            args.port.as_deref().unwrap_or_default(),
-            args.container
-        ))),
-        _ => Ok(()),
     }
 }

@@ -237,6 +237,8 @@ fn machine_json() -> Json {
 /// Carries out `info`.
 pub(crate) fn info(engine: &Engine, args: &FormatArgs) -> Outcome {
     let json = info_json(engine)?;
+    super::port::repair(engine);
+    ui::warnings(engine.firewall_hints().unwrap_or_default());
     if through(args.format.as_deref(), &json, "", "system.dockerInfo")? {
         return Ok(());
     }

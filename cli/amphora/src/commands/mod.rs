@@ -29,6 +29,7 @@ mod network_create;
 mod network_flags;
 mod network_ls;
 mod pause;
+mod port;
 mod prune;
 mod ps;
 mod quick;

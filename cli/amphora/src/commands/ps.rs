@@ -123,6 +123,7 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Outcome {
     }
     let mut listed = engine.ps(all)?;
     ui::warnings(listed.iter().filter_map(|c| c.damage.as_deref()));
+    super::port::repair(engine);
     check.cut(&mut listed);
     if !filters.is_empty() {
         listed.retain(|c| check.holds(c));

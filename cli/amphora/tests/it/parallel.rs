@@ -167,11 +167,19 @@ fn port(n: usize) -> usize {
     8200 + n % PRIZES
 }
 
-fn taken(n: usize) -> String {
-    format!(
-        "failed to bind host port 127.0.0.1:{}/tcp: address already in use",
-        port(n)
-    )
+/// Whoever has the port may not have it on record yet.
+#[track_caller]
+fn taken(out: Output, code: i32, n: usize) {
+    let address = format!("127.0.0.1:{}", port(n));
+    let known = [
+        format!("Bind for {address} failed: port is already allocated"),
+        format!("failed to bind host port {address}/tcp: address already in use"),
+    ];
+    let told = known
+        .iter()
+        .find(|text| out.stderr.contains(*text))
+        .cloned();
+    out.fails(code, &told.unwrap_or_else(|| known[0].clone()));
 }
 
 fn one_start_wins_a_port(image: &str) {
@@ -200,7 +208,7 @@ fn one_start_wins_a_port(image: &str) {
             assert_eq!(shown, format!("127.0.0.1:{}\n", port(n)));
         } else {
             assert_eq!(state, "created", "{out:?}");
-            out.fails(1, &taken(n));
+            taken(out, 1, n);
         }
     }
     assert_eq!(won, [1; PRIZES]);
@@ -239,7 +247,7 @@ fn one_run_wins_a_name_and_a_port(image: &str) {
         } else {
             // It had the name: Docker leaves what could not be started as created.
             assert_eq!(state, "created", "{out:?}");
-            out.clone().fails(125, &taken(n));
+            taken(out.clone(), 125, n);
             of_name[n / PRIZES] += 1;
             wanted[n % PRIZES] = 1;
         }
@@ -320,6 +328,7 @@ fn crossed(s: &Sandbox, image: &str, names: usize, seed: u64) {
             "is paused, unpause",
             "cannot start a paused container",
             "address already in use",
+            "port is already allocated",
             "same name as its current name",
         ];
         assert!(

@@ -139,6 +139,8 @@ impl Sandbox {
         self.load_probes();
         self.run(&["run", "--rm", "probe-linux"]).ok();
         self.run(&["run", "--rm", "probe-wasm"]).ok();
+        // Those that are always there are written down with the first look.
+        self.run(&["network", "ls", "-q"]).ok();
         self.settle();
         self.mark();
     }

@@ -2,7 +2,7 @@
 //! WASI, so that every test case runs the same commands in both kinds of container.
 
 use std::io::{IsTerminal, Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::time::{Duration, Instant};
 
 fn main() {
@@ -62,6 +62,24 @@ fn run(words: &[&str]) -> std::io::Result<()> {
         }
         ["serve", port, text] => serve(port, text)?,
         ["serve-udp", port, text] => serve_udp(port, text)?,
+        ["lookup", ref names @ ..] => {
+            for name in names {
+                println!("{}", resolved(name));
+            }
+        }
+        ["resolver", port] => resolver(port)?,
+        ["exchange", address, ref packets @ ..] => exchange(address, packets)?,
+        ["exchange-tcp", address, packet] => exchange_tcp(address, packet)?,
+        ["fetch-udp", address] => {
+            let any = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(address)?;
+            socket.send(b"hello")?;
+            let mut reply = [0u8; 64];
+            let n = socket.recv(&mut reply)?;
+            print!("{}", String::from_utf8_lossy(&reply[..n]));
+        }
+        ["self", bind, address] => talk_to_itself(bind, address)?,
         ["fetch", address] => {
             let mut stream = TcpStream::connect(address)?;
             stream.write_all(b"hello\n")?;
@@ -105,7 +123,7 @@ fn world() -> &'static str {
 
 /// Answers every connection with one line, then waits for the next.
 fn serve(port: &str, text: &str) -> std::io::Result<()> {
-    let listener = TcpListener::bind(format!("0.0.0.0:{port}"))?;
+    let listener = TcpListener::bind(anywhere(port))?;
     println!("serving");
     std::io::stdout().flush()?;
     for stream in listener.incoming() {
@@ -117,9 +135,31 @@ fn serve(port: &str, text: &str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A port alone is one of every IPv4 address.
+fn anywhere(port: &str) -> String {
+    if port.contains(':') { port.to_owned() } else { format!("0.0.0.0:{port}") }
+}
+
+/// Serves one client: itself, by whatever way the address leads back.
+fn talk_to_itself(bind: &str, address: &str) -> std::io::Result<()> {
+    let listener = TcpListener::bind(bind)?;
+    // The kernel answers for a listener that has not accepted yet.
+    let mut client = TcpStream::connect(address)?;
+    client.write_all(b"hello\n")?;
+    let (mut server, _) = listener.accept()?;
+    let mut byte = [0u8; 1];
+    while server.read(&mut byte)? == 1 && byte[0] != b'\n' {}
+    server.write_all(b"myself\n")?;
+    drop(server);
+    let mut reply = String::new();
+    client.read_to_string(&mut reply)?;
+    print!("{reply}");
+    Ok(())
+}
+
 /// Answers every datagram with one line.
 fn serve_udp(port: &str, text: &str) -> std::io::Result<()> {
-    let socket = UdpSocket::bind(format!("0.0.0.0:{port}"))?;
+    let socket = UdpSocket::bind(anywhere(port))?;
     println!("serving");
     std::io::stdout().flush()?;
     let mut datagram = [0u8; 64];
@@ -127,6 +167,71 @@ fn serve_udp(port: &str, text: &str) -> std::io::Result<()> {
         let (_, from) = socket.recv_from(&mut datagram)?;
         socket.send_to(format!("{text}\n").as_bytes(), from)?;
     }
+}
+
+/// The addresses of a name, sorted, or why there are none.
+fn resolved(name: &str) -> String {
+    match (name, 0).to_socket_addrs() {
+        Ok(found) => {
+            let mut all: Vec<String> = found.map(|a| a.ip().to_string()).collect();
+            all.sort();
+            all.dedup();
+            all.join(" ")
+        }
+        Err(_) => "none".to_owned(),
+    }
+}
+
+/// Answers every datagram, a name, with the name's addresses.
+fn resolver(port: &str) -> std::io::Result<()> {
+    let socket = UdpSocket::bind(format!("0.0.0.0:{port}"))?;
+    println!("serving");
+    std::io::stdout().flush()?;
+    let mut datagram = [0u8; 512];
+    loop {
+        let (n, from) = socket.recv_from(&mut datagram)?;
+        let name = String::from_utf8_lossy(&datagram[..n]).into_owned();
+        socket.send_to(resolved(&name).as_bytes(), from)?;
+    }
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let digit = |c: u8| (c as char).to_digit(16).unwrap_or(0) as u8;
+    text.as_bytes().chunks(2).map(|c| digit(c[0]) << 4 | digit(*c.last().unwrap_or(&b'0'))).collect()
+}
+
+fn print_hex(bytes: &[u8]) {
+    let text: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+    println!("{text}");
+}
+
+/// Sends datagrams given in hexadecimal digits, and prints what comes back to the last of them.
+fn exchange(address: &str, packets: &[&str]) -> std::io::Result<()> {
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let (last, others) = packets.split_last().expect("a packet");
+    for packet in others {
+        socket.send_to(&from_hex(packet), address)?;
+    }
+    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    socket.send_to(&from_hex(last), address)?;
+    let mut reply = [0u8; 4096];
+    let (n, _) = socket.recv_from(&mut reply)?;
+    print_hex(&reply[..n]);
+    Ok(())
+}
+
+/// The same over a connection, behind its length.
+fn exchange_tcp(address: &str, packet: &str) -> std::io::Result<()> {
+    let packet = from_hex(packet);
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(&(packet.len() as u16).to_be_bytes())?;
+    stream.write_all(&packet)?;
+    let mut length = [0u8; 2];
+    stream.read_exact(&mut length)?;
+    let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut reply)?;
+    print_hex(&reply);
+    Ok(())
 }
 
 /// Touches memory a megabyte at a time and says how far it came.

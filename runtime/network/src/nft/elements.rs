@@ -107,6 +107,23 @@ pub(crate) fn add(socket: &Socket, elements: &[Element]) -> Result<(), NetlinkEr
     socket.transact(&transaction.finish())
 }
 
+/// Removes and adds entries, all or nothing. As with [`add`], the caller holds the host ports.
+pub(crate) fn change(
+    socket: &Socket,
+    removed: &[Element],
+    added: &[Element],
+) -> Result<(), NetlinkError> {
+    if removed.is_empty() && added.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = Transaction::new();
+    for gone in [removed, added] {
+        put_elements(&mut transaction, Verb::DestroyElement, 0, gone);
+    }
+    put_elements(&mut transaction, Verb::NewElement, F_CREATE | F_EXCL, added);
+    socket.transact(&transaction.finish())
+}
+
 /// The transaction that removes the entries, present or not; `None` when there are none.
 pub(crate) fn remove_batch(elements: &[Element]) -> Option<Vec<u8>> {
     if elements.is_empty() {

@@ -18,7 +18,7 @@ const MARK: &[u8] = b"\x00\x08amphora\x00";
 const FAMILIES: [Family; 2] = [Family::Ip, Family::Ip6];
 
 /// Chains that take part in forwarding, as other tools name them.
-const FORWARD_CHAINS: [(Family, &str); 4] = [
+pub(super) const FORWARD_CHAINS: [(Family, &str); 4] = [
     (Family::Ip, "FORWARD"),
     (Family::Ip6, "FORWARD"),
     (Family::Inet, "forward"),
@@ -103,6 +103,25 @@ pub(crate) fn names_link(
         found |= rule.windows(name.len()).any(|part| part == name);
     })?;
     Ok(found)
+}
+
+/// Says whether a chain of table `filter` is there and, if so, whether a rule of it is about this
+/// link.
+pub(crate) fn chain_names_link(
+    socket: &Socket,
+    family: Family,
+    chain: &'static str,
+    link: &str,
+) -> Result<Option<bool>, NetlinkError> {
+    let ask = question(Verb::GetChain, family, 0, |a| {
+        a.text(1, FILTER);
+        a.text(3, chain);
+    });
+    match socket.request(&ask.finish(), &mut |_| ()) {
+        Err(error) if error.is(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+        Ok(()) => names_link(socket, Dropping { family, chain }, link).map(Some),
+    }
 }
 
 /// Gives the attributes of every rule of a chain; none where the chain is not there.

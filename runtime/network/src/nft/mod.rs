@@ -3,11 +3,17 @@
 mod elements;
 mod expressions;
 mod foreign;
+mod hooks;
 mod table;
 
-pub(crate) use elements::{Element, add, delete, port_element, remove_batch};
-pub(crate) use foreign::{Dropping, Foreign, accept_bridges, forget_bridges, look, names_link};
-pub(crate) use table::{BridgeFacts, add_bridge, drop_table, is_current, rebuild, remove_bridge};
+pub(crate) use elements::{Element, add, change, delete, port_element, remove_batch};
+pub(crate) use foreign::{
+    Dropping, Foreign, accept_bridges, chain_names_link, forget_bridges, look, names_link,
+};
+pub(crate) use hooks::{Closed, closed, has_rule, names};
+pub(crate) use table::{
+    BridgeFacts, add_bridge, drop_table, is_current, is_there, rebuild, remove_bridge,
+};
 
 use amphora_sys::netlink::Socket;
 
@@ -24,6 +30,8 @@ const BATCH_END: u16 = 0x11;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Family {
+    /// In a question: whichever.
+    All = 0,
     Inet = 1,
     Ip = 2,
     Ip6 = 10,

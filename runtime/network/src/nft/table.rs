@@ -75,6 +75,15 @@ pub(crate) fn is_current(socket: &Socket) -> Result<bool, NetlinkError> {
     }
 }
 
+/// Says whether the table is there, of whatever version.
+pub(crate) fn is_there(socket: &Socket) -> Result<bool, NetlinkError> {
+    let ask = question(Verb::GetTable, Family::Inet, 0, |a| a.text(1, TABLE));
+    match socket.request(&ask.finish(), &mut |_| ()) {
+        Err(error) if error.is(Errno::NOENT) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
 /// A comment, in the form the `nft` program shows.
 fn userdata() -> Vec<u8> {
     let length = u8::try_from(VERSION.len() + 1).unwrap_or(u8::MAX);

@@ -65,7 +65,7 @@ fn a_taken_host_port_is_a_conflict_and_leaves_nothing() {
     let error = world.try_attach(2, &["8080:80"]).unwrap_err();
     assert_eq!(
         chain(&error),
-        "failed to bind host port 0.0.0.0:8080/tcp: address already in use"
+        "Bind for 0.0.0.0:8080 failed: port is already allocated"
     );
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert_eq!(world.counts(), before);

@@ -8,7 +8,9 @@
 )]
 
 mod attach;
+mod firewalls;
 mod more_bridges;
 mod networks;
+mod ports;
 mod traffic;
 mod world;

@@ -240,7 +240,7 @@ fn addresses_are_given_as_asked() {
     assert_eq!(
         text(world.networks.attach(&request)),
         "invalid config for network blue: invalid endpoint settings:\n\
-         no configured subnet contains IP address 10.8.0.8"
+         no configured subnet or ip-range contain the IP address 10.8.0.8"
     );
     // What failed holds no address.
     assert_eq!(world.networks.attached(&config).unwrap().len(), 2);
@@ -648,4 +648,159 @@ fn a_flushed_ruleset_comes_back_with_every_network() {
         Some(&other.netns),
         &socket(one.endpoint.address, 80)
     ));
+}
+
+#[test]
+fn macvlan_containers_are_neighbours_of_the_outside() {
+    let world = World::new();
+    let mut wanted = CreateNetwork {
+        driver: "macvlan".to_owned(),
+        ..subnet("lan", "192.0.2.0/24")
+    };
+    let missing = text(world.networks.create(&wanted));
+    assert!(missing.contains("without -o parent="), "{missing}");
+    wanted.options.insert("parent".to_owned(), "up0".to_owned());
+    wanted.ipam[0].ip_range = Some("192.0.2.64/26".parse().unwrap());
+    wanted.ipam[0].gateway = Some("192.0.2.1".parse().unwrap());
+    world.networks.create(&wanted).unwrap();
+    let one = join(&world, &joining(1, &["lan"], &["8080:80"]));
+    let two = join(&world, &joining(2, &["lan"], &[]));
+    assert_eq!(one.endpoint.address, Ipv4Addr::new(192, 0, 2, 64));
+    assert!(one.ports.is_empty(), "nothing of the host's is in between");
+    serve(&world, Some(&one.netns), "0.0.0.0:80", "one");
+    serve(&world, Some(&world.outside), "192.0.2.1:9000", "out");
+    let address = socket(one.endpoint.address, 80);
+    assert!(ask(&world, Some(&two.netns), &address).is_some());
+    assert!(ask(&world, Some(&world.outside), &address).is_some());
+    let out = ask(&world, Some(&two.netns), "192.0.2.1:9000").unwrap();
+    assert_eq!(out, format!("out {}", two.endpoint.address));
+    let routes = world.at(&one.netns, || output("ip", &["route"]));
+    assert!(
+        routes.contains("default via 192.0.2.1 dev eth0"),
+        "{routes}"
+    );
+    make(&world, "blue");
+    let three = join(&world, &joining(3, &["blue"], &[]));
+    connect(&world, &three, 3, "lan").unwrap();
+    assert!(ask(&world, Some(&three.netns), &address).is_some());
+    disconnect(&world, &three, 3, "lan").unwrap();
+    let links = world.at(&three.netns, || output("ip", &["-o", "link"]));
+    assert!(links.contains("eth0") && !links.contains("eth1"), "{links}");
+    let again = CreateNetwork {
+        name: "wan".to_owned(),
+        ipam: Vec::new(),
+        ..wanted.clone()
+    };
+    assert_eq!(
+        text(world.networks.create(&again)),
+        "network lan is already using parent interface up0"
+    );
+    remove(&world, "lan").unwrap_err();
+    for n in [1, 2] {
+        world.networks.release(&id(n)).unwrap();
+    }
+    remove(&world, "lan").unwrap();
+    assert!(
+        output("ip", &["-o", "link"]).contains("up0"),
+        "it was not ours"
+    );
+}
+
+#[test]
+fn parents_and_drivers_that_are_not_there_are_refused_by_name() {
+    let world = World::new();
+    make(&world, "other");
+    let before = traces(&world);
+    let on = |parent: &str| CreateNetwork {
+        driver: "macvlan".to_owned(),
+        ..option("lan", "parent", parent)
+    };
+    assert_eq!(
+        text(world.networks.create(&on("gone0"))),
+        "parent interface \"gone0\" was not found on the host"
+    );
+    // A VLAN of a link that is there is made, where the kernel has them.
+    match world.networks.create(&on("up0.10")) {
+        Ok(_) => {
+            assert!(output("ip", &["-o", "link"]).contains("up0.10@up0"));
+            remove(&world, "lan").unwrap();
+        }
+        Err(error) => {
+            let told = chain(&error);
+            assert!(
+                told.starts_with("failed to create VLAN link \"up0.10\""),
+                "{told}"
+            );
+        }
+    }
+    let ipvlan = CreateNetwork {
+        driver: "ipvlan".to_owned(),
+        ..plain("lan")
+    };
+    assert_eq!(
+        text(world.networks.create(&ipvlan)),
+        "network driver \"ipvlan\" is not supported"
+    );
+    for mode in ["bridge", "private", "vepa", "passthru"] {
+        let mut wanted = on("up0");
+        wanted
+            .options
+            .insert("macvlan_mode".to_owned(), mode.to_owned());
+        world.networks.create(&wanted).unwrap();
+        let one = join(&world, &joining(1, &["lan"], &[]));
+        let shown = world.at(&one.netns, || output("ip", &["-d", "link", "show", "eth0"]));
+        assert!(shown.contains(&format!("macvlan mode {mode}")), "{shown}");
+        world.exit(&one);
+        remove(&world, "lan").unwrap();
+    }
+    assert_eq!(traces(&world), before);
+}
+
+#[test]
+fn the_host_keeps_its_own_ipv6() {
+    let world = World::new();
+    let key = |link: &str| format!("/proc/sys/net/ipv6/conf/{link}/accept_ra");
+    for link in ["up0", "default"] {
+        std::fs::write(key(link), "1").unwrap();
+    }
+    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "0").unwrap();
+    make(&world, "blue");
+    let read = |path: String| std::fs::read_to_string(path).unwrap();
+    assert_eq!(
+        read("/proc/sys/net/ipv6/conf/all/forwarding".to_owned()).trim(),
+        "1"
+    );
+    assert_eq!(
+        read(key("up0")).trim(),
+        "2",
+        "it listens to its router all the same"
+    );
+    // A router outside advertises itself; the host takes its default route from that.
+    world.at(&world.outside, || advertise("eth0"));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let learnt = || output("ip", &["-6", "route", "show", "default"]);
+    while !learnt().contains("proto ra") {
+        assert!(std::time::Instant::now() < deadline, "{}", learnt());
+        world.at(&world.outside, || advertise("eth0"));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// Sends one router advertisement to all nodes.
+fn advertise(link: &str) {
+    use rustix::net::{
+        AddressFamily, Protocol, SendFlags, SocketAddrV6, SocketType, ipproto, sendto, socket,
+        sockopt,
+    };
+    let shown = output("ip", &["-o", "link", "show", link]);
+    let index: u32 = shown.split(':').next().unwrap().parse().unwrap();
+    let icmp: Option<Protocol> = Some(ipproto::ICMPV6);
+    let raw = socket(AddressFamily::INET6, SocketType::RAW, icmp).unwrap();
+    sockopt::set_ipv6_multicast_hops(&raw, 255).unwrap();
+    sockopt::set_ipv6_unicast_hops(&raw, Some(255)).unwrap();
+    // Type 134, hop limit 64, router for 1800 seconds, nothing else said.
+    let message = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    let nodes = SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, index);
+    // Its own link-local address may still be checked.
+    let _ = sendto(&raw, &message, SendFlags::empty(), &nodes);
 }

@@ -67,6 +67,7 @@ impl TestBox {
             health: None,
             events: amphora_supervisor::EventLog::default(),
             netns: None,
+            names: None,
         };
         Self {
             root,

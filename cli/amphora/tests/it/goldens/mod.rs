@@ -87,6 +87,7 @@ fn compare(kind: &str) {
     image(kind == "wasm").write_oci(&archive);
     s.run(&["load", "-q", "-i", path(&archive)]).ok();
     s.run(&["run", "--rm", "probe"]).ok();
+    s.run(&["network", "ls", "-q"]).ok();
     s.settle();
     s.mark();
     let mut differences = Differences::read(&folder().join("differences.md"), kind);
