@@ -74,6 +74,7 @@ impl Engine {
         let image = self.find_image(&options.image, platform.as_ref())?;
         let id = ContainerId::from_random(random()?);
         let mut config = self.configure(id, options, &image)?;
+        self.resolve_images(&mut config.host.mounts)?;
 
         let run = self.run_dir(&id);
         let lock = Lock::acquire_new(&run).inspect_err(|_| drop(remove_failed(&id, &run)))?;
@@ -126,7 +127,6 @@ impl Engine {
         self.volumes_from(&mut host)?;
         image_volumes(&mut host, defaults.volumes.keys())?;
         validate_host(&host)?;
-        self.resolve_images(&mut host.mounts)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
         let hostname = options.hostname;

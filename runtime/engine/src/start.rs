@@ -273,8 +273,9 @@ impl Engine {
         facts.terminal_size = attach.size();
         facts.joined = self.joined(config)?;
         let spec = spec_builder::build(config, &facts)?;
+        // Guarded to the end: then the supervisor answers whoever wants what they keep.
         let volumes = self.mount_volumes(config, root.as_fd())?;
-        let (mut mounts, hold) = (volumes.mounts, volumes.hold);
+        let mut mounts = volumes.mounts;
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
         let resolving = self.resolving(config)?;
@@ -305,14 +306,12 @@ impl Engine {
             plan,
             lock: lock.share()?,
             listeners: listeners.into_iter().map(|l| l.fd).collect(),
-            hold,
+            hold: volumes.hold,
             attach: attach.mode(),
             gated: claim.is_some(),
         };
         let launching = waiting.hand_over(charge).map_err(EngineError::plain)?;
         let (client, hints) = self.let_go(launching, claim, bundle.netns.as_ref())?;
-        // From here on the supervisor answers whoever wants what they keep.
-        drop(volumes.guards);
         warnings.extend(hints);
         undo.commit();
         Ok(Started {
