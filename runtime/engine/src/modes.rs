@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use amphora_executor::BundleMount;
 use amphora_spec::ContainerId;
 
-use crate::config::{ContainerConfig, DnsConfig, HostConfig, NetworkMode};
+use crate::config::{ContainerConfig, HostConfig, NetworkMode};
 use crate::container::Status;
 use crate::{Engine, EngineError, Result};
 
@@ -59,7 +59,6 @@ pub(crate) fn check(host: &HostConfig, hostname_given: bool) -> Result<()> {
     if host.uts_mode == "host" && hostname_given {
         return invalid("conflicting options: hostname and the UTS mode");
     }
-    check_joined(host, hostname_given)?;
     for name in host.sysctls.keys() {
         let ipc_name = name.starts_with("kernel.") || name.starts_with("fs.mqueue.");
         let place = match Mode::of(ipc) {
@@ -73,37 +72,6 @@ pub(crate) fn check(host: &HostConfig, hostname_given: bool) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// Refuses what a container that joins another's network would have to change there.
-fn check_joined(host: &HostConfig, hostname_given: bool) -> Result<()> {
-    let NetworkMode::Container(text) = &host.network else {
-        return Ok(());
-    };
-    if host.network.container().is_none_or(str::is_empty) {
-        return invalid(format!("invalid network mode: {text}"));
-    }
-    let conflicts = [
-        ("hostname and the network mode", hostname_given),
-        ("dns and the network mode", host.dns != DnsConfig::default()),
-        (
-            "custom host-to-IP mapping and the network mode",
-            !host.extra_hosts.is_empty(),
-        ),
-        (
-            "port publishing and the container type network mode",
-            !host.ports.is_empty() || host.publish_all,
-        ),
-        (
-            "container type network can't be used with links. This would result in undefined \
-             behavior",
-            !host.networks.is_empty(),
-        ),
-    ];
-    match conflicts.into_iter().find(|(_, given)| *given) {
-        Some((what, _)) => invalid(format!("conflicting options: {what}")),
-        None => Ok(()),
-    }
 }
 
 /// Refuses what a guest of the Wasm executor cannot be given, by the name of its flag.

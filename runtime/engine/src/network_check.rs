@@ -98,6 +98,14 @@ fn endpoint_errors(asked: &NetworkAttachment, network: Option<&NetworkConfig>) -
     errors
 }
 
+/// Checks what is asked of one network that a container is to be connected to.
+pub(crate) fn check_endpoint(asked: &NetworkAttachment, network: &NetworkConfig) -> Result<()> {
+    match told(&endpoint_errors(asked, Some(network))) {
+        Some(text) => invalid(text),
+        None => Ok(()),
+    }
+}
+
 impl Engine {
     /// Checks modes and what a new container asks of its networks, and calls them by their names. One that
     /// is not there is no error yet.
@@ -144,7 +152,7 @@ impl Engine {
             let mut names = vec![alias.to_owned()];
             names.extend([config.hostname, config.name]);
             names.dedup();
-            hosts.extend(names.into_iter().map(|name| (name, address)));
+            hosts.push((names.join(" "), address));
         }
         for asked in &host.networks {
             hosts.extend(self.aliases_of_others(asked));

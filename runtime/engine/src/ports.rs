@@ -118,7 +118,7 @@ impl Engine {
             return Err(EngineError::State(format!(
                 "container {} is in network mode \"{}\", in which no ports are published",
                 view.config.name,
-                network.name()
+                view.config.host.network.name()
             )));
         }
         if view.status == Status::Restarting {

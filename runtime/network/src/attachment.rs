@@ -82,7 +82,7 @@ impl NetworkAttachment {
         };
         if config.is_predefined() && (self.ip.is_some() || self.ip6.is_some()) {
             return refuse(
-                "user-specified IP address is supported on user-defined networks only".to_owned(),
+                "user specified IP address is supported on user defined networks only".to_owned(),
             );
         }
         let asked = [
@@ -94,7 +94,7 @@ impl NetworkAttachment {
                 && !subnet.is_some_and(|s| usable(&s, address))
             {
                 return refuse(format!(
-                    "no configured subnet contains IP address {address}"
+                    "no configured subnet or ip-range contain the IP address {address}"
                 ));
             }
         }

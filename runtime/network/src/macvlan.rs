@@ -4,6 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use amphora_sys::netlink::NetlinkError;
 use rustix::io::Errno;
 
 use crate::address::parse_hardware_address;
@@ -19,8 +20,14 @@ use crate::route::{self, Macvlan};
 const PARENT: &str = "parent";
 const MODE: &str = "macvlan_mode";
 /// `MACVLAN_MODE_*`.
-const MODES: [(&str, u32); 4] = [("bridge", 4), ("private", 1), ("vepa", 2), ("passthru", 8)];
-/// How long the namespace of an ended container may keep the hardware address.
+const MODES: [(&str, u32); 4] = [
+    ("bridge", 4),
+    ("private", 1),
+    ("vepa", 2),
+    ("passthru", PASSTHRU),
+];
+const PASSTHRU: u32 = 8;
+/// How long the namespace of an ended container may keep its link.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -53,6 +60,23 @@ fn vlan(name: &str) -> Option<(&str, u16)> {
     let (on, number) = name.rsplit_once('.')?;
     let number = number.parse().ok().filter(|n| (1..4095).contains(n))?;
     (!on.is_empty()).then_some((on, number))
+}
+
+/// Tries again for a while what fails so: the kernel takes the namespace of an ended container
+/// apart by and by, and its link with it.
+fn patiently(
+    again: Option<Errno>,
+    mut act: impl FnMut() -> std::result::Result<(), NetlinkError>,
+) -> std::result::Result<(), NetlinkError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match (act(), again) {
+            (Err(error), Some(errno)) if error.is(errno) && Instant::now() < deadline => {
+                std::thread::sleep(PAUSE);
+            }
+            (result, _) => return result,
+        }
+    }
 }
 
 impl Networks {
@@ -136,18 +160,13 @@ impl Networks {
                 self::parent(config)
             ))
         };
-        route::add_macvlan(&host.route, &link).map_err(step())?;
+        // A parent that is passed through has one link at a time.
+        let one = (link.mode == PASSTHRU).then_some(Errno::INVAL);
+        patiently(one, || route::add_macvlan(&host.route, &link)).map_err(step())?;
         let index = index_inside(netns, endpoint)?;
         let socket = inside(netns)?;
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match route::link_up(&socket, index) {
-                Err(error) if error.is(Errno::ADDRINUSE) && Instant::now() < deadline => {
-                    std::thread::sleep(PAUSE);
-                }
-                other => break other.map_err(step())?,
-            }
-        }
+        let up = || route::link_up(&socket, index);
+        patiently(Some(Errno::ADDRINUSE), up).map_err(step())?;
         Ok(index)
     }
 

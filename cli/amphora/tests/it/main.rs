@@ -74,3 +74,4 @@ mod terminal;
 mod upgrade;
 mod userns;
 mod v2;
+mod volumes;

@@ -240,7 +240,7 @@ fn addresses_are_given_as_asked() {
     assert_eq!(
         text(world.networks.attach(&request)),
         "invalid config for network blue: invalid endpoint settings:\n\
-         no configured subnet contains IP address 10.8.0.8"
+         no configured subnet or ip-range contain the IP address 10.8.0.8"
     );
     // What failed holds no address.
     assert_eq!(world.networks.attached(&config).unwrap().len(), 2);
