@@ -114,7 +114,7 @@ pub fn own_resolv_conf(host: &str, overrides: &ResolvOverrides, server: IpAddr) 
                 None => invalid.push(text),
             },
             ("search" | "domain", Some(one)) => {
-                search = std::iter::once(one).chain(words).collect()
+                search = std::iter::once(one).chain(words).collect();
             }
             ("options", Some(one)) => options.extend(std::iter::once(one).chain(words)),
             ("nameserver" | "search" | "domain" | "options", None) => {}
