@@ -24,10 +24,11 @@ const DIRECTORIES: [&str; 9] = [
 ];
 
 /// The programs of the root file system.
-const PROGRAMS: [&str; 3] = ["hello", "pause", "lines"];
+const PROGRAMS: [&str; 4] = ["hello", "pause", "lines", "stream"];
 const HELLO: &str = include_str!("../guests/hello.rs");
 const PAUSE: &str = include_str!("../guests/pause.rs");
 const LINES: &str = include_str!("../guests/lines.rs");
+const STREAM: &str = include_str!("../guests/stream.rs");
 const HELLO_WASM: &str = include_str!("../guests/hello_wasm.rs");
 
 /// The fixtures in one directory.
@@ -50,6 +51,8 @@ impl Fixtures {
         fixtures.compile_static("hello", HELLO)?;
         fixtures.compile_static("pause", PAUSE)?;
         fixtures.compile_static("lines", LINES)?;
+        let musl = ["--target=x86_64-unknown-linux-musl", "-Cpanic=abort"];
+        fixtures.compile("stream", "stream", STREAM, &musl)?;
         fixtures.compile_wasm()?;
         fixtures.make_rootfs()?;
         fixtures.make_archive()?;

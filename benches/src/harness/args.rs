@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "1,2,3,4,5,8,9,10,11,13,15"
+        default_value = "1,2,3,4,5,8,9,10,11,12,13,15,18"
     )]
     pub rows: Vec<u32>,
     /// Rounds of the interleaved rows
@@ -42,6 +42,9 @@ pub struct Args {
     /// Megabytes that a container writes in row 15
     #[arg(long, default_value_t = 100)]
     pub log_mb: u32,
+    /// Megabytes that a container sends in row 18
+    #[arg(long, default_value_t = 500)]
+    pub stream_mb: u32,
     /// What the engines see as cgroups
     #[arg(long, value_enum, default_value = "v2")]
     pub cgroup: CgroupView,

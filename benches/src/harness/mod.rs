@@ -9,6 +9,7 @@ mod host;
 mod idle;
 mod list;
 mod logs;
+mod network;
 mod pull;
 mod registry;
 mod report;

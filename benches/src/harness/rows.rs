@@ -13,7 +13,7 @@ use super::engine::{Engine, Kind, command, environment, find, output, strings};
 use super::host::Place;
 use super::report::{Budget, Entry, Report, Row};
 use super::timing::{Contestant, Sample, Timed, interleave, pids};
-use super::{bare, exec, idle, list, logs, pull, scale};
+use super::{bare, exec, idle, list, logs, network, pull, scale};
 
 /// Longest wait for a clean host after a sequence.
 const CLEAN: Duration = Duration::from_secs(60);
@@ -55,8 +55,10 @@ fn measure(number: u32, args: &Args, place: &Place) -> Result<Vec<Row>> {
         9 => scale::rows(args, place),
         10 => vec![list::row(args, place)],
         11 => exec::rows(args, place),
+        12 => vec![network::set_up(args, place)],
         13 => pull::rows(args, place)?,
         15 => logs::rows(args, place),
+        18 => network::throughput(args, place),
         other => anyhow::bail!("row {other} has no measurement yet"),
     })
 }
@@ -117,7 +119,7 @@ impl<'a> Field<'a> {
         });
     }
 
-    fn add_any(&mut self, name: &str, prepare: impl FnOnce() -> Result<Run>) {
+    pub(super) fn add_any(&mut self, name: &str, prepare: impl FnOnce() -> Result<Run>) {
         if self.args.without.iter().any(|left_out| left_out == name) {
             return;
         }
@@ -144,7 +146,7 @@ impl<'a> Field<'a> {
     }
 }
 
-type Run = Box<dyn FnMut() -> Result<Sample>>;
+pub(super) type Run = Box<dyn FnMut() -> Result<Sample>>;
 
 /// `amphora run --rm hello`, ready to be timed. The engine value must outlive the runs only where
 /// it has a daemon, which amphora has not.
@@ -195,16 +197,19 @@ fn start(args: &Args, place: &Place) -> Result<Row> {
     }))
 }
 
-/// The floor as a server: one start per line.
-fn floor_server(place: &Place) -> Result<Run> {
+/// The floor as a server with a kind of network: one start per line.
+pub(super) fn floor_server(place: &Place, network: &str) -> Result<Run> {
     let program = place.programs.join("floor");
     anyhow::ensure!(
         program.exists(),
         "the program floor is not beside the harness"
     );
     let rootfs = place.fixtures.rootfs().display().to_string();
-    let dir = place.store.join("floor").display().to_string();
-    let mut args = strings(&["--serve", "--net", "2", "--dir", &dir, "--lower", &rootfs]);
+    let dir = place.store.join(format!("floor-{network}"));
+    let dir = dir.display().to_string();
+    let mut args = strings(&[
+        "--serve", "--net", network, "--dir", &dir, "--lower", &rootfs,
+    ]);
     let unified = Path::new("/sys/fs/cgroup/unified");
     let cgroup = if unified.exists() {
         unified
@@ -243,7 +248,7 @@ fn floor_server(place: &Place) -> Result<Run> {
 fn floor(args: &Args, place: &Place) -> Result<Row> {
     let mut field = Field::new(args);
     field.add("amphora", || amphora_hello(place));
-    field.add_any("floor", || floor_server(place));
+    field.add_any("floor", || floor_server(place, "2"));
     Ok(field.race(Budget {
         number: 3,
         title: "run --rm hello against the kernel's floor".to_owned(),

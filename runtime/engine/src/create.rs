@@ -74,6 +74,7 @@ impl Engine {
         let image = self.find_image(&options.image, platform.as_ref())?;
         let id = ContainerId::from_random(random()?);
         let mut config = self.configure(id, options, &image)?;
+        self.resolve_images(&mut config.host.mounts)?;
 
         let run = self.run_dir(&id);
         let lock = Lock::acquire_new(&run).inspect_err(|_| drop(remove_failed(&id, &run)))?;
@@ -121,15 +122,11 @@ impl Engine {
         let mut host = options.host;
         self.options.settings.complete(&mut host, chosen.executor);
         self.check_networks(&mut host, options.hostname.is_some(), &options.expose)?;
-        crate::devices::check(&host)?;
-        if chosen.executor == Executor::Wasm {
-            crate::modes::check_wasm(&host)?;
-        }
+        check_kind(&host, chosen.executor)?;
         self.resolve_modes(&mut host)?;
         self.volumes_from(&mut host)?;
         image_volumes(&mut host, defaults.volumes.keys())?;
         validate_host(&host)?;
-        self.resolve_images(&mut host.mounts)?;
         let health =
             crate::health::configure(options.health, defaults.healthcheck.as_ref(), &host)?;
         let hostname = options.hostname;
@@ -304,6 +301,15 @@ fn host_name() -> String {
         .nodename()
         .to_string_lossy()
         .into_owned()
+}
+
+/// Checks devices, and what an executor can give.
+fn check_kind(host: &HostConfig, executor: Executor) -> Result<()> {
+    crate::devices::check(host)?;
+    match executor {
+        Executor::Wasm => crate::modes::check_wasm(host),
+        Executor::Linux => Ok(()),
+    }
 }
 
 struct Chosen {

@@ -11,7 +11,7 @@ use crate::inspect::null_if_empty;
 pub(crate) fn network_json(view: &ContainerView) -> Value {
     let host = &view.config.host;
     let main = view.endpoints.iter().find(|e| e.network == "bridge");
-    let main = endpoint_json(None, main, Value::Null);
+    let main = endpoint_json(None, main, &Value::Null);
     let ip = |key: &str| main.get(key).cloned().unwrap_or_default();
     let pid = view.state.as_ref().map(|s| s.init_pid);
     let pid = pid.filter(|_| view.status == Status::Running && host.network.is_own());
@@ -74,12 +74,12 @@ fn networks(view: &ContainerView) -> Value {
     };
     if config.host.networks.is_empty() && !config.host.unconnected {
         let name = mode.name();
-        let one = endpoint_json(None, live(name), dns_names(config, None));
+        let one = endpoint_json(None, live(name), &dns_names(config, None));
         all.insert(name.to_owned(), one);
     }
     for asked in &config.host.networks {
         let names = dns_names(config, Some(asked));
-        let one = endpoint_json(Some(asked), live(&asked.network), names);
+        let one = endpoint_json(Some(asked), live(&asked.network), &names);
         all.insert(asked.network.clone(), one);
     }
     Value::Object(all)
@@ -112,7 +112,7 @@ fn ipam_json(asked: &NetworkAttachment) -> Value {
 fn endpoint_json(
     asked: Option<&NetworkAttachment>,
     endpoint: Option<&Endpoint>,
-    names: Value,
+    names: &Value,
 ) -> Value {
     let text = |ip: Option<String>| ip.unwrap_or_default();
     let mac = endpoint.map(|e| e.mac.clone());

@@ -116,16 +116,20 @@ impl Engine {
     ) -> Result<Option<OwnedFd>> {
         let (dev, ino) = record.namespace;
         for id in self.ids()?.into_iter().filter(|id| id != own) {
-            let view = match self.view(&id) {
-                Ok(view) => view,
-                Err(EngineError::NoSuchContainer(_)) => continue,
-                Err(e) => return Err(e),
+            let look = || match self.view(&id) {
+                Err(EngineError::NoSuchContainer(_)) => Ok(None),
+                other => other.map(Some),
             };
-            let mounts = view.config.host.mounts.iter();
-            if !view.status.is_active() || !mounts.clone().any(|m| m.volume() == Some(&volume.name))
-            {
+            let Some(view) = look()? else { continue };
+            let mut mounts = view.config.host.mounts.iter();
+            if !mounts.any(|m| m.volume() == Some(&volume.name)) {
                 continue;
             }
+            // Its supervisor may have been killed.
+            self.reconcile_one(&id)?;
+            let Some(view) = look()?.filter(|view| view.status.is_active()) else {
+                continue;
+            };
             let held = amphora_supervisor::held(&self.run_dir(&id), dev, ino);
             if let Some(kept) = held.map_err(EngineError::plain)? {
                 return Ok(Some(kept));

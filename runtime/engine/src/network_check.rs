@@ -98,6 +98,14 @@ fn endpoint_errors(asked: &NetworkAttachment, network: Option<&NetworkConfig>) -
     errors
 }
 
+/// Checks what is asked of one network that a container is to be connected to.
+pub(crate) fn check_endpoint(asked: &NetworkAttachment, network: &NetworkConfig) -> Result<()> {
+    match told(&endpoint_errors(asked, Some(network))) {
+        Some(text) => invalid(text),
+        None => Ok(()),
+    }
+}
+
 impl Engine {
     /// Checks modes and what a new container asks of its networks, and calls them by their names. One that
     /// is not there is no error yet.
@@ -108,8 +116,9 @@ impl Engine {
         expose: &[String],
     ) -> Result<()> {
         check_mode(host, hostname, !expose.is_empty())?;
-        for link in &host.links {
-            self.linked(link_parts(link).0)?;
+        for link in &mut host.links {
+            let (target, alias) = link_parts(link);
+            *link = format!("{}:{alias}", self.linked(target)?.name);
         }
         for asked in &mut host.networks {
             let network = self.networks.find(&asked.network).ok();
@@ -144,7 +153,7 @@ impl Engine {
             let mut names = vec![alias.to_owned()];
             names.extend([config.hostname, config.name]);
             names.dedup();
-            hosts.extend(names.into_iter().map(|name| (name, address)));
+            hosts.push((names.join(" "), address));
         }
         for asked in &host.networks {
             hosts.extend(self.aliases_of_others(asked));

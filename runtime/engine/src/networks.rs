@@ -1,6 +1,7 @@
 //! Networks as the command line sees them, and containers that join and leave them.
 
 use std::cell::RefCell;
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -12,10 +13,13 @@ use amphora_spec::ContainerId;
 use amphora_spec::release::Release;
 use amphora_supervisor::{Client, Config, Listener, PortsChange};
 
-use crate::config::ContainerConfig;
+use crate::config::{ContainerConfig, NetworkMode};
 use crate::container::Status;
 use crate::files::{Lasting, open_dir, write_json};
 use crate::{Engine, EngineError, Result};
+
+const HOST: &str =
+    "container cannot be disconnected from host network or connected to host network";
 
 /// A container that runs, its namespace, and its supervisor.
 struct Running {
@@ -148,6 +152,7 @@ impl Engine {
         let _lock = self.lock_config(&id)?;
         let mut config = self.config(&id)?;
         refuse_shared(&config, &network)?;
+        crate::network_check::check_endpoint(attachment, &network)?;
         let mut all = config.host.attachments();
         if all.iter().any(|a| names(a, &network)) {
             return Err(plain(NetworkError::AlreadyConnected {
@@ -182,6 +187,7 @@ impl Engine {
             // The failure that led here is the one to tell.
             let _ = self.keep_config(&before);
         })?;
+        self.add_hosts(&id, &request.attachment)?;
         self.defer_network(&config, "connect", &reached.endpoint);
         self.flush_events();
         Ok(reached.hints)
@@ -197,6 +203,17 @@ impl Engine {
         self.reconcile_one(&id)?;
         let _lock = self.lock_config(&id)?;
         let mut config = self.config(&id)?;
+        match (&config.host.network, network.name.as_str()) {
+            (NetworkMode::Host, "host") => return Err(EngineError::Invalid(HOST.to_owned())),
+            (NetworkMode::None, "none") => {
+                // It may join others from now on.
+                config.host.network = NetworkMode::Bridge;
+                config.host.networks.clear();
+                config.host.unconnected = true;
+                return self.keep_config(&config);
+            }
+            _ => {}
+        }
         let mut all = config.host.attachments();
         let before = all.len();
         all.retain(|a| !names(a, &network));
@@ -222,6 +239,22 @@ impl Engine {
         self.defer_network(&config, "disconnect", &reached.endpoint);
         self.flush_events();
         Ok(())
+    }
+
+    /// Writes what a running container calls others into the hosts file that it sees.
+    fn add_hosts(&self, id: &ContainerId, asked: &NetworkAttachment) -> Result<()> {
+        let hosts = self.aliases_of_others(asked);
+        if hosts.is_empty() {
+            return Ok(());
+        }
+        let path = self.run_dir(id).join("etc/hosts");
+        let text: String = hosts
+            .iter()
+            .map(|(name, address)| format!("{address}\t{name}\n"))
+            .collect();
+        let file = std::fs::OpenOptions::new().append(true).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|e| EngineError::file("write", &path, e))
     }
 
     /// A container that runs and can be changed; `None` for one at rest.
@@ -294,11 +327,9 @@ fn refuse_shared(config: &ContainerConfig, network: &NetworkConfig) -> Result<()
                 .to_owned(),
         ));
     }
-    let private = config.host.network == crate::config::NetworkMode::None;
+    let private = config.host.network == NetworkMode::None;
     match network.name.as_str() {
-        "host" => Err(EngineError::Invalid(
-            "container cannot be connected to host network".to_owned(),
-        )),
+        "host" => Err(EngineError::Invalid(HOST.to_owned())),
         "none" => Err(private_mode()),
         _ if private => Err(private_mode()),
         _ => Ok(()),

@@ -113,7 +113,8 @@ impl Engine {
     fn for_ports(&self, id: &ContainerId) -> Result<(ContainerConfig, Option<ContainerView>)> {
         self.reconcile_one(id)?;
         let view = self.view(id)?;
-        if !view.config.host.network.is_connected() {
+        let network = &view.config.host.network;
+        if !network.is_connected() {
             return Err(EngineError::State(format!(
                 "container {} is in network mode \"{}\", in which no ports are published",
                 view.config.name,

@@ -13,7 +13,7 @@ use amphora_spec::ContainerId;
 use amphora_spec::release::Release;
 use amphora_spec::runtime::Resources;
 use amphora_supervisor::{Ahead, AttachMode, Charge, Client, Config, Launching, Listener, Waiting};
-use amphora_sys::mount;
+use amphora_sys::{LaunchPlan, mount};
 
 use crate::boot::{WORK, remove_work};
 use crate::config::{ContainerConfig, CreateOptions, NetworkMode};
@@ -261,13 +261,10 @@ impl Engine {
         let mut undo = Undo::default();
         let exe = Self::own_program()?;
         let supervisors = amphora_cgroup::supervisor_cgroup().ok();
-        let ahead = ahead(config);
         // It comes up beside us, and makes the network namespace on the way.
+        let run = self.run_dir(&config.id);
         let waiting = match inherited {
-            None => {
-                let run = self.run_dir(&config.id);
-                Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead, &run)
-            }
+            None => Waiting::start(&exe, &SUPERVISE, supervisors.as_ref(), ahead(config), &run),
             Some(socket) => Waiting::inherited(socket, &exe),
         }
         .map_err(EngineError::plain)?;
@@ -276,15 +273,13 @@ impl Engine {
         facts.terminal_size = attach.size();
         facts.joined = self.joined(config)?;
         let spec = spec_builder::build(config, &facts)?;
+        // Guarded to the end: then the supervisor answers whoever wants what they keep.
         let volumes = self.mount_volumes(config, root.as_fd())?;
-        let (mut mounts, hold) = (volumes.mounts, volumes.hold);
+        let mut mounts = volumes.mounts;
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
         let resolving = self.resolving(config)?;
-        mounts.extend(match self.joined_etc(config)? {
-            Some(joined) => joined,
-            None => self.etc_files(config, claim.as_ref(), &resolving.text)?,
-        });
+        mounts.extend(self.etc_files(config, claim.as_ref(), &resolving.text)?);
         mounts.extend(self.joined_shm(config)?);
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
         let mut supervise = self.supervise_config(config, release, cgroup.handle())?;
@@ -300,14 +295,9 @@ impl Engine {
             seccomp: seccomp_of(config),
             init: config.host.init.unwrap_or(false),
         };
-        let workload = self.workload(config.executor)?;
-        workload.validate(&bundle).map_err(EngineError::plain)?;
-        let mut warnings = workload.notes(&bundle);
-        let plan = workload.prepare(&bundle).map_err(EngineError::plain)?;
-        supervise.listeners = listeners
-            .iter()
-            .map(|l| Listener { target: l.target })
-            .collect();
+        let (plan, mut warnings) = self.lay_out(config, &bundle)?;
+        let targets = listeners.iter().map(|l| l.target);
+        supervise.listeners = targets.map(|target| Listener { target }).collect();
         supervise.names = resolving.server;
         supervise.netns = claim.as_ref().map(|_| host_netns()).transpose()?;
         supervise.events = self.start_events(config, attach, claim.as_ref(), &mut undo);
@@ -316,14 +306,12 @@ impl Engine {
             plan,
             lock: lock.share()?,
             listeners: listeners.into_iter().map(|l| l.fd).collect(),
-            hold,
+            hold: volumes.hold,
             attach: attach.mode(),
             gated: claim.is_some(),
         };
         let launching = waiting.hand_over(charge).map_err(EngineError::plain)?;
         let (client, hints) = self.let_go(launching, claim, bundle.netns.as_ref())?;
-        // From here on the supervisor answers whoever wants what they keep.
-        drop(volumes.guards);
         warnings.extend(hints);
         undo.commit();
         Ok(Started {
@@ -331,6 +319,19 @@ impl Engine {
             client,
             warnings,
         })
+    }
+
+    /// What is carried out for a bundle, and what of it does not hold for this kind of container.
+    fn lay_out(
+        &self,
+        config: &ContainerConfig,
+        bundle: &Bundle,
+    ) -> Result<(LaunchPlan, Vec<String>)> {
+        let workload = self.workload(config.executor)?;
+        workload.validate(bundle).map_err(EngineError::plain)?;
+        let notes = workload.notes(bundle);
+        let plan = workload.prepare(bundle).map_err(EngineError::plain)?;
+        Ok((plan, notes))
     }
 
     /// Wires the network while the supervisor's child builds its tree, then lets it run.
@@ -410,6 +411,9 @@ impl Engine {
         claim: Option<&Claim>,
         resolv: &str,
     ) -> Result<Vec<BundleMount>> {
+        if let Some(joined) = self.joined_etc(config)? {
+            return Ok(joined);
+        }
         let dir = self.run_dir(&config.id).join("etc");
         ensure_dir(&dir, 0o755)?;
         let endpoints = claim.map_or(&[][..], |c| &c.endpoints);

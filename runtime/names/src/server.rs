@@ -169,14 +169,16 @@ impl NameServer {
     }
 
     /// Does what an event asks for.
-    pub fn ready(&mut self, cx: Context<'_>, token: u64) {
+    pub fn ready(&mut self, cx: Context<'_>, token: u64, flags: EventFlags) {
         let mut work = self.work.take().unwrap_or_else(|| Box::new(self.start()));
         let part = token.saturating_sub(self.base);
         let index = |first: u64| usize::try_from(part - first).unwrap_or(usize::MAX);
         match part {
             0 => self.datagrams(&mut work, cx),
             PART_LISTENER => self.accept(&mut work, cx),
-            PART_STREAMS..PART_TRIES => self.stream(&mut work, cx, index(PART_STREAMS)),
+            PART_STREAMS..PART_TRIES => {
+                self.stream(&mut work, cx, index(PART_STREAMS), flags);
+            }
             PART_TRIES.. => self.heard(&mut work, cx, index(PART_TRIES)),
             _ => {}
         }
@@ -321,8 +323,10 @@ impl NameServer {
         }
     }
 
-    fn stream(&mut self, work: &mut Work, cx: Context<'_>, index: usize) {
-        if self.converse(work, cx, index, true).is_err() {
+    fn stream(&mut self, work: &mut Work, cx: Context<'_>, index: usize, flags: EventFlags) {
+        // Who is gone is told of for ever, whatever is waited for.
+        let gone = flags.intersects(EventFlags::HUP | EventFlags::ERR);
+        if gone || self.converse(work, cx, index, true).is_err() {
             self.close(work, cx, index);
         }
     }

@@ -328,14 +328,18 @@ mod tests {
                 before: "{}\n".to_owned(),
             },
             netns: Some((4, 4_026_531_840)),
-            names: Some(amphora_names::Settings {
-                data: "/var/lib/amphora".into(),
-                run: "/run/amphora".into(),
-                container: "0123".to_owned(),
-                servers: vec!["192.0.2.53".parse().unwrap()],
-                bare_names_stay: true,
-                place: amphora_names::Place::Aside,
-            }),
+            names: Some(names()),
+        }
+    }
+
+    fn names() -> amphora_names::Settings {
+        amphora_names::Settings {
+            data: "/var/lib/amphora".into(),
+            run: "/run/amphora".into(),
+            container: "0123".to_owned(),
+            servers: vec!["192.0.2.53".parse().unwrap()],
+            bare_names_stay: true,
+            place: amphora_names::Place::Aside,
         }
     }
 

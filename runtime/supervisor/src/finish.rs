@@ -100,15 +100,11 @@ pub(crate) fn conclude(
     // The rules are gone: now the ports may be bound by the next one.
     parts.hold.retain(is_netlink);
     server.splices = Splices::default();
-    let parts = &mut server.parts;
     let mut failures = released.failures;
     failures.extend(written.err().map(|e| e.to_string()));
     if !failures.is_empty() {
-        let _ = files::replace(
-            parts.run_dir.as_fd(),
-            "failures",
-            failures.join("\n").as_bytes(),
-        );
+        let text = failures.join("\n");
+        let _ = files::replace(server.parts.run_dir.as_fd(), "failures", text.as_bytes());
     }
     let answer = Frame::Exit {
         code: record.code,

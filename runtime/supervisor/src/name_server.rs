@@ -6,6 +6,7 @@ use std::sync::Once;
 use amphora_names::{Context, NameServer, Sockets};
 use amphora_sys::ns;
 use rustix::event::Timespec;
+use rustix::event::epoll::EventFlags;
 
 use crate::SupervisorError;
 use crate::clock::NANOS;
@@ -35,11 +36,11 @@ pub(crate) fn reopen(parts: &Parts) -> Option<Sockets> {
 }
 
 impl Server {
-    pub(crate) fn names_event(&mut self, token: u64) {
+    pub(crate) fn names_event(&mut self, token: u64, flags: EventFlags) {
         // Queries that wait for others must not take what clients and sessions need.
         static ONCE: Once = Once::new();
         ONCE.call_once(raise_file_limit);
-        self.with_names(|names, cx| names.ready(cx, token));
+        self.with_names(|names, cx| names.ready(cx, token, flags));
     }
 
     /// Does what is due.

@@ -203,7 +203,7 @@ impl Server {
             TOKEN_CLIENT => self.client_event(index, flags),
             TOKEN_LISTENER => self.splices.accept(&self.epoll, index),
             TOKEN_SPLICE => self.splices.pump(&self.epoll, index),
-            TOKEN_NAMES => self.names_event(token),
+            TOKEN_NAMES => self.names_event(token, flags),
             TOKEN_SESSION => {
                 let part = token & ((1 << PART_BITS) - 1);
                 self.session_event(index >> PART_BITS, part);

@@ -158,7 +158,7 @@ pub fn new_fs_told(
     made().map_err(|errno| {
         let error = io::Error::from(errno);
         match said(fd) {
-            Some(said) => io::Error::new(error.kind(), Told { error, said }),
+            Some(said) => io::Error::new(error.kind(), Told { errno, said }),
             None => error,
         }
     })
@@ -167,13 +167,16 @@ pub fn new_fs_told(
 /// An error with the kernel's own words.
 #[derive(Debug)]
 struct Told {
-    error: io::Error,
+    errno: rustix::io::Errno,
     said: String,
 }
 
 impl std::fmt::Display for Told {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ({})", self.error, self.said)
+        let text = self.errno.to_string();
+        // Its number would part the two.
+        let words = text.split(" (os error").next().unwrap_or(&text);
+        write!(f, "{words} ({})", self.said)
     }
 }
 

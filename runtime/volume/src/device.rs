@@ -8,7 +8,7 @@ use std::path::Path;
 use amphora_sys::mount::{MountAttr, RDONLY, clone_tree, new_fs_told, set_attr};
 use rustix::fs::{Mode, OFlags, open};
 
-use crate::error::{Result, VolumeError};
+use crate::error::{Result, VolumeError, small};
 use crate::options::{self, Below, Device};
 use crate::volumes::{Volume, Volumes};
 
@@ -70,7 +70,7 @@ impl Volumes {
         made.map_err(|source| VolumeError::Mount {
             device: device.shown(&place),
             place,
-            source,
+            source: small(&source),
         })
     }
 }

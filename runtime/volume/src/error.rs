@@ -183,6 +183,17 @@ impl Classify for VolumeError {
 /// Shorthand of this crate.
 pub(crate) type Result<T> = std::result::Result<T, VolumeError>;
 
+/// An error in the words that Docker shows of the kernel's: small, without a number.
+pub(crate) fn small(error: &io::Error) -> io::Error {
+    let text = error.to_string();
+    let kind = error.kind();
+    let words = text.split(" (os error").next().unwrap_or(&text);
+    let mut letters = words.chars();
+    let first = letters.next().map(|c| c.to_ascii_lowercase());
+    let words: String = first.into_iter().chain(letters).collect();
+    io::Error::new(kind, words)
+}
+
 pub(crate) fn file<E: Into<io::Error>>(
     verb: &'static str,
     path: impl AsRef<Path>,

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, OpenTreeFlags, open_tree};
 
 use crate::device::Content;
-use crate::error::{Result, VolumeError, file};
+use crate::error::{Result, VolumeError, file, small};
 use crate::spec::Propagation;
 use crate::volumes::Volumes;
 
@@ -139,7 +139,7 @@ fn no_folder<E: Into<io::Error>>(volume: &Path, subpath: &Path) -> impl FnOnce(E
                 Some(code) if code == Errno::XDEV.raw_os_error() => {
                     io::Error::other("it leads out of the volume")
                 }
-                _ => source,
+                _ => small(&source),
             },
         }
     }

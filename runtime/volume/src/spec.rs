@@ -222,7 +222,7 @@ pub(crate) fn check(name: &str) -> Result<(), String> {
     }
     amphora_spec::id::check_name(name).map_err(|_| {
         format!(
-            "\"{name}\" includes invalid characters for a local volume name, only \
+            "{name:?} includes invalid characters for a local volume name, only \
              \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host \
              directory, use absolute path"
         )

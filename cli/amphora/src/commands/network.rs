@@ -125,7 +125,7 @@ pub(crate) fn network(engine: impl FnOnce() -> Outcome<Engine>, command: Network
 }
 
 /// An address that is none, in the words of Docker's daemon.
-fn wrong(why: String) -> Failure {
+fn wrong(why: &str) -> Failure {
     Failure::Daemon(format!("invalid endpoint settings:\n{why}"))
 }
 
@@ -133,8 +133,8 @@ fn connect(engine: &Engine, args: ConnectArgs) -> Outcome {
     let attachment = NetworkAttachment {
         network: args.network,
         aliases: args.alias,
-        ip: address4(&args.ip).map_err(wrong)?,
-        ip6: address6(&args.ip6).map_err(wrong)?,
+        ip: address4(&args.ip).map_err(|why| wrong(&why))?,
+        ip6: address6(&args.ip6).map_err(|why| wrong(&why))?,
         links: args.link,
         gw_priority: args.gw_priority,
         driver_opts: super::network_create::driver_options(&args.driver_opt)?,

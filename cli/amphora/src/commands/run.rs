@@ -555,8 +555,13 @@ pub(crate) fn default_platform() -> Option<String> {
 
 fn mounts(host: &mut HostConfig, volumes: &[String], tmpfs: &[String]) -> Outcome {
     for text in volumes {
-        let parsed =
-            amphora_engine::volume_spec(text).map_err(|e| Failure::Daemon(e.to_string()))?;
+        let parsed = amphora_engine::volume_spec(text).map_err(|e| match e.to_string() {
+            // What the client itself finds.
+            why if why.starts_with("invalid spec:") || why.starts_with("invalid empty") => {
+                Failure::Usage(why)
+            }
+            why => Failure::Daemon(why),
+        })?;
         if let MountPoint::Bind { source, .. } | MountPoint::Volume { name: source, .. } = &parsed {
             // As given, but for a source that was relative.
             let rest = text.split_once(':').map(|(_, rest)| rest);

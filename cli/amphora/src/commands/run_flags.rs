@@ -227,7 +227,9 @@ fn mounts(host: &mut HostConfig, values: &[String]) -> Outcome {
         let parsed = amphora_engine::mount_spec(text, &cwd, bytes);
         let (point, shown) = parsed.map_err(|e| match e.to_string() {
             // The daemon's words stand alone, the client's name the flag.
-            why if why.starts_with("invalid mount config") => Failure::Daemon(why),
+            why if why.starts_with("invalid mount config") || why.starts_with("create ") => {
+                Failure::Daemon(why)
+            }
             why => bad_flag("--mount", text, &why),
         })?;
         host.mounts.push(point);

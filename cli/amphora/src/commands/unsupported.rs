@@ -23,6 +23,7 @@ const KNOWN: &[&str] = &[
     "--ingress",
     "--isolation",
     "--kernel-memory",
+    "--link",
     "--link-local-ip",
     "--no-prune",
     "--opt",

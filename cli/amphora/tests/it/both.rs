@@ -327,7 +327,7 @@ pub(crate) fn serving(s: &Sandbox, name: &str) {
 }
 
 /// An outside: another namespace behind a cable.
-fn cable() {
+pub(crate) fn cable() {
     tool(&[
         "ip", "link", "add", "up0", "type", "veth", "peer", "name", "out0",
     ]);
@@ -361,7 +361,7 @@ fn published_ports(image: &str) {
 }
 
 /// Runs `f` on a thread in a namespace of its own that holds the other end of the cable.
-fn from_outside(f: impl FnOnce() -> String + Send + 'static) {
+pub(crate) fn from_outside(f: impl FnOnce() -> String + Send + 'static) {
     let answer = std::thread::spawn(move || {
         let home = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
         // SAFETY: only this thread moves.

@@ -228,8 +228,13 @@ pub(crate) fn files(each: &mut dyn FnMut(String), base: &Path, dir: &Path, depth
         if ["run/index", "run/events", "run/events.1"].contains(&shown.as_str()) {
             continue;
         }
-        each(format!("file {shown}"));
-        if depth < 3 && entry.file_type().is_ok_and(|t| t.is_dir()) {
+        let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
+        // The folder of an alias stays, and is nobody's while nothing is in it.
+        let alias = is_dir && shown.contains("/aliases");
+        if !alias {
+            each(format!("file {shown}"));
+        }
+        if is_dir && (depth < 3 || alias) {
             files(each, base, &path, depth + 1);
         }
     }

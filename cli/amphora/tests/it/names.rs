@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::boot::id;
 use crate::both::serving;
-use crate::sandbox::{Output, Sandbox, finish, tool, wait_until};
+use crate::sandbox::{SETTLE, Sandbox, tool, wait_until};
 use crate::supervisor::{kill, supervisor_pid};
 
 both!(
@@ -18,6 +18,9 @@ both!(
     a_new_supervisor_answers_too,
     a_container_may_serve_names_itself,
     the_file_of_the_resolver_is_as_asked_for,
+    names_are_seen_on_common_networks_only,
+    an_alias_stands_for_all_who_have_it,
+    an_internal_network_knows_names_and_asks_nobody,
 );
 
 /// A server in a network that the host alone reaches.
@@ -42,35 +45,6 @@ fn outside() -> Outside {
     }
     tool(&["ip", "link", "set", "out0", "up"]);
     Outside
-}
-
-/// Runs the binary; flags of names are put into its settings.
-fn run(s: &Sandbox, words: &[&str]) -> Output {
-    let keys = [
-        ("--dns", "dns"),
-        ("--dns-search", "dns-search"),
-        ("--dns-option", "dns-opts"),
-    ];
-    let (mut config, mut plain) = (serde_json::Map::new(), Vec::new());
-    let mut rest = words.iter();
-    while let Some(word) = rest.next() {
-        match keys.iter().find(|(flag, _)| flag == word) {
-            Some((_, key)) => {
-                let list = config.entry(*key).or_insert_with(|| serde_json::json!([]));
-                list.as_array_mut()
-                    .unwrap()
-                    .push((*rest.next().unwrap()).into());
-            }
-            None => plain.push(*word),
-        }
-    }
-    let file = s.dir.join("daemon.json");
-    std::fs::write(&file, serde_json::Value::from(config).to_string()).unwrap();
-    let mut command = s.command(&plain);
-    command.env("AMPHORA_CONFIG", &file);
-    let output = finish(command);
-    std::fs::remove_file(&file).unwrap();
-    output
 }
 
 fn address(s: &Sandbox, name: &str, key: &str) -> String {
@@ -109,13 +83,13 @@ fn resolver(s: &Sandbox, image: &str, more: &[&str]) {
         &[image, "resolver", "5000"],
     ]
     .concat();
-    run(s, &words).ok();
+    s.run(&words).ok();
     serving(s, "asker");
 }
 
 fn lookup(s: &Sandbox, image: &str, more: &[&str], names: &[&str]) -> Vec<String> {
     let words = [&["run", "--rm"], more, &[image, "lookup"], names].concat();
-    run(s, &words).ok().lines().map(str::to_owned).collect()
+    s.run(&words).ok().lines().map(str::to_owned).collect()
 }
 
 fn wire_name(name: &str) -> Vec<u8> {
@@ -139,7 +113,7 @@ fn query(name: &str, kind: u8) -> String {
 /// The answer of a container's name server: its code, and how many records there are.
 fn answer(s: &Sandbox, image: &str, packet: &str) -> (u8, u8, Vec<u8>) {
     let words = ["run", "--rm", image, "exchange", "127.0.0.11:53", packet];
-    let text = run(s, &words).ok();
+    let text = s.run(&words).ok();
     let byte = |at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap();
     let all: Vec<u8> = (0..text.trim().len() / 2).map(byte).collect();
     assert_eq!(all[..2], [0x12, 0x34]);
@@ -324,7 +298,7 @@ fn other_names_are_asked_outside(image: &str) {
         "exchange-tcp",
         "127.0.0.11:53",
     ];
-    let text = run(&s, &[&words[..], &[&query("long.org", 1)]].concat()).ok();
+    let text = s.run(&[&words[..], &[&query("long.org", 1)]].concat()).ok();
     assert!(text.trim().ends_with("c6336407"), "{text}");
 }
 
@@ -350,7 +324,7 @@ fn a_name_server_without_an_answer_holds_nobody_up(image: &str) {
     words.extend(many.iter().map(String::as_str));
     let own = query("asker", 1);
     words.push(&own);
-    let text = run(&s, &words).ok();
+    let text = s.run(&words).ok();
     assert!(
         asked.elapsed() < Duration::from_secs(3),
         "{:?}",
@@ -384,7 +358,7 @@ fn nonsense_is_survived(image: &str) {
     packets.push(good.clone());
     let mut words = vec!["run", "--rm", image, "exchange", "127.0.0.11:53"];
     words.extend(packets.iter().map(String::as_str));
-    let text = run(&s, &words).ok();
+    let text = s.run(&words).ok();
     assert_eq!(&text[4..16], "818000010001", "{text}");
     assert_eq!(ask(&s, "asker", 5000, "asker"), addresses(&s, "asker"));
     assert_eq!(supervisor_pid(&s, &id(&s, "asker")), supervisor);
@@ -419,7 +393,7 @@ fn a_container_may_serve_names_itself(image: &str) {
             &[image, "resolver", "53"],
         ]
         .concat();
-        run(&s, &words).ok();
+        s.run(&words).ok();
         serving(&s, "dns");
         let own = addresses(&s, "dns");
         assert_eq!(ask(&s, "dns", 53, "dns"), own, "{flags:?}");
@@ -439,7 +413,7 @@ fn the_file_of_the_resolver_is_as_asked_for(image: &str) {
     let s = Sandbox::ready();
     let file = |more: &[&str]| {
         let words = [&["run", "--rm"], more, &[image, "cat", "/etc/resolv.conf"]].concat();
-        let text = run(&s, &words).ok();
+        let text = s.run(&words).ok();
         let plain = text
             .lines()
             .filter(|l| !l.is_empty() && !l.starts_with('#'));
@@ -466,4 +440,194 @@ fn the_file_of_the_resolver_is_as_asked_for(image: &str) {
     let other = ["nameserver 10.9.9.9", "search a.example", "options ndots:2"];
     assert_eq!(file(&[&asked[..], &["--network", "none"]].concat()), other);
     assert_eq!(file(&[&asked[..], &["--network", "host"]].concat()), other);
+}
+
+/// Makes networks, for as long as it is there.
+struct Made<'a>(&'a Sandbox, &'a [&'a str]);
+
+fn networks<'a>(s: &'a Sandbox, names: &'a [&'a str], flags: &[&str]) -> Made<'a> {
+    for name in names {
+        let words = [&["network", "create"], flags, &[name]].concat();
+        s.run(&words).ok();
+    }
+    Made(s, names)
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        let ids = self.0.run(&["ps", "-aq"]).stdout;
+        for id in ids.split_whitespace() {
+            let _ = self.0.run(&["rm", "-f", id]);
+        }
+        wait_until("the networks to be free", SETTLE, || {
+            let words = [&["network", "rm", "-f"], self.1].concat();
+            self.0.run(&words).code == 0
+        });
+    }
+}
+
+/// A container's addresses in a network, as the probe prints them.
+fn there(s: &Sandbox, container: &str, network: &str) -> String {
+    let shown = s.inspect(container);
+    let place = &shown["NetworkSettings"]["Networks"][network];
+    let mut all: Vec<&str> = ["IPAddress", "GlobalIPv6Address"]
+        .iter()
+        .filter_map(|key| place[key].as_str())
+        .filter(|a| !a.is_empty())
+        .collect();
+    all.sort_unstable();
+    assert!(!all.is_empty(), "{shown}");
+    all.join(" ")
+}
+
+fn names_are_seen_on_common_networks_only(image: &str) {
+    let s = Sandbox::ready();
+    let _outside = outside();
+    server_outside();
+    let made = networks(&s, &["blue", "red"], &[]);
+    let sleeper = |name: &str, network: &str| {
+        let words = [
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--network",
+            network,
+            image,
+            "sleep",
+            "600",
+        ];
+        s.run(&words).ok();
+    };
+    sleeper("nobody1", "blue");
+    sleeper("nobody2", "red");
+    resolver(&s, image, &["--network", "blue", "--dns", OUTSIDE]);
+    let ask = |name: &str| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        let all = there(&s, "asker", "blue");
+        let v4 = all.split(' ').find(|a| a.contains('.')).unwrap();
+        socket
+            .send_to(name.as_bytes(), format!("{v4}:5000"))
+            .unwrap();
+        let mut reply = [0; 512];
+        let n = socket.recv(&mut reply).expect("the probe answers");
+        String::from_utf8_lossy(&reply[..n]).into_owned()
+    };
+    let (one, two) = (there(&s, "nobody1", "blue"), there(&s, "nobody2", "red"));
+    assert_eq!(ask("nobody1"), one);
+    assert_eq!(ask("nobody1.blue"), one);
+    assert_eq!(ask("nobody2"), "none");
+    assert_eq!(ask("nobody2.red"), "none");
+    // Connected, known at once; disconnected, forgotten.
+    s.run(&["network", "connect", "--alias", "nobody3", "red", "asker"])
+        .ok();
+    assert_eq!(ask("nobody2"), two);
+    assert_eq!(ask("nobody2.red"), two);
+    assert_eq!(ask("nobody3"), there(&s, "asker", "red"));
+    assert_eq!(ask("nobody1"), one);
+    let red = ["--network", "red"];
+    assert_eq!(
+        lookup(&s, image, &red, &["nobody3"]),
+        [there(&s, "asker", "red")]
+    );
+    s.run(&["network", "disconnect", "red", "asker"]).ok();
+    assert_eq!(ask("nobody2"), "none");
+    assert_eq!(ask("nobody3"), "none");
+    // A container in the network of another one has its names.
+    let shared = ["--network", "container:asker"];
+    assert_eq!(lookup(&s, image, &shared, &["nobody1"]), [one]);
+    drop(made);
+}
+
+fn an_alias_stands_for_all_who_have_it(image: &str) {
+    let s = Sandbox::ready();
+    let made = networks(&s, &["blue"], &["--ipv6=false"]);
+    for name in ["one", "two"] {
+        let words = [
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--network",
+            "blue",
+            "--network-alias",
+            "Both",
+            "--hostname",
+            &format!("host-{name}"),
+            image,
+            "sleep",
+            "600",
+        ];
+        s.run(&words).ok();
+    }
+    let (one, two) = (there(&s, "one", "blue"), there(&s, "two", "blue"));
+    let mut all = [one.as_str(), two.as_str()];
+    all.sort_unstable();
+    let blue = ["--network", "blue"];
+    let names = ["both", "BOTH.blue", "one", "host-two"];
+    let found = lookup(&s, image, &blue, &names);
+    let all = all.join(" ");
+    assert_eq!(found, [all.as_str(), &all, &one, &two]);
+    // Each comes first in its turn.
+    let words = [
+        "run",
+        "--rm",
+        "--network",
+        "blue",
+        image,
+        "exchange",
+        "127.0.0.11:53",
+    ];
+    let question = query("both", 1);
+    let mut first = Vec::new();
+    for packets in [&[&question][..], &[&question, &question]] {
+        let packets: Vec<&str> = packets.iter().map(|p| p.as_str()).collect();
+        let text = s.run(&[&words[..], &packets].concat()).ok();
+        let at = question.len() + 24;
+        first.push(text[at..at + 8].to_owned());
+    }
+    assert_ne!(first[0], first[1]);
+    // No IPv6 in this network: known, without such an address.
+    let six = query("one", 28);
+    let words = [&words[..], &[&six]].concat();
+    assert_eq!(&s.run(&words).ok()[4..16], "818000010000");
+    s.run(&["rm", "-f", "one"]).ok();
+    assert_eq!(lookup(&s, image, &blue, &["both"]), [two]);
+    drop(made);
+}
+
+fn an_internal_network_knows_names_and_asks_nobody(image: &str) {
+    let s = Sandbox::ready();
+    let _outside = outside();
+    server_outside();
+    let made = networks(&s, &["inside"], &["--internal"]);
+    let network = ["--network", "inside", "--dns", OUTSIDE];
+    let words = [
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--network",
+        "inside",
+        image,
+        "sleep",
+        "600",
+    ];
+    s.run(&words).ok();
+    let found = lookup(&s, image, &network, &["web", "example.org"]);
+    assert_eq!(found, [there(&s, "web", "inside").as_str(), "none"]);
+    let words = [
+        &["run", "--rm"],
+        &network[..],
+        &[image, "exchange", "127.0.0.11:53"],
+    ]
+    .concat();
+    let text = s
+        .run(&[&words[..], &[&query("example.org", 1)]].concat())
+        .ok();
+    assert_eq!(&text[4..8], "8182", "nobody can tell: {text}");
+    drop(made);
 }

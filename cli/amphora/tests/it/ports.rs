@@ -18,6 +18,7 @@ both!(
     busy_ports_are_told_and_nothing_is_left,
     a_flushed_ruleset_is_repaired_by_the_next_command,
     a_closed_firewall_is_told_by_starts_and_info,
+    ports_move_with_the_network,
 );
 
 #[test]
@@ -412,4 +413,28 @@ fn a_closed_firewall_is_told_by_starts_and_info(image: &str) {
         assert_eq!((out.code, out.stderr.as_str()), (0, ""));
     }
     tool(&["nft", "delete table inet mine"]);
+}
+
+fn ports_move_with_the_network(image: &str) {
+    let s = Sandbox::ready();
+    s.run(&["network", "create", "blue"]).ok();
+    web(&s, image);
+    s.run(&["port", "add", "web", "8081:80"]).ok();
+    s.run(&["network", "connect", "blue", "web"]).ok();
+    reached(8081);
+    s.run(&["network", "disconnect", "bridge", "web"]).ok();
+    // What was added live and what was there from the start lead to the address in the other one.
+    for port in [8080, 8081] {
+        reached(port);
+    }
+    s.run(&["port", "add", "web", "8082:80"]).ok();
+    reached(8082);
+    s.run(&["port", "rm", "web", "8081:80"]).ok();
+    free(8081);
+    reached(8080);
+    s.run(&["rm", "-f", "web"]).ok();
+    for port in [8080, 8082] {
+        free(port);
+    }
+    s.run(&["network", "rm", "blue"]).ok();
 }

@@ -60,8 +60,38 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             std::io::stdout().flush()?;
             std::thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(1)));
         }
+        ["alloc", megabytes] => alloc(megabytes.parse().unwrap_or(1)),
+        ["hold", megabytes] => {
+            let held = vec![1u8; megabytes.parse::<usize>().unwrap_or(1) << 20];
+            println!("holding {} bytes", std::hint::black_box(&held).len());
+            std::io::stdout().flush()?;
+            std::thread::sleep(Duration::from_secs(600));
+        }
+        ["spin", millis] => spin(millis.parse().unwrap_or(100)),
+        _ if network(words)? => {}
+        _ => {
+            eprintln!("duo: unknown command {words:?}");
+            std::process::exit(2);
+        }
+    }
+    Ok(())
+}
+
+/// Carries out a command that needs a socket; `false` when it is none.
+fn network(words: &[&str]) -> std::io::Result<bool> {
+    match *words {
         ["serve", port, text] => serve(port, text)?,
         ["serve-udp", port, text] => serve_udp(port, text)?,
+        ["fetch-udp", address] => {
+            let any = if address.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(address)?;
+            socket.send(b"hello")?;
+            let mut reply = [0u8; 64];
+            let n = socket.recv(&mut reply)?;
+            print!("{}", String::from_utf8_lossy(&reply[..n]));
+        }
+        ["self", bind, address] => talk_to_itself(bind, address)?,
         ["lookup", ref names @ ..] => {
             for name in names {
                 println!("{}", resolved(name));
@@ -77,20 +107,9 @@ fn run(words: &[&str]) -> std::io::Result<()> {
             stream.read_to_string(&mut reply)?;
             print!("{reply}");
         }
-        ["alloc", megabytes] => alloc(megabytes.parse().unwrap_or(1)),
-        ["hold", megabytes] => {
-            let held = vec![1u8; megabytes.parse::<usize>().unwrap_or(1) << 20];
-            println!("holding {} bytes", std::hint::black_box(&held).len());
-            std::io::stdout().flush()?;
-            std::thread::sleep(Duration::from_secs(600));
-        }
-        ["spin", millis] => spin(millis.parse().unwrap_or(100)),
-        _ => {
-            eprintln!("duo: unknown command {words:?}");
-            std::process::exit(2);
-        }
+        _ => return Ok(false),
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Repeats every line until it is told to go.
@@ -113,7 +132,7 @@ fn world() -> &'static str {
 
 /// Answers every connection with one line, then waits for the next.
 fn serve(port: &str, text: &str) -> std::io::Result<()> {
-    let listener = TcpListener::bind(format!("0.0.0.0:{port}"))?;
+    let listener = TcpListener::bind(anywhere(port))?;
     println!("serving");
     std::io::stdout().flush()?;
     for stream in listener.incoming() {
@@ -125,9 +144,31 @@ fn serve(port: &str, text: &str) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A port alone is one of every IPv4 address.
+fn anywhere(port: &str) -> String {
+    if port.contains(':') { port.to_owned() } else { format!("0.0.0.0:{port}") }
+}
+
+/// Serves one client: itself, by whatever way the address leads back.
+fn talk_to_itself(bind: &str, address: &str) -> std::io::Result<()> {
+    let listener = TcpListener::bind(bind)?;
+    // The kernel answers for a listener that has not accepted yet.
+    let mut client = TcpStream::connect(address)?;
+    client.write_all(b"hello\n")?;
+    let (mut server, _) = listener.accept()?;
+    let mut byte = [0u8; 1];
+    while server.read(&mut byte)? == 1 && byte[0] != b'\n' {}
+    server.write_all(b"myself\n")?;
+    drop(server);
+    let mut reply = String::new();
+    client.read_to_string(&mut reply)?;
+    print!("{reply}");
+    Ok(())
+}
+
 /// Answers every datagram with one line.
 fn serve_udp(port: &str, text: &str) -> std::io::Result<()> {
-    let socket = UdpSocket::bind(format!("0.0.0.0:{port}"))?;
+    let socket = UdpSocket::bind(anywhere(port))?;
     println!("serving");
     std::io::stdout().flush()?;
     let mut datagram = [0u8; 64];

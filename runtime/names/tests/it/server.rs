@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,7 @@ fn loopback_up() {
 
 struct Running {
     stop: Arc<AtomicBool>,
+    turns: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -66,14 +67,17 @@ fn serve(settings: Settings) -> Running {
     loopback_up();
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
-    let thread = spawn(move || turn(settings, sockets, &stopped));
+    let turns = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&turns);
+    let thread = spawn(move || turn(settings, sockets, &stopped, &counted));
     Running {
         stop,
+        turns,
         thread: Some(thread),
     }
 }
 
-fn turn(settings: Settings, sockets: Sockets, stop: &AtomicBool) {
+fn turn(settings: Settings, sockets: Sockets, stop: &AtomicBool, turns: &AtomicUsize) {
     let epoll: OwnedFd = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
     let mut server = NameServer::new(&epoll, settings, sockets, BASE).unwrap();
     let cx = Context {
@@ -91,8 +95,9 @@ fn turn(settings: Settings, sockets: Sockets, stop: &AtomicBool) {
             tv_nsec: i64::try_from(wait).unwrap(),
         };
         let n = epoll::wait(&epoll, &mut events[..], Some(&wait)).unwrap_or(0);
+        turns.fetch_add(1, Ordering::Relaxed);
         for event in &events[..n] {
-            server.ready(cx, event.data.u64());
+            server.ready(cx, event.data.u64(), event.flags);
         }
         server.tick(cx);
         if n == 0 {
@@ -400,6 +405,29 @@ fn an_internal_network_asks_nobody_and_bare_names_may_stay() {
     let bare = ask(&query(1, "example", 1));
     assert_eq!((bare.rcode, bare.addresses.len()), (0, 0));
     assert_eq!(texts(&ask(&query(1, "me", 1))), ["10.0.0.2"]);
+}
+
+#[test]
+fn whoever_hangs_up_while_it_waits_is_forgotten() {
+    alone();
+    let home = Home::new("gone");
+    home.container('a', "me", &[("blue", "10.0.0.2", "")]);
+    let server = serve(settings(&home, &["127.0.0.1"]));
+    let _silent = TcpListener::bind("127.0.0.1:53").unwrap();
+    let mut gone = stream();
+    let packet = query(1, "example.org", 1);
+    let length = u16::try_from(packet.len()).unwrap().to_be_bytes();
+    gone.write_all(&[&length, &packet[..]].concat()).unwrap();
+    // Answered behind it: it was read.
+    assert_eq!(texts(&ask(&query(1, "me", 1))), ["10.0.0.2"]);
+    let linger = rustix::net::sockopt::set_socket_linger(&gone, Some(Duration::ZERO));
+    linger.unwrap();
+    drop(gone);
+    std::thread::sleep(Duration::from_millis(300));
+    let before = server.turns.load(Ordering::Relaxed);
+    std::thread::sleep(Duration::from_millis(500));
+    let turns = server.turns.load(Ordering::Relaxed) - before;
+    assert!(turns < 60, "{turns} turns of a loop that has nothing to do");
 }
 
 #[test]

@@ -1,0 +1,180 @@
+//! Row 12, what a network costs a start; and a row beside the table, 18: how fast bytes come
+//! through it.
+
+use std::rc::Rc;
+
+use anyhow::{Context, Result};
+
+use super::args::Args;
+use super::engine::{Engine, Kind, output, strings};
+use super::host::Place;
+use super::report::{Budget, Entry, Row};
+use super::rows::{Field, floor_server};
+use super::timing::{Contestant, Sample, interleave};
+
+const NAME: &str = "stream";
+const PORT: &str = "9000";
+/// The published ports, one for each of [`Kind::ALL`].
+const PUBLISHED: [u16; 3] = [19000, 19001, 19002];
+
+/// A start in the bridge network less one in a namespace with loopback alone, in turns.
+pub(super) fn set_up(args: &Args, place: &Place) -> Row {
+    let mut field = Field::new(args);
+    field.add_any("amphora", || {
+        let engine = Engine::new(Kind::Amphora, place, "network")?;
+        engine.load_hello(place)?;
+        let mut bridge = engine.run_timed(&["--rm", "hello"])?;
+        let mut none = engine.run_timed(&["--rm", "--network", "none", "hello"])?;
+        Ok(Box::new(move || Ok(less(bridge.run()?, none.run()?))))
+    });
+    field.add_any("floor", || {
+        let (mut bridge, mut none) = (floor_server(place, "2")?, floor_server(place, "1")?);
+        Ok(Box::new(move || Ok(less(bridge()?, none()?))))
+    });
+    for kind in [Kind::Docker, Kind::Podman] {
+        field.add_any(kind.name(), || {
+            let engine = Engine::new(kind, place, "network")?;
+            engine.load_hello(place)?;
+            let hello = engine.hello();
+            let mut bridge = engine.run_timed(&["--rm", hello])?;
+            let mut none = engine.run_timed(&["--rm", "--network", "none", hello])?;
+            Ok(Box::new(move || {
+                let _alive = &engine;
+                Ok(less(bridge.run()?, none.run()?))
+            }))
+        });
+    }
+    field.race(Budget {
+        number: 12,
+        title: "network set-up: a start on the bridge less one with loopback alone".to_owned(),
+        unit: "us",
+        yardsticks: &["floor"],
+        first: 2.0,
+        goal: 1.3,
+    })
+}
+
+fn less(with: Sample, without: Sample) -> Sample {
+    Sample {
+        us: with.us - without.us,
+        cpu_us: with.cpu_us - without.cpu_us,
+        instructions: None,
+    }
+}
+
+/// A server in a container, with a published port.
+struct Stream {
+    engine: Engine,
+    sender: std::path::PathBuf,
+    megabytes: String,
+    address: String,
+    gateway: String,
+}
+
+impl Stream {
+    fn new(kind: Kind, port: u16, args: &Args, place: &Place) -> Result<Self> {
+        let engine = Engine::new(kind, place, "stream")?;
+        engine.load_hello(place)?;
+        let _gone = engine.output(&["rm", "-f", NAME]);
+        let publish = format!("{port}:{PORT}");
+        let options = [
+            "-d",
+            "--name",
+            NAME,
+            "-p",
+            &publish,
+            "--entrypoint",
+            "/bin/stream",
+        ];
+        engine.run_output(&[&options[..], &[engine.hello(), "serve", PORT]].concat())?;
+        let shown: serde_json::Value = serde_json::from_str(&engine.output(&["inspect", NAME])?)?;
+        let networks = &shown[0]["NetworkSettings"]["Networks"];
+        let network = networks.as_object().and_then(|all| all.values().next());
+        let of = |key: &str| {
+            let value = network.and_then(|n| n[key].as_str());
+            value
+                .filter(|v| !v.is_empty())
+                .map(str::to_owned)
+                .with_context(|| format!("no {key}"))
+        };
+        Ok(Self {
+            sender: place.fixtures.rootfs().join("bin/stream"),
+            megabytes: args.stream_mb.to_string(),
+            address: format!("{}:{PORT}", of("IPAddress")?),
+            gateway: format!("{}:{port}", of("Gateway")?),
+            engine,
+        })
+    }
+
+    /// From another container.
+    fn neighbour(&self) -> Result<Sample> {
+        let engine = &self.engine;
+        let options = ["--rm", "--entrypoint", "/bin/stream", engine.hello()];
+        let words = ["send", &self.address, &self.megabytes];
+        sample(&engine.run_output(&[&options[..], &words].concat())?)
+    }
+
+    /// From the host, by the published port of its own address.
+    fn published(&self) -> Result<Sample> {
+        let words = strings(&["send", &self.gateway, &self.megabytes]);
+        sample(&output(&self.sender, &words)?)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let _gone = self.engine.output(&["rm", "-f", NAME]);
+    }
+}
+
+fn sample(said: &str) -> Result<Sample> {
+    let us = said
+        .trim()
+        .parse()
+        .with_context(|| format!("it said {said:?}"))?;
+    Ok(Sample {
+        us,
+        ..Sample::default()
+    })
+}
+
+pub(super) fn throughput(args: &Args, place: &Place) -> Vec<Row> {
+    /// Rounds: each moves hundreds of megabytes.
+    const ROUNDS: usize = 9;
+    let mut streams = Vec::new();
+    let mut skipped = Vec::new();
+    for (kind, port) in Kind::ALL.into_iter().zip(PUBLISHED) {
+        if args.without.iter().any(|name| name == kind.name()) {
+            continue;
+        }
+        match Stream::new(kind, port, args, place) {
+            Ok(stream) => streams.push((kind, Rc::new(stream))),
+            Err(error) => skipped.push(Entry::skipped(kind.name(), format!("{error:#}"))),
+        }
+    }
+    let row = |way: &str, run: fn(&Stream) -> Result<Sample>| {
+        let contestants = streams.iter().map(|(kind, stream)| {
+            let stream = Rc::clone(stream);
+            Contestant {
+                name: kind.name().to_owned(),
+                run: Box::new(move || run(&stream)),
+            }
+        });
+        let outcomes = interleave(contestants.collect(), args.rounds.min(ROUNDS));
+        let mut entries: Vec<Entry> = outcomes.iter().map(Entry::of).collect();
+        entries.extend(skipped.iter().cloned());
+        let budget = Budget {
+            number: 18,
+            title: format!("TCP {way}, per megabyte"),
+            unit: "us/MB",
+            yardsticks: &["docker"],
+            first: 1.0,
+            goal: 1.0,
+        };
+        Row::new(budget, entries)
+    };
+    vec![
+        row("from container to container", Stream::neighbour),
+        row("to a published port of the host", Stream::published),
+    ]
+}
