@@ -174,6 +174,9 @@ pub struct Endpoint {
     /// The network with the highest one has the default route.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub gw_priority: i64,
+    /// What its gateway leads to beside the default route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reach: Option<Subnet>,
     /// Published ports.
     pub ports: Vec<PublishedPort>,
 }
@@ -259,6 +262,7 @@ impl Endpoint {
             aliases: asked.aliases.clone(),
             dns_names: asked.aliases.clone(),
             gw_priority: asked.gw_priority,
+            reach: config.overlay.as_ref().map(|o| o.subnet),
             ports: Vec::new(),
         }
     }
@@ -288,6 +292,7 @@ impl Endpoint {
             address: (self.address, self.prefix),
             v6,
             gateways: if leads { self.gateways() } else { Vec::new() },
+            reach: self.reach.map(|subnet| (subnet, self.gateway)),
         }
     }
 

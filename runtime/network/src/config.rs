@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::address::{Subnet, hardware_address};
 use crate::nft::BridgeFacts;
+use crate::overlay::Overlay;
 
 /// The network that containers join when nothing else is said.
 pub const DEFAULT_NETWORK: &str = "bridge";
@@ -156,6 +157,9 @@ pub struct NetworkConfig {
     /// Driver options, as given.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub options: BTreeMap<String, String>,
+    /// Where its other hosts are; `subnet` is this host's block then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<Overlay>,
     /// Addresses as given, where they are not the usual ones: IPv4 first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ipam: Vec<IpamConfig>,
@@ -269,6 +273,7 @@ impl NetworkConfig {
         BridgeFacts {
             link: self.link.clone(),
             subnets: self.subnet.into_iter().chain(self.subnet6).collect(),
+            beside: self.tunnel(),
             internal: self.internal,
             icc: self.icc(),
             masquerade: !self.internal && self.flag(OPTION_MASQUERADE, true),

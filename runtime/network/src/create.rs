@@ -92,6 +92,7 @@ impl Networks {
         if config.driver.bridged() {
             self.forwarding(config)?;
             self.bring_up(config, host)?;
+            self.ensure_peers(config, host)?;
         } else {
             self.ensure_other(config, host)?;
         }
@@ -133,6 +134,7 @@ impl Networks {
             ..NetworkConfig::default()
         };
         self.plan_addresses(wanted, &survey, &mut config)?;
+        crate::overlay::plan(&mut config)?;
         if !driver.bridged() {
             config.link = self.own_parent(&config, host)?;
         }
@@ -161,7 +163,7 @@ impl Networks {
         }
         let ipv6 = wanted
             .ipv6
-            .unwrap_or(v6.subnet.is_some() || config.driver.bridged() && host_has_ipv6());
+            .unwrap_or(v6.subnet.is_some() || config.driver == Driver::Bridge && host_has_ipv6());
         let subnet = match v4.subnet {
             Some(subnet) if !is_free(&subnet, &others) => return Err(NetworkError::PoolOverlaps),
             Some(subnet) => subnet,
@@ -435,8 +437,10 @@ fn check(wanted: &CreateNetwork) -> Result<Driver> {
         return Err(NetworkError::Unsupported(text));
     }
     check_options(wanted, driver)?;
-    if driver == Driver::Macvlan {
-        crate::macvlan::check(wanted)?;
+    match driver {
+        Driver::Macvlan => crate::macvlan::check(wanted)?,
+        Driver::Overlay => crate::overlay::check(wanted)?,
+        _ => {}
     }
     for ipam in &wanted.ipam {
         check_ipam(ipam)?;

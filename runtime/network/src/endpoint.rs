@@ -251,6 +251,7 @@ impl Networks {
             self.find(&asked.network)?.name
         };
         let place = self.ensure(&name, host)?;
+        self.ensure_peers(&place.0, host)?;
         let config = &place.0;
         asked.check(config)?;
         if others.iter().any(|e| e.network_id == config.id) {

@@ -47,6 +47,7 @@ pub use error::{BindFailure, NetworkError};
 pub use firewall::Firewall;
 pub use live::{ConnectRequest, Reached, Tell};
 pub use networks::{Networks, is_default};
+pub use overlay::Overlay;
 pub use port_spec::{PortSpecError, parse_port_spec};
 pub use ports::{Listener, PortRequest, Protocol, PublishedPort};
 pub use publish::PortChange;

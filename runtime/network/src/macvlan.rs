@@ -172,6 +172,10 @@ impl Networks {
 
     /// Removes the links of a network in the host; done before is fine.
     pub(crate) fn delete_links(&self, config: &NetworkConfig, host: &Host) -> Result<()> {
+        if let Some(tunnel) = config.tunnel() {
+            let step = format!("remove link \"{tunnel}\"");
+            route::delete_link(&host.route, &tunnel).map_err(netlink(step))?;
+        }
         if config.link.is_empty() {
             return Ok(());
         }

@@ -64,6 +64,7 @@ impl Names {
         BridgeFacts {
             link: self.bridge.clone(),
             subnets: Vec::new(),
+            beside: None,
             internal: false,
             icc: true,
             masquerade: false,
@@ -82,7 +83,7 @@ impl Networks {
         own: u32,
         link: &str,
     ) -> Result<u32> {
-        if !config.icc() {
+        if !config.icc() || config.overlay.is_some() {
             // Which of its ports may reach each other is said for one bridge.
             return Ok(own);
         }

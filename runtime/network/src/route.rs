@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::address::Subnet;
 use crate::sysctl;
-use amphora_sys::wire::{Attributes, Batch, F_CREATE, F_DUMP, F_EXCL};
+use amphora_sys::wire::{Attributes, Batch, F_CREATE, F_DUMP, F_EXCL, F_REPLACE};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -28,6 +28,18 @@ const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_MACVLAN_MODE: u16 = 1;
 const IFLA_VLAN_ID: u16 = 1;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_DELNEIGH: u16 = 29;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
+const NTF_SELF: u8 = 2;
+const AF_BRIDGE: u8 = 7;
+const RTNH_F_ONLINK: u32 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
@@ -180,6 +192,131 @@ pub(crate) fn add_vlan(
     socket.transact(&batch.finish())
 }
 
+/// Makes a VXLAN link that learns nothing, up.
+pub(crate) fn add_vxlan(
+    socket: &Socket,
+    name: &str,
+    (vni, port, local): (u32, u16, Ipv4Addr),
+    mac: [u8; 6],
+    mtu: u32,
+) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    let header = link_header(0, true);
+    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
+        a.text(IFLA_IFNAME, name);
+        a.bytes(IFLA_ADDRESS, &mac);
+        a.native(IFLA_MTU, mtu);
+        a.nest(IFLA_LINKINFO, |info| {
+            info.bytes(IFLA_INFO_KIND, b"vxlan");
+            info.nest(IFLA_INFO_DATA, |data| {
+                data.native(IFLA_VXLAN_ID, vni);
+                data.ip(IFLA_VXLAN_LOCAL, local.into());
+                data.bytes(IFLA_VXLAN_LEARNING, &[0]);
+                data.bytes(IFLA_VXLAN_PORT, &port.to_be_bytes());
+            });
+        });
+    });
+    socket.transact(&batch.finish())
+}
+
+/// A block of addresses on another host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beyond {
+    /// The VXLAN link.
+    pub(crate) index: u32,
+    pub(crate) block: Subnet,
+    /// Stands for the other host's end of the link.
+    pub(crate) via: Ipv4Addr,
+    pub(crate) mac: [u8; 6],
+    pub(crate) host: Ipv4Addr,
+}
+
+fn neighbour(batch: &mut Batch, verb: u16, beyond: &Beyond, bridge: bool) {
+    let mut header = [0; 12];
+    header[0] = if bridge { AF_BRIDGE } else { AF_INET };
+    header[4..8].copy_from_slice(&beyond.index.to_ne_bytes());
+    header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+    header[10] = if bridge { NTF_SELF } else { 0 };
+    let flags = if verb == RTM_NEWNEIGH {
+        F_CREATE | F_REPLACE
+    } else {
+        0
+    };
+    let to = if bridge { beyond.host } else { beyond.via };
+    batch.message(verb, flags, &header, |a| {
+        a.ip(NDA_DST, to.into());
+        a.bytes(NDA_LLADDR, &beyond.mac);
+    });
+}
+
+/// Leads a block to its host.
+pub(crate) fn add_beyond(socket: &Socket, beyond: &Beyond) -> Result<(), NetlinkError> {
+    let mut batch = Batch::default();
+    neighbour(&mut batch, RTM_NEWNEIGH, beyond, true);
+    neighbour(&mut batch, RTM_NEWNEIGH, beyond, false);
+    let to = (beyond.block, RTNH_F_ONLINK);
+    route_message(
+        &mut batch,
+        RTM_NEWROUTE,
+        beyond.index,
+        to,
+        beyond.via.into(),
+    );
+    socket.transact(&batch.finish())
+}
+
+/// Leads a block nowhere again; not known is fine.
+pub(crate) fn forget_beyond(socket: &Socket, beyond: &Beyond) -> Result<(), NetlinkError> {
+    for step in 0..3 {
+        let mut batch = Batch::default();
+        match step {
+            0 => {
+                let to = (beyond.block, RTNH_F_ONLINK);
+                route_message(
+                    &mut batch,
+                    RTM_DELROUTE,
+                    beyond.index,
+                    to,
+                    beyond.via.into(),
+                );
+            }
+            1 => neighbour(&mut batch, RTM_DELNEIGH, beyond, false),
+            _ => neighbour(&mut batch, RTM_DELNEIGH, beyond, true),
+        }
+        match socket.transact(&batch.finish()) {
+            Err(error) if error.is(Errno::NOENT) || error.is(Errno::SRCH) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn route_message(
+    batch: &mut Batch,
+    verb: u16,
+    index: u32,
+    (to, flags): (Subnet, u32),
+    via: IpAddr,
+) {
+    let mut header = [0; 12];
+    header[0] = family(via);
+    header[1] = to.prefix();
+    header[4] = RT_TABLE_MAIN;
+    header[5] = RTPROT_BOOT;
+    header[7] = RTN_UNICAST;
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    let how = if verb == RTM_NEWROUTE {
+        F_CREATE | F_REPLACE
+    } else {
+        0
+    };
+    batch.message(verb, how, &header, |a| {
+        a.ip(RTA_DST, to.base());
+        a.ip(RTA_GATEWAY, via);
+        a.native(RTA_OIF, index);
+    });
+}
+
 /// Turns a link on.
 pub(crate) fn link_up(socket: &Socket, index: u32) -> Result<(), NetlinkError> {
     let mut batch = Batch::default();
@@ -329,6 +466,7 @@ pub(crate) struct Inside {
     pub(crate) address: (Ipv4Addr, u8),
     pub(crate) v6: Option<(Ipv6Addr, u8)>,
     pub(crate) gateways: Vec<IpAddr>,
+    pub(crate) reach: Option<(Subnet, Ipv4Addr)>,
 }
 
 /// Brings a container's loopback and links up, with addresses and default routes: one datagram.
@@ -346,6 +484,15 @@ pub(crate) fn configure_inside(socket: &Socket, links: &[Inside]) -> Result<(), 
     for inside in links {
         for gateway in &inside.gateways {
             default_route(&mut batch, RTM_NEWROUTE, inside.index, *gateway);
+        }
+        if let Some((subnet, gateway)) = inside.reach {
+            route_message(
+                &mut batch,
+                RTM_NEWROUTE,
+                inside.index,
+                (subnet, 0),
+                gateway.into(),
+            );
         }
     }
     socket.transact(&batch.finish())

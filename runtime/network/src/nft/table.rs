@@ -52,6 +52,8 @@ const POSTROUTING: u32 = 4;
 pub(crate) struct BridgeFacts {
     pub(crate) link: String,
     pub(crate) subnets: Vec<Subnet>,
+    /// A link that leads to the same network elsewhere.
+    pub(crate) beside: Option<String>,
     pub(crate) internal: bool,
     pub(crate) icc: bool,
     pub(crate) masquerade: bool,
@@ -340,6 +342,14 @@ fn bridge_elements(t: &mut Transaction, verb: Verb, bridge: &BridgeFacts) {
         key_element(t, verb, "more", &name, 0);
     }
     key_element(t, verb, "bridges", &name, 0);
+    if let Some(link) = &bridge.beside {
+        let mut beside = link.as_bytes().to_vec();
+        beside.resize(16, 0);
+        key_element(t, verb, "bridges", &beside, 0);
+        for pair in [[&*name, &*beside], [&*beside, &*name]] {
+            key_element(t, verb, "pairs", &pair.concat(), 0);
+        }
+    }
     if bridge.internal {
         key_element(t, verb, "internal", &name, 0);
     }

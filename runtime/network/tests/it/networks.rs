@@ -804,3 +804,72 @@ fn advertise(link: &str) {
     // Its own link-local address may still be checked.
     let _ = sendto(&raw, &message, SendFlags::empty(), &nodes);
 }
+
+#[test]
+fn an_overlay_joins_two_hosts() {
+    let world = World::new();
+    let peers = world.dir.join("peers");
+    let both = "192.0.2.2 10.40.1.0/24\n192.0.2.1 10.40.2.0/24\n";
+    std::fs::write(&peers, both).unwrap();
+    let far = world.dir.join("far");
+    for part in ["data", "run"] {
+        std::fs::create_dir_all(far.join(part)).unwrap();
+    }
+    let there = amphora_network::Networks::open(&far.join("data"), &far.join("run"));
+    let mut wanted = CreateNetwork {
+        driver: "overlay".to_owned(),
+        ..subnet("wide", "10.40.0.0/16")
+    };
+    let told = text(world.networks.create(&wanted));
+    assert!(told.contains("without -o peers="), "{told}");
+    let file = peers.to_string_lossy().into_owned();
+    wanted.options.insert("peers".to_owned(), file);
+    let here = world.networks.create(&wanted).unwrap();
+    assert_eq!(here.subnet.unwrap().to_string(), "10.40.1.0/24");
+    make(&world, "blue");
+    let one = join(&world, &joining(1, &["wide"], &["8080:80"]));
+    // The default route of this one leads elsewhere.
+    let two = join(&world, &joining(2, &["blue", "wide"], &[]));
+    let (other, third) = world.at(&world.outside, || {
+        let config = there.create(&wanted).unwrap();
+        assert_eq!(config.subnet.unwrap().to_string(), "10.40.2.0/24");
+        let _quiet = quiet();
+        let other = there.attach(&joining(9, &["wide"], &["8081:80"])).unwrap();
+        (other, there.attach(&joining(8, &["bridge"], &[])).unwrap())
+    });
+    assert_eq!(other.endpoint.address, Ipv4Addr::new(10, 40, 2, 2));
+    serve(&world, Some(&one.netns), "0.0.0.0:80", "one");
+    serve(&world, Some(&other.netns), "0.0.0.0:80", "other");
+    let reach = |from: &Attachment, to: &Attachment| {
+        ask(&world, Some(&from.netns), &socket(to.endpoint.address, 80))
+    };
+    // Nobody's address is changed on the way.
+    let seen = |from: &Attachment| from.endpoint.address;
+    assert_eq!(
+        reach(&other, &one).unwrap(),
+        format!("one {}", seen(&other))
+    );
+    assert_eq!(
+        reach(&one, &other).unwrap(),
+        format!("other {}", seen(&one))
+    );
+    assert!(reach(&two, &other).is_some());
+    assert!(ask(&world, Some(&other.netns), "192.0.2.2:8080").is_some());
+    // Other networks of the other host are as far away as ever.
+    let address = socket(one.endpoint.address, 80);
+    assert!(refused(&world, Some(&third.netns), &address));
+    // A host that leaves the file is gone with the next container.
+    std::fs::write(&peers, "192.0.2.2 10.40.1.0/24\n").unwrap();
+    let _more = join(&world, &joining(3, &["wide"], &[]));
+    let routes = output("ip", &["route"]);
+    assert!(!routes.contains("10.40.2.0/24"), "{routes}");
+    world.exit(&one);
+    for n in [2, 3] {
+        world.networks.release(&id(n)).unwrap();
+    }
+    remove(&world, "wide").unwrap();
+    assert!(!output("ip", &["-o", "link"]).contains("vx-"));
+    std::fs::write(&peers, "192.0.2.9 10.40.1.0/24\n").unwrap();
+    let told = text(world.networks.create(&wanted));
+    assert!(told.contains("has an address of this host"), "{told}");
+}
