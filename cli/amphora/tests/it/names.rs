@@ -591,7 +591,8 @@ fn an_alias_stands_for_all_who_have_it(image: &str) {
     }
     assert_ne!(first[0], first[1]);
     // No IPv6 in this network: known, without such an address.
-    let words = [&words[..], &[&query("one", 28)]].concat();
+    let question = query("one", 28);
+    let words = [&words[..], &[&question]].concat();
     assert_eq!(&s.run(&words).ok()[4..16], "818000010000");
     s.run(&["rm", "-f", "one"]).ok();
     assert_eq!(lookup(&s, image, &blue, &["both"]), [two]);

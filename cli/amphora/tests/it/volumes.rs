@@ -5,7 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
+};
 use serde_json::json;
 
 use crate::fixtures::{Image, Wrap, busybox_image, dir, file, probe};
@@ -45,7 +47,15 @@ fn sh(s: &Sandbox, flags: &[&str], script: &str) -> Output {
 fn tmpfs_volume(s: &Sandbox, name: &str, options: &str) {
     let o = format!("o={options}");
     s.run(&[
-        "volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", &o, name,
+        "volume",
+        "create",
+        "-o",
+        "type=tmpfs",
+        "-o",
+        "device=tmpfs",
+        "-o",
+        &o,
+        name,
     ])
     .ok();
 }
@@ -58,8 +68,10 @@ fn a_tmpfs_volume_is_one_for_all_who_use_it_at_a_time(image: &str) {
         options,
         json!({ "type": "tmpfs", "device": "tmpfs", "o": "size=1m" })
     );
-    s.run(&["run", "-d", "--name", "one", "-v", "shm:/v", image, "sleep", "600"])
-        .ok();
+    s.run(&[
+        "run", "-d", "--name", "one", "-v", "shm:/v", image, "sleep", "600",
+    ])
+    .ok();
     let run = |image: &str, words: &[&str]| {
         s.run(&[&["run", "--rm", "-v", "shm:/v", image], words].concat())
     };
@@ -88,11 +100,13 @@ fn containers_that_start_together_share_a_file_system() {
         .iter()
         .map(|name| {
             let script = "touch /v/$(hostname); exec sleep 600";
-            s.command(&["run", "-d", "--name", name, "-h", name, "-v", "shm:/v", "bb"])
-                .args(["sh", "-c", script])
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap()
+            s.command(&[
+                "run", "-d", "--name", name, "-h", name, "-v", "shm:/v", "bb",
+            ])
+            .args(["sh", "-c", script])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
         })
         .collect();
     for child in &mut started {
@@ -119,12 +133,16 @@ fn containers_that_start_together_share_a_file_system() {
 fn a_killed_supervisor_s_folder_is_no_reason_for_a_second_file_system() {
     let s = busybox();
     tmpfs_volume(&s, "shm", "size=1m");
-    let hold = ["run", "-d", "--name", "all", "-v", "shm:/v", "bb", "sleep", "600"];
+    let hold = [
+        "run", "-d", "--name", "all", "-v", "shm:/v", "bb", "sleep", "600",
+    ];
     s.run(&hold).ok();
     s.run(&["exec", "all", "mkdir", "/v/sub"]).ok();
     let sub = "src=shm,dst=/v,volume-subpath=sub";
-    s.run(&["run", "-d", "--name", "part", "--mount", sub, "bb", "sleep", "600"])
-        .ok();
+    s.run(&[
+        "run", "-d", "--name", "part", "--mount", sub, "bb", "sleep", "600",
+    ])
+    .ok();
     s.run(&["rm", "-f", "all"]).ok();
     // As long as its supervisor lives, the rest is there too.
     assert_eq!(sh(&s, &["-v", "shm:/v"], "ls /v").ok(), "sub\n");
@@ -140,7 +158,16 @@ fn a_restarted_container_mounts_its_volume_again() {
     let s = busybox();
     tmpfs_volume(&s, "shm", "size=1m");
     let script = "test -e /v/x && exit 7; touch /v/x; sleep 1; exit 1";
-    let flags = ["run", "-d", "--name", "again", "--restart", "on-failure:1", "-v", "shm:/v"];
+    let flags = [
+        "run",
+        "-d",
+        "--name",
+        "again",
+        "--restart",
+        "on-failure:1",
+        "-v",
+        "shm:/v",
+    ];
     s.run(&[&flags[..], &["bb", "sh", "-c", script]].concat())
         .ok();
     // Nobody else kept it between the two runs: both found it empty.
@@ -176,7 +203,10 @@ fn folders_of_volumes_are_mounted_and_never_left(image: &str) {
     }
     for folder in ["out", "up", "a/far", "loop", "none", "a/b/leaf/x"] {
         let said = ls(&of(folder)).fails(125, "cannot access path");
-        assert!(said.contains(&format!("volumes/own/_data/{folder}")), "{said}");
+        assert!(
+            said.contains(&format!("volumes/own/_data/{folder}")),
+            "{said}"
+        );
     }
     for folder in ["/a", "../own", "a/../../x"] {
         ls(&of(folder)).fails(125, "subpath must be a relative path within the volume");
@@ -203,7 +233,9 @@ fn a_tmpfs_is_no_larger_than_was_said(image: &str) {
     let text = "x".repeat(100_000);
     let write = |size: &str| {
         let spec = format!("type=tmpfs,dst=/t,tmpfs-size={size}");
-        s.run(&["run", "--rm", "--mount", &spec, image, "write", "/t/x", &text])
+        s.run(&[
+            "run", "--rm", "--mount", &spec, image, "write", "/t/x", &text,
+        ])
     };
     write("256k").ok();
     assert_eq!(write("64k").code, 1);
@@ -224,19 +256,27 @@ fn an_image_is_mounted_read_only(image: &str) {
     assert_eq!(run(folder, &["ls", "/im"]).ok(), "seed\n");
     run("type=image,src=probe-linux,dst=/im,image-subpath=none", &[])
         .fails(125, "cannot access path probe-linux/none");
-    run("type=image,src=probe-linux,dst=/im,image-subpath=../..", &[])
-        .fails(125, "subpath must be a relative path within the image");
+    run(
+        "type=image,src=probe-linux,dst=/im,image-subpath=../..",
+        &[],
+    )
+    .fails(125, "subpath must be a relative path within the image");
     run("type=image,src=ghost,dst=/im", &[]).fails(125, "No such image: ghost");
     run("type=image,src=probe-wasm,dst=/im", &[]).fails(125, "has no files");
     // What somebody mentions stays.
     let archive = s.dir.join("extra.tar");
     Image::new("files:latest", json!({}))
-        .layer(&[dir("d", 0o755), file("d/f", 0o644, "text\n")], Wrap::Plain)
+        .layer(
+            &[dir("d", 0o755), file("d/f", 0o644, "text\n")],
+            Wrap::Plain,
+        )
         .write_docker(&archive);
     s.run(&["load", "-q", "-i", path(&archive)]).ok();
     let spec = "type=image,src=files,dst=/im";
-    s.run(&["create", "--name", "user", "--mount", spec, image, "cat", "/im/d/f"])
-        .ok();
+    s.run(&[
+        "create", "--name", "user", "--mount", spec, image, "cat", "/im/d/f",
+    ])
+    .ok();
     s.run(&["rmi", "files"]).fails(1, "conflict");
     s.run(&["image", "prune", "-f"]).ok();
     assert_eq!(s.run(&["start", "-a", "user"]).ok(), "text\n");
@@ -288,7 +328,10 @@ fn is_whole(data: &Path, big: usize) {
     assert_eq!(fs::metadata(data.join("big")).unwrap().len(), big as u64);
     assert_eq!(fs::metadata(data).unwrap().mode() & 0o7777, 0o1775);
     let mode = |name: &str| fs::metadata(data.join(name)).unwrap().permissions().mode();
-    assert_eq!((mode("deep") & 0o777, mode("deep/07") & 0o777), (0o700, 0o640));
+    assert_eq!(
+        (mode("deep") & 0o777, mode("deep/07") & 0o777),
+        (0o700, 0o640)
+    );
 }
 
 fn a_volume_is_filled_from_the_image(image: &str) {
@@ -304,11 +347,18 @@ fn a_volume_is_filled_from_the_image(image: &str) {
     // Together, read-only, in a read-only container.
     let mut racers: Vec<_> = (0..4)
         .map(|_| {
-            s.command(&["run", "--rm", "--read-only", "-v", "own:/stock:ro", "stocked"])
-                .args(["ls", "/stock/deep"])
-                .stdout(std::process::Stdio::piped())
-                .spawn()
-                .unwrap()
+            s.command(&[
+                "run",
+                "--rm",
+                "--read-only",
+                "-v",
+                "own:/stock:ro",
+                "stocked",
+            ])
+            .args(["ls", "/stock/deep"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
         })
         .collect();
     for child in &mut racers {
@@ -319,21 +369,29 @@ fn a_volume_is_filled_from_the_image(image: &str) {
     // A volume with anything in it is as it is, and one that is not to be filled stays empty.
     run(&["-v", "own:/stock"], &["rm", "/stock/big"]).ok();
     assert_eq!(run(&["-v", "own:/stock"], &["ls", "/stock"]).ok(), "deep\n");
-    assert_eq!(run(&["-v", "bare:/stock:nocopy"], &["ls", "/stock"]).ok(), "");
+    assert_eq!(
+        run(&["-v", "bare:/stock:nocopy"], &["ls", "/stock"]).ok(),
+        ""
+    );
     let nocopy = "src=bare,dst=/stock,volume-nocopy";
     assert_eq!(run(&["--mount", nocopy], &["ls", "/stock"]).ok(), "");
     // A folder of a volume, and a file system of its own.
     let bare = s.root().join("volumes/bare/_data");
     fs::create_dir(bare.join("sub")).unwrap();
     let sub = "src=bare,dst=/stock,volume-subpath=sub";
-    assert_eq!(run(&["--mount", sub], &["ls", "/stock"]).ok(), "big\ndeep\n");
+    assert_eq!(
+        run(&["--mount", sub], &["ls", "/stock"]).ok(),
+        "big\ndeep\n"
+    );
     is_whole(&bare.join("sub"), BIG);
     tmpfs_volume(&s, "shm", "size=2m");
     let seen = run(&["-v", "shm:/stock"], &["ls", "/stock"]).ok();
     assert_eq!(seen, "big\ndeep\n");
     // One that is too small: said with its name, and nothing of it stays half filled.
     tmpfs_volume(&s, "small", "size=64k");
-    let keep = ["run", "-d", "--name", "keep", "-v", "small:/v", "stocked", "sleep", "600"];
+    let keep = [
+        "run", "-d", "--name", "keep", "-v", "small:/v", "stocked", "sleep", "600",
+    ];
     s.run(&keep).ok();
     let said = run(&["-v", "small:/stock"], &["ls", "/stock"]);
     said.fails(125, "/stock/big");
@@ -355,7 +413,10 @@ fn a_full_disk_leaves_no_half_volume() {
         size -= 1 << 20;
     }
     let run = || s.run(&["run", "--rm", "-v", "own:/stock", "stocked", "ls", "/stock"]);
-    run().fails(125, "failed to copy \"/stock/big\": No space left on device");
+    run().fails(
+        125,
+        "failed to copy \"/stock/big\": No space left on device",
+    );
     let folder = s.root().join("volumes/own");
     assert_eq!(fs::read_dir(folder.join("_data")).unwrap().count(), 0);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 2, "staging is left");
@@ -375,7 +436,16 @@ fn a_start_killed_at_any_step_fills_and_shares_in_the_end() {
     s.settle();
     s.mark();
     let create = [
-        "create", "--name", "victim", "-v", "own:/stock", "-v", "shm:/shm", "stocked", "sleep", "600",
+        "create",
+        "--name",
+        "victim",
+        "-v",
+        "own:/stock",
+        "-v",
+        "shm:/shm",
+        "stocked",
+        "sleep",
+        "600",
     ];
     let make = || {
         tmpfs_volume(&s, "shm", "size=1m");
@@ -409,9 +479,21 @@ fn a_start_killed_at_any_step_fills_and_shares_in_the_end() {
             ran.code == 0
         });
         is_whole(&s.root().join("volumes/own/_data"), BIG);
-        let mount = ["run", "--rm", "-v", "shm:/shm", "probe-wasm", "write", "/shm/x", "y"];
+        let mount = [
+            "run",
+            "--rm",
+            "-v",
+            "shm:/shm",
+            "probe-wasm",
+            "write",
+            "/shm/x",
+            "y",
+        ];
         s.run(&mount).ok();
-        assert_eq!(s.run(&["exec", "victim", "/probe", "ls", "/shm"]).ok(), "x\n");
+        assert_eq!(
+            s.run(&["exec", "victim", "/probe", "ls", "/shm"]).ok(),
+            "x\n"
+        );
         clear();
     }
     assert!(harmed > 3, "only {harmed} were harmed");
@@ -427,15 +509,22 @@ fn volumes_of_others_are_taken_in_docker_s_order(image: &str) {
     };
     donor("first", &["-v", "one:/v", "--mount", "type=tmpfs,dst=/t"]);
     donor("second", &["-v", "/v", "--tmpfs", "/own"]);
-    let who = |flags: &[&str]| {
-        s.run(&[&["run", "--rm"], flags, &[image, "cat", "/v/who"]].concat())
-    };
+    let who =
+        |flags: &[&str]| s.run(&[&["run", "--rm"], flags, &[image, "cat", "/v/who"]].concat());
     assert_eq!(who(&["--volumes-from", "first"]).ok(), "first\n");
     // The last one counts, and what the container itself has before all of them.
     let both = ["--volumes-from", "first", "--volumes-from", "second:ro"];
     assert_eq!(who(&both).ok(), "second\n");
     assert_eq!(who(&[&both[..], &["-v", "/v"]].concat()).code, 1);
-    let tmp = ["--read-only", "--volumes-from", "first", image, "write", "/t/x", "y"];
+    let tmp = [
+        "--read-only",
+        "--volumes-from",
+        "first",
+        image,
+        "write",
+        "/t/x",
+        "y",
+    ];
     s.run(&[&["run", "--rm"], &tmp[..]].concat()).ok();
     let ro = ["--volumes-from", "first:ro", image, "write", "/v/x", "y"];
     assert_eq!(s.run(&[&["run", "--rm"], &ro[..]].concat()).code, 1);
@@ -443,7 +532,14 @@ fn volumes_of_others_are_taken_in_docker_s_order(image: &str) {
     who(&["--volumes-from", "first:rslave"]).fails(125, "invalid mode: rslave");
     who(&["--volumes-from", ""]).fails(125, "volumes-from specification cannot be an empty string");
     // An anonymous volume goes with the last that has it.
-    let heir = ["create", "--name", "heir", "--volumes-from", "second", image];
+    let heir = [
+        "create",
+        "--name",
+        "heir",
+        "--volumes-from",
+        "second",
+        image,
+    ];
     s.run(&heir).ok();
     let volumes = || s.run(&["volume", "ls", "-q", "-f", "dangling=false"]).ok();
     s.run(&["rm", "-v", "second"]).ok();
@@ -466,7 +562,12 @@ fn ids_of_a_bind_are_shown_as_others() {
     let both = spec("uids=5-1005-1#0-0-1;gids=0-2000-10#100-0-1");
     let shown = sh(&s, &["--mount", &both], "stat -c %u:%g /b/f; touch /b/new").ok();
     assert_eq!(shown, "1005:2006\n");
-    let new = sh(&s, &["--mount", &both], "chown 1005:2003 /b/new; stat -c %u:%g /b/new").ok();
+    let new = sh(
+        &s,
+        &["--mount", &both],
+        "chown 1005:2003 /b/new; stat -c %u:%g /b/new",
+    )
+    .ok();
     assert_eq!(new, "1005:2003\n");
     let meta = fs::metadata(bound.join("new")).unwrap();
     assert_eq!((meta.uid(), meta.gid()), (5, 3));
@@ -504,7 +605,10 @@ fn mounts_travel_as_far_as_was_said() {
     let spec = |mode: &str| format!("{}:/top:{mode}", path(&top));
     for mode in ["rshared", "rslave", "shared", "slave"] {
         let said = sh(&s, &["-v", &spec(mode)], "true").fails(125, "but it is not a shared");
-        assert!(said.contains(&format!("is mounted on {}", path(&top))), "{said}");
+        assert!(
+            said.contains(&format!("is mounted on {}", path(&top))),
+            "{said}"
+        );
     }
     mount_change(&top, MountPropagationFlags::SHARED).unwrap();
     for (mode, inwards, outwards) in [
@@ -513,16 +617,31 @@ fn mounts_travel_as_far_as_was_said() {
         ("rprivate", false, false),
     ] {
         let inner = "mount -t tmpfs x /top/inside && touch /top/inside/theirs && exec sleep 600";
-        let flags = ["run", "-d", "--name", "cc", "--privileged", "-v", &spec(mode)];
-        s.run(&[&flags[..], &["bb", "sh", "-c", inner]].concat()).ok();
+        let flags = [
+            "run",
+            "-d",
+            "--name",
+            "cc",
+            "--privileged",
+            "-v",
+            &spec(mode),
+        ];
+        s.run(&[&flags[..], &["bb", "sh", "-c", inner]].concat())
+            .ok();
         wait_until("the container's mount", Duration::from_secs(10), || {
-            s.run(&["exec", "cc", "test", "-e", "/top/inside/theirs"]).code == 0
+            s.run(&["exec", "cc", "test", "-e", "/top/inside/theirs"])
+                .code
+                == 0
         });
         mount("tmpfs", top.join("host"), "tmpfs", none, None).unwrap();
         fs::write(top.join("host/ours"), "").unwrap();
         let seen = s.run(&["exec", "cc", "test", "-e", "/top/host/ours"]).code == 0;
         assert_eq!(seen, inwards, "{mode} from the host");
-        assert_eq!(top.join("inside/theirs").exists(), outwards, "{mode} to the host");
+        assert_eq!(
+            top.join("inside/theirs").exists(),
+            outwards,
+            "{mode} to the host"
+        );
         unmount(top.join("host"), UnmountFlags::DETACH).unwrap();
         s.run(&["rm", "-f", "cc"]).ok();
         if outwards {
@@ -539,11 +658,17 @@ fn what_lies_below_a_read_only_bind_is_read_only_unless_said() {
     let s = busybox();
     let top = s.dir.join("top");
     fs::create_dir_all(top.join("below")).unwrap();
-    mount("tmpfs", top.join("below"), "tmpfs", MountFlags::empty(), None).unwrap();
+    mount(
+        "tmpfs",
+        top.join("below"),
+        "tmpfs",
+        MountFlags::empty(),
+        None,
+    )
+    .unwrap();
     let spec = |more: &str| format!("type=bind,src={},dst=/top,{more}", path(&top));
-    let write = |more: &str, to: &str| {
-        sh(&s, &["--mount", &spec(more)], &format!("touch /top/{to}x")).code
-    };
+    let write =
+        |more: &str, to: &str| sh(&s, &["--mount", &spec(more)], &format!("touch /top/{to}x")).code;
     assert_eq!((write("ro", ""), write("ro", "below/")), (1, 1));
     let writable = "ro,bind-recursive=writable";
     assert_eq!((write(writable, ""), write(writable, "below/")), (1, 0));
@@ -571,13 +696,25 @@ fn what_cannot_be_mounted_is_said_with_volume_and_device() {
     create("odd", &["type=odd", "device=/dev/null"]);
     create("told", &["type=tmpfs", "device=tmpfs", "o=odd=1"]);
     create("null", &["type=ext4", "device=/dev/null", "o=noatime"]);
-    create("far", &["type=nfs", "device=:/srv", "o=addr=no.such.host.invalid"]);
+    create(
+        "far",
+        &["type=nfs", "device=:/srv", "o=addr=no.such.host.invalid"],
+    );
     for (name, why) in [
-        ("lost", "mount /no/such:*, flags: 0x1000: no such file or directory"),
+        (
+            "lost",
+            "mount /no/such:*, flags: 0x1000: no such file or directory",
+        ),
         ("odd", "mount /dev/null:*: no such device"),
-        ("told", "mount tmpfs:*, data: odd=1: invalid argument (tmpfs: Unknown parameter 'odd')"),
+        (
+            "told",
+            "mount tmpfs:*, data: odd=1: invalid argument (tmpfs: Unknown parameter 'odd')",
+        ),
         ("null", "mount /dev/null:*, flags: 0x400: "),
-        ("far", "error resolving passed in network volume address of :/srv:*"),
+        (
+            "far",
+            "error resolving passed in network volume address of :/srv:*",
+        ),
     ] {
         let place = s.root().join(format!("volumes/{name}/_data"));
         let bind = format!("{name}:/v");
@@ -597,14 +734,27 @@ fn a_volume_can_be_a_path_of_the_host_or_a_disk() {
     let place = s.dir.join("place");
     fs::create_dir_all(place.join("sub")).unwrap();
     let device = format!("device={}", path(&place));
-    let create = ["volume", "create", "-o", "type=none", "-o", "o=bind", "-o", &device, "host"];
+    let create = [
+        "volume",
+        "create",
+        "-o",
+        "type=none",
+        "-o",
+        "o=bind",
+        "-o",
+        &device,
+        "host",
+    ];
     s.run(&create).ok();
     sh(&s, &["-v", "host:/v"], "echo here >/v/sub/x").ok();
     assert_eq!(fs::read_to_string(place.join("sub/x")).unwrap(), "here\n");
     let sub = "src=host,dst=/v,volume-subpath=sub,ro";
     assert_eq!(sh(&s, &["--mount", sub], "cat /v/x; touch /v/y").code, 1);
     s.run(&["volume", "rm", "host"]).ok();
-    assert!(place.join("sub/x").exists(), "the files are not the engine's");
+    assert!(
+        place.join("sub/x").exists(),
+        "the files are not the engine's"
+    );
     // A disk: it keeps its files when nobody has it mounted.
     let disk = s.dir.join("disk");
     fs::File::create(&disk).unwrap().set_len(16 << 20).unwrap();
@@ -614,7 +764,9 @@ fn a_volume_can_be_a_path_of_the_host_or_a_disk() {
     let device = format!("device={loop_device}");
     let create = ["volume", "create", "-o", "type=ext4", "-o", &device, "disk"];
     s.run(&create).ok();
-    let hold = ["run", "-d", "--name", "one", "-v", "disk:/v", "bb", "sleep", "600"];
+    let hold = [
+        "run", "-d", "--name", "one", "-v", "disk:/v", "bb", "sleep", "600",
+    ];
     s.run(&hold).ok();
     sh(&s, &["-v", "disk:/v"], "echo kept >/v/x").ok();
     assert_eq!(s.run(&["exec", "one", "cat", "/v/x"]).ok(), "kept\n");
@@ -630,11 +782,16 @@ fn a_volume_can_be_a_path_of_the_host_or_a_disk() {
 #[test]
 fn a_volume_is_renamed_and_cloned() {
     let s = busybox();
-    let label = ["volume", "create", "--label", "a=1", "--label", "b=1", "old"];
+    let label = [
+        "volume", "create", "--label", "a=1", "--label", "b=1", "old",
+    ];
     s.run(&label).ok();
-    let fill = "mkdir /v/d; echo text >/v/d/f; chown 5:6 /v/d/f; ln /v/d/f /v/hard; ln -s d /v/soft";
-    s.run(&["run", "--name", "user", "-v", "old:/v", "bb", "sh", "-c", fill])
-        .ok();
+    let fill =
+        "mkdir /v/d; echo text >/v/d/f; chown 5:6 /v/d/f; ln /v/d/f /v/hard; ln -s d /v/soft";
+    s.run(&[
+        "run", "--name", "user", "-v", "old:/v", "bb", "sh", "-c", fill,
+    ])
+    .ok();
     s.run(&["volume", "rename", "old", "new"])
         .fails(1, "rename old: volume is in use - [");
     // A clone may be made of one that is in use.
@@ -660,7 +817,8 @@ fn a_volume_is_renamed_and_cloned() {
     assert_eq!(s.run(&["volume", "rename", "old", "new"]).ok(), "");
     assert_eq!(s.inspect("new")["Labels"], json!({ "a": "1", "b": "1" }));
     assert_eq!(sh(&s, &["-v", "new:/v"], look).ok(), "text\n5:6:2\n");
-    s.run(&["volume", "rm", "old"]).fails(1, "get old: no such volume");
+    s.run(&["volume", "rm", "old"])
+        .fails(1, "get old: no such volume");
     tmpfs_volume(&s, "shm", "size=1m");
     s.run(&["volume", "clone", "shm", "x2"])
         .fails(1, "clone shm: the volume has driver options");
@@ -676,9 +834,19 @@ fn options_of_a_volume_are_kept_and_not_exchanged() {
     tmpfs_volume(&s, "shm", "size=1m");
     tmpfs_volume(&s, "shm", "size=1m");
     s.run(&["volume", "create", "shm"]).ok();
-    let other = ["volume", "create", "-o", "type=tmpfs", "-o", "device=x", "shm"];
-    s.run(&other)
-        .fails(1, "create shm: a volume of this name exists with other options");
+    let other = [
+        "volume",
+        "create",
+        "-o",
+        "type=tmpfs",
+        "-o",
+        "device=x",
+        "shm",
+    ];
+    s.run(&other).fails(
+        1,
+        "create shm: a volume of this name exists with other options",
+    );
     let spec = "src=shm,dst=/v,volume-opt=type=tmpfs,volume-opt=device=tmpfs";
     sh(&s, &["--mount", spec], "true").fails(125, "exists with other options");
     let same = format!("{spec},\"volume-opt=o=size=1m\"");
@@ -687,7 +855,10 @@ fn options_of_a_volume_are_kept_and_not_exchanged() {
     let fresh = "src=fresh,dst=/v,volume-opt=type=tmpfs,volume-opt=device=tmpfs,\"volume-opt=o=size=64k,mode=700,uid=9\"";
     let seen = sh(&s, &["--mount", fresh], "stat -c %u:%a /v").ok();
     assert_eq!(seen, "9:700\n");
-    assert_eq!(s.inspect("fresh")["Options"]["o"], "size=64k,mode=700,uid=9");
+    assert_eq!(
+        s.inspect("fresh")["Options"]["o"],
+        "size=64k,mode=700,uid=9"
+    );
     // An anonymous one goes with its container.
     let anonymous = "dst=/v,volume-opt=type=tmpfs,volume-opt=device=tmpfs";
     sh(&s, &["--mount", anonymous], "touch /v/x").ok();
