@@ -70,7 +70,7 @@ impl Volumes {
         made.map_err(|source| VolumeError::Mount {
             device: device.shown(&place),
             place,
-            source: small(source),
+            source: small(&source),
         })
     }
 }

@@ -184,7 +184,7 @@ impl Classify for VolumeError {
 pub(crate) type Result<T> = std::result::Result<T, VolumeError>;
 
 /// An error in the words that Docker shows of the kernel's: small, without a number.
-pub(crate) fn small(error: io::Error) -> io::Error {
+pub(crate) fn small(error: &io::Error) -> io::Error {
     let text = error.to_string();
     let kind = error.kind();
     let words = text.split(" (os error").next().unwrap_or(&text);

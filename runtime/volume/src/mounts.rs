@@ -139,7 +139,7 @@ fn no_folder<E: Into<io::Error>>(volume: &Path, subpath: &Path) -> impl FnOnce(E
                 Some(code) if code == Errno::XDEV.raw_os_error() => {
                     io::Error::other("it leads out of the volume")
                 }
-                _ => small(source),
+                _ => small(&source),
             },
         }
     }
