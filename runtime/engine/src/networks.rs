@@ -15,7 +15,7 @@ use amphora_supervisor::{Client, Config, Listener, PortsChange};
 
 use crate::config::{ContainerConfig, NetworkMode};
 use crate::container::Status;
-use crate::files::{Lasting, open_dir, write_json};
+use crate::files::{Lasting, Lock, open_dir, write_json};
 use crate::{Engine, EngineError, Result};
 
 const HOST: &str =
@@ -170,8 +170,9 @@ impl Engine {
         let before = config.clone();
         config.host.unconnected = false;
         config.host.networks = all;
+        let running = self.running(&id)?;
         self.keep_config(&config)?;
-        let Some(running) = self.running(&id)? else {
+        let Some(running) = running else {
             return Ok(Vec::new());
         };
         let request = ConnectRequest {
@@ -183,11 +184,14 @@ impl Engine {
         let reached = self
             .networks
             .connect(&request, &mut |to| self.tell(&running, to));
-        let reached = reached.map_err(plain).inspect_err(|_| {
+        let mut reached = reached.map_err(plain).inspect_err(|_| {
             // The failure that led here is the one to tell.
             let _ = self.keep_config(&before);
         })?;
-        self.add_hosts(&id, &request.attachment)?;
+        // It is connected, whatever becomes of what it calls others.
+        let hosts = self.add_hosts(&id, &request.attachment);
+        let failed = hosts.err().map(|e| amphora_spec::error::chain(&e));
+        reached.hints.extend(failed);
         self.defer_network(&config, "connect", &reached.endpoint);
         self.flush_events();
         Ok(reached.hints)
@@ -226,8 +230,9 @@ impl Engine {
         let last = config.clone();
         config.host.unconnected = all.is_empty();
         config.host.networks = all;
+        let running = self.running(&id)?;
         self.keep_config(&config)?;
-        let Some(running) = self.running(&id)? else {
+        let Some(running) = running else {
             return Ok(());
         };
         let mut tell = |to: &Reached| self.tell(&running, to);
@@ -266,6 +271,12 @@ impl Engine {
             )));
         }
         let (Some(state), Status::Running) = (&view.state, view.status) else {
+            if Lock::is_held(&self.run_dir(id)) {
+                // Whoever starts it has read what it is to be by now.
+                return Err(EngineError::State(format!(
+                    "Container {id} is being started or removed, wait until that is done"
+                )));
+            }
             return Ok(None);
         };
         let path = format!("/proc/{}/ns/net", state.init_pid);

@@ -28,6 +28,9 @@ impl Engine {
         };
         let state = State::read(open_dir(&run)?.as_fd()).map_err(EngineError::plain)?;
         let started = state.as_ref().is_some_and(|s| s.status == Status::Running);
+        if started {
+            amphora_supervisor::sweep_base(&self.options.run_root);
+        }
         let soon = state.as_ref().is_some_and(State::restarts_soon);
         let again = started || soon;
         if let Some(state) = state.filter(|_| started) {

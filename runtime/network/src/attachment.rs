@@ -17,6 +17,9 @@ use crate::route::Inside;
 /// Longest alias: it is a file's name.
 const ALIAS_MAX: usize = 255;
 
+/// Beginning of the names of options that say how a link is made.
+const ENDPOINT_OPTIONS: &str = "com.docker.network.endpoint.";
+
 /// What a container asks of one network.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -97,6 +100,11 @@ impl NetworkAttachment {
                     "no configured subnet or ip-range contain the IP address {address}"
                 ));
             }
+        }
+        // Whatever else is given there is for drivers that are not ours, and shown.
+        let ours = |key: &&String| key.starts_with(ENDPOINT_OPTIONS);
+        if let Some(key) = self.driver_opts.keys().find(ours) {
+            return refuse(format!("driver option \"{key}\" is not supported"));
         }
         if let Some(mac) = &self.mac
             && parse_hardware_address(mac).is_none()

@@ -77,6 +77,7 @@ pub use lock::{inherited_lock, is_alive, lock, open_lock, try_lock};
 pub use ports::{PortsChange, Reserved};
 pub use pump::{ProxySignals, PumpEnd, PumpStreams, pump};
 pub use restart::{RestartKind, RestartPolicy};
+pub use shared_base::sweep as sweep_base;
 pub use spawn::{AdoptRequest, Adopted, SpawnRequest, Spawned, adopt, spawn};
 pub use start::supervise_main;
 pub use state::{State, Status};

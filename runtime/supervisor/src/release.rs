@@ -41,7 +41,10 @@ fn describe(action: &Release, error: &io::Error) -> String {
 
 fn one(action: &Release, sockets: &mut Vec<OwnedFd>) -> io::Result<()> {
     match action {
-        Release::Unlink(path) => absent(std::fs::remove_file(path)),
+        Release::Unlink(path) => match std::fs::remove_file(path) {
+            Err(e) if e.kind() == io::ErrorKind::IsADirectory => absent(remove_empty(path)),
+            other => absent(other),
+        },
         Release::RemoveTree(path) => absent(std::fs::remove_dir_all(path)),
         Release::Claim { path, target } => claim(path, target),
         Release::Netlink { protocol, bytes } => {
@@ -49,6 +52,14 @@ fn one(action: &Release, sockets: &mut Vec<OwnedFd>) -> io::Result<()> {
             sockets.push(socket.into());
             Ok(())
         }
+    }
+}
+
+/// Removes a folder that others may be using: theirs stays.
+fn remove_empty(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        other => other,
     }
 }
 

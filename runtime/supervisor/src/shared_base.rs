@@ -58,6 +58,13 @@ pub(crate) fn offer(base: &Base, run_dir: &Path) -> bool {
     offered.is_ok()
 }
 
+/// Removes what a killed supervisor has left of its offer in a run root.
+pub fn sweep(root: &Path) {
+    if read(root).is_some_and(|place| Base::shared(&place).is_err()) {
+        let _ = fs::remove_file(root.join(FILE));
+    }
+}
+
 /// Takes the offer back. Somebody else's stays.
 pub(crate) fn withdraw(base: &Base, run_dir: &Path) {
     let Some((root, place)) = root(run_dir).zip(base.place().ok()) else {

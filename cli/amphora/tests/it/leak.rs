@@ -229,12 +229,9 @@ pub(crate) fn files(each: &mut dyn FnMut(String), base: &Path, dir: &Path, depth
             continue;
         }
         let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
-        // The folder of an alias stays, and is nobody's while nothing is in it.
-        let alias = is_dir && shown.contains("/aliases");
-        if !alias {
-            each(format!("file {shown}"));
-        }
-        if is_dir && (depth < 3 || alias) {
+        let aliases = shown.contains("/aliases");
+        each(format!("file {shown}"));
+        if is_dir && (depth < 3 || aliases) {
             files(each, base, &path, depth + 1);
         }
     }

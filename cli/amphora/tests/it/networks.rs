@@ -158,6 +158,12 @@ fn a_stopped_container_is_connected_for_its_next_start(image: &str) {
         &s,
         &format!("create --name one --network blue {image} serve 7000 one"),
     );
+    let sysctls = "com.docker.network.endpoint.sysctls";
+    run(
+        &s,
+        &format!("network connect --driver-opt {sysctls}=x red one"),
+    )
+    .fails(1, &format!("driver option \"{sysctls}\" is not supported"));
     ok(
         &s,
         "network connect --driver-opt a.b=c --link other:alias --ip6 fd00:78::9 red one",
@@ -346,7 +352,8 @@ fn the_network_of_another_container_is_shared(image: &str) {
     }
     ok(&s, "rm -f guest");
     ok(&s, "stop -t 0 base");
-    run(&s, &format!("run --rm --network container:base {image}")).fails(125, "container");
+    run(&s, &format!("run --rm --network container:base {image}"))
+        .fails(125, "cannot join network");
     run(&s, &format!("run --rm --network container:ghost {image}"))
         .fails(125, "No such container: ghost");
     gone(&s, "blue red");
