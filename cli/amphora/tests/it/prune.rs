@@ -84,7 +84,7 @@ fn volumes_and_images_are_pruned() {
         .ok();
     assert_eq!(
         asked,
-        "WARNING! This will remove:\n  - all stopped containers\n  - all anonymous volumes not used by at least one container\n  - all images without at least one container associated to them\n\nAre you sure you want to continue? [y/N] "
+        "WARNING! This will remove:\n  - all stopped containers\n  - all networks not used by at least one container\n  - all anonymous volumes not used by at least one container\n  - all images without at least one container associated to them\n\nAre you sure you want to continue? [y/N] "
     );
     s.run(&["system", "prune", "--volumes", "--filter", "until=1h"])
         .fails(
