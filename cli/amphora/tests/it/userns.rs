@@ -827,7 +827,9 @@ fn root_of_a_user_namespace_runs_containers() {
         let runtime = "r() { ./amphora-runc --root run/amphora-runc \"$@\"; }";
         let script = format!(
             "{runtime}; r run -d one > out 2>&1 || cat out; r exec one id -u; \
-             r ps -f json one | wc -l; r delete -f one; cat out; r list -q"
+             r ps -f json one | wc -l; n=0; \
+             until [ $(wc -w < out) -ge 4 ] || [ $n -ge 500 ]; do n=$((n+1)); sleep 0.02; done; \
+             r delete -f one; cat out; r list -q"
         );
         let mut command = Command::new("setpriv");
         let id = USER.to_string();
