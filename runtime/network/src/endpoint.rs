@@ -323,7 +323,11 @@ impl Networks {
         let leases = self.leases(&config.name);
         let address = match asked.ip6 {
             Some(address) => {
-                if Some(address) == config.gateway6() || !leases.take_this(address.into(), &id)? {
+                let taken = config.subnet6.is_some_and(|s| {
+                    let (_, taken) = config.room(s);
+                    taken.contains(&address.into())
+                });
+                if taken || !leases.take_this(address.into(), &id)? {
                     return Err(NetworkError::AddressInUse);
                 }
                 address

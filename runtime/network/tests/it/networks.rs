@@ -205,6 +205,7 @@ fn addresses_are_given_as_asked() {
     wanted.ipam[0].gateway = Some("10.9.0.254".parse().unwrap());
     wanted.ipam.push(IpamConfig {
         subnet: Some("fd00:9::/64".parse().unwrap()),
+        aux: BTreeMap::from([("router".to_owned(), "fd00:9::77".parse().unwrap())]),
         ..IpamConfig::default()
     });
     let config = world.networks.create(&wanted).unwrap();
@@ -234,6 +235,10 @@ fn addresses_are_given_as_asked() {
     assert_eq!(chain(&taken), "Address already in use");
     assert_eq!(taken.kind(), ErrorKind::Conflict);
     request.networks[0].ip = Some(Ipv4Addr::new(10, 9, 0, 8));
+    let taken = text(world.networks.attach(&request));
+    assert_eq!(taken, "Address already in use");
+    // What somebody else on the network has is nobody's here.
+    request.networks[0].ip6 = Some("fd00:9::77".parse().unwrap());
     let taken = text(world.networks.attach(&request));
     assert_eq!(taken, "Address already in use");
     request.networks[0].ip = Some(Ipv4Addr::new(10, 8, 0, 8));
@@ -394,6 +399,20 @@ fn subnets_that_overlap_and_links_that_exist_are_refused() {
         "link \"br9\" exists already, and is not amphora's"
     );
     ip("link del br9");
+    // Also that of another network while it is not there.
+    let key = "com.docker.network.bridge.name";
+    world.networks.create(&option("own", key, "br8")).unwrap();
+    ip("link del br8");
+    for (link, owner) in [("br8", "own"), ("amphora0", "bridge")] {
+        assert_eq!(
+            text(world.networks.create(&option("red", key, link))),
+            format!(
+                "cannot create a network with link \"{link}\": conflicts with network {owner}: \
+                 networks have same bridge name"
+            )
+        );
+    }
+    remove(&world, "own").unwrap();
     for bad in ["", "a/b", "..", "-x", "a b"] {
         let error = world.networks.create(&plain(bad)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad}");
@@ -827,6 +846,9 @@ fn an_overlay_joins_two_hosts() {
     let here = world.networks.create(&wanted).unwrap();
     assert_eq!(here.subnet.unwrap().to_string(), "10.40.1.0/24");
     make(&world, "blue");
+    // All of it is used, also what is on no host yet.
+    let error = world.networks.create(&subnet("red", "10.40.9.0/24"));
+    assert!(text(error).contains("Pool overlaps"));
     let one = join(&world, &joining(1, &["wide"], &["8080:80"]));
     // The default route of this one leads elsewhere.
     let two = join(&world, &joining(2, &["blue", "wide"], &[]));
@@ -872,4 +894,9 @@ fn an_overlay_joins_two_hosts() {
     std::fs::write(&peers, "192.0.2.9 10.40.1.0/24\n").unwrap();
     let told = text(world.networks.create(&wanted));
     assert!(told.contains("has an address of this host"), "{told}");
+    std::fs::write(&peers, both).unwrap();
+    world.networks.create(&wanted).unwrap();
+    assert!(output("ip", &["-o", "link"]).contains("vx-"));
+    assert!(world.networks.teardown_all().is_empty());
+    assert!(!output("ip", &["-o", "link"]).contains("vx-"));
 }
