@@ -92,9 +92,9 @@ impl Networks {
         if config.driver.bridged() {
             self.forwarding(config)?;
             self.bring_up(config, host)?;
-            self.ensure_peers(config, host)?;
+            self.tell_peers(config, host)?;
         } else {
-            self.ensure_other(config, host)?;
+            self.make_parent(config, host)?;
         }
         self.step()
     }

@@ -1,6 +1,6 @@
 //! Endpoints: a container's places in networks, made and unmade.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -28,6 +28,9 @@ use crate::store;
 /// Index of a container's first link: the one after loopback, or one that nothing else takes where
 /// the kernel puts links of its own into every namespace.
 const PEER_INDEXES: [u32; 2] = [2, 1002];
+
+/// Where clients of a port are led that leads nowhere.
+const NOWHERE: Ipv4Addr = Ipv4Addr::BROADCAST;
 
 /// What a container asks of networks.
 #[derive(Debug, Clone)]
@@ -198,6 +201,7 @@ impl Networks {
         }
 
         self.step()?;
+        let mut parked = Vec::new();
         if let Some(at) = gateway_of(&claim.endpoints)
             && let Some((config, _)) = claim.places.get(at)
             && let Some(endpoint) = claim.endpoints.get_mut(at)
@@ -206,10 +210,14 @@ impl Networks {
             let requests = with_host_ip(&request.ports, config);
             let reserved = reserve(&requests, endpoint.address, host_has_ipv6());
             (endpoint.ports, claim.listeners) = reserved.map_err(|e| self.allocated(e))?;
+        } else if !request.ports.is_empty() {
+            // They lead nowhere until it joins a network that can publish them.
+            let reserved = reserve(&request.ports, NOWHERE, host_has_ipv6());
+            (parked, claim.listeners) = reserved.map_err(|e| self.allocated(e))?;
         }
 
         self.step()?;
-        self.record(&id, &claim.endpoints, &mut claim.undo)?;
+        self.record(&id, &claim.endpoints, parked, &mut claim.undo)?;
         for endpoint in &claim.endpoints {
             self.add_names(endpoint, &mut claim.undo)?;
         }
@@ -345,13 +353,19 @@ impl Networks {
     }
 
     /// Writes down where a container is.
-    fn record(&self, id: &ContainerId, all: &[Endpoint], undo: &mut Vec<Undo>) -> Result<()> {
+    fn record(
+        &self,
+        id: &ContainerId,
+        all: &[Endpoint],
+        parked: Vec<PublishedPort>,
+        undo: &mut Vec<Undo>,
+    ) -> Result<()> {
         store::make_dir(&self.container_dir(id))?;
         undo.push(Undo::File(self.endpoint_path(id)));
         let listing = Listing {
             version: RECORD,
             endpoints: all.to_vec(),
-            parked: Vec::new(),
+            parked,
         };
         self.write_listing(id, &listing)
     }

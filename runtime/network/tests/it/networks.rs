@@ -19,7 +19,7 @@ pub fn plain(name: &str) -> CreateNetwork {
     }
 }
 
-fn subnet(name: &str, subnet: &str) -> CreateNetwork {
+pub fn subnet(name: &str, subnet: &str) -> CreateNetwork {
     CreateNetwork {
         ipam: vec![IpamConfig {
             subnet: Some(subnet.parse().unwrap()),
@@ -29,14 +29,14 @@ fn subnet(name: &str, subnet: &str) -> CreateNetwork {
     }
 }
 
-fn option(name: &str, key: &str, value: &str) -> CreateNetwork {
+pub fn option(name: &str, key: &str, value: &str) -> CreateNetwork {
     CreateNetwork {
         options: BTreeMap::from([(key.to_owned(), value.to_owned())]),
         ..plain(name)
     }
 }
 
-fn make(world: &World, name: &str) -> NetworkConfig {
+pub fn make(world: &World, name: &str) -> NetworkConfig {
     world.networks.create(&plain(name)).unwrap()
 }
 
@@ -536,7 +536,7 @@ fn every_failed_step_of_two_networks_undoes_those_before() {
     assert!(world.dir.join(alias).exists());
 }
 
-fn connect(world: &World, one: &Attachment, n: u8, network: &str) -> Result<(), NetworkError> {
+pub fn connect(world: &World, one: &Attachment, n: u8, network: &str) -> Result<(), NetworkError> {
     let request = ConnectRequest {
         container: id(n),
         netns: one.netns.as_fd(),

@@ -1,0 +1,87 @@
+//! Starts of which networks are not ready: several at once after a boot, ports that lead nowhere yet.
+
+use std::sync::Barrier;
+
+use amphora_network::CreateNetwork;
+
+use crate::networks::{connect, join, joining, make, option, plain, subnet};
+use crate::world::{World, ask, id, ip, quiet, refused, ruleset, serve};
+
+/// Starts that come at once, and how often.
+const AT_ONCE: u8 = 8;
+const ROUNDS: usize = 6;
+
+/// Has many containers start at once while `link` of their network is gone.
+fn start_at_once(world: &World, network: &str, link: &str) {
+    for _ in 0..ROUNDS {
+        ip(&format!("link del {link}"));
+        let barrier = Barrier::new(usize::from(AT_ONCE));
+        let _quiet = quiet();
+        let failed: Vec<String> = std::thread::scope(|scope| {
+            let start = |n| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    barrier.wait();
+                    let error = world.networks.claim(&joining(n, &[network], &[])).err()?;
+                    Some(amphora_spec::error::chain(&error))
+                })
+            };
+            let all: Vec<_> = (1..=AT_ONCE).map(start).collect();
+            all.into_iter()
+                .filter_map(|start| start.join().unwrap())
+                .collect()
+        });
+        assert_eq!(failed, Vec::<String>::new());
+        for n in 1..=AT_ONCE {
+            world.networks.release(&id(n)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn starts_at_once_make_the_link_to_other_hosts_once() {
+    let world = World::new();
+    let peers = world.dir.join("peers");
+    std::fs::write(&peers, "192.0.2.2 10.40.1.0/24\n192.0.2.1 10.40.2.0/24\n").unwrap();
+    let mut wanted = CreateNetwork {
+        driver: "overlay".to_owned(),
+        ..subnet("wide", "10.40.0.0/16")
+    };
+    let file = peers.to_string_lossy().into_owned();
+    wanted.options.insert("peers".to_owned(), file);
+    let config = world.networks.create(&wanted).unwrap();
+    start_at_once(&world, "wide", &format!("vx-{}", &config.id[..12]));
+}
+
+#[test]
+fn ports_that_no_network_publishes_are_when_one_is_joined() {
+    let world = World::new();
+    let inner = CreateNetwork {
+        internal: true,
+        ..plain("inner")
+    };
+    world.networks.create(&inner).unwrap();
+    let wanted = CreateNetwork {
+        driver: "macvlan".to_owned(),
+        ..option("flat", "parent", "up0")
+    };
+    world.networks.create(&wanted).unwrap();
+    make(&world, "blue");
+    for (n, network, port) in [(1, "inner", 8080), (2, "flat", 8081)] {
+        let one = join(&world, &joining(n, &[network], &[&format!("{port}:80")]));
+        assert!(one.ports.is_empty());
+        assert_eq!(world.networks.parked(&id(n)).unwrap().len(), 2);
+        serve(&world, Some(&one.netns), "[::]:80", "one");
+        let published = format!("192.0.2.2:{port}");
+        assert!(refused(&world, Some(&world.outside), &published));
+        // They are its own from the start.
+        let taken = world.try_attach(9, &[&format!("{port}:80")]).unwrap_err();
+        assert!(taken.to_string().contains("port"), "{taken}");
+        connect(&world, &one, n, "blue").unwrap();
+        assert_eq!(world.networks.parked(&id(n)).unwrap(), []);
+        let answer = ask(&world, Some(&world.outside), &published);
+        assert!(answer.is_some(), "{network}: {}", ruleset());
+        world.networks.release(&id(n)).unwrap();
+        assert!(!ruleset().contains(&format!(". {port} :")));
+    }
+}
