@@ -2,7 +2,7 @@
 
 use std::sync::Barrier;
 
-use amphora_network::CreateNetwork;
+use amphora_network::{AttachRequest, CreateNetwork};
 
 use crate::networks::{connect, join, joining, make, option, plain, subnet};
 use crate::world::{World, ask, id, ip, quiet, refused, ruleset, serve};
@@ -84,4 +84,69 @@ fn ports_that_no_network_publishes_are_when_one_is_joined() {
         world.networks.release(&id(n)).unwrap();
         assert!(!ruleset().contains(&format!(". {port} :")));
     }
+}
+
+/// Folders of names in a network.
+fn names(world: &World, network: &str) -> Vec<String> {
+    let dir = world.dir.join("run/networks").join(network).join("aliases");
+    let entries = std::fs::read_dir(dir).into_iter().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn named(n: u8, own: &str) -> AttachRequest {
+    let mut request = joining(n, &["blue"], &[]);
+    request.networks[0].aliases = vec!["shared".to_owned(), own.to_owned()];
+    request
+}
+
+#[test]
+fn a_name_goes_with_the_last_who_has_it() {
+    let world = World::new();
+    make(&world, "blue");
+    let one = join(&world, &named(1, "one"));
+    let two = join(&world, &named(2, "two"));
+    assert_eq!(names(&world, "blue"), ["one", "shared", "two"]);
+    world.exit(&one);
+    assert_eq!(names(&world, "blue"), ["shared", "two"]);
+    world.networks.release(&id(2)).unwrap();
+    assert_eq!(names(&world, "blue"), Vec::<String>::new());
+    drop((one, two));
+    // So it does when a start fails.
+    for step in 0.. {
+        world.networks.fail_at(step);
+        let claimed = world.networks.claim(&named(3, "three"));
+        world.networks.fail_at(usize::MAX);
+        if claimed.is_ok() {
+            assert!(step > 4, "{step}");
+            break;
+        }
+        assert_eq!(names(&world, "blue"), Vec::<String>::new(), "{step}");
+    }
+    world.networks.release(&id(3)).unwrap();
+}
+
+#[test]
+fn a_name_is_had_while_others_give_it_up() {
+    let world = World::new();
+    make(&world, "blue");
+    drop(world.networks.claim(&named(9, "ready")).unwrap());
+    world.networks.release(&id(9)).unwrap();
+    std::thread::scope(|scope| {
+        for n in 1..=4 {
+            let world = &world;
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    drop(world.networks.claim(&named(n, "own")).unwrap());
+                    let dir = world.dir.join("run/networks/blue/aliases/shared");
+                    assert!(dir.join(id(n).hex()).exists());
+                    world.networks.release(&id(n)).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(names(&world, "blue"), Vec::<String>::new());
 }
