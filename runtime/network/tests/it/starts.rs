@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use amphora_network::{AttachRequest, CreateNetwork};
 
 use crate::networks::{connect, join, joining, make, option, plain, subnet};
-use crate::world::{World, ask, id, ip, quiet, refused, ruleset, serve};
+use crate::world::{World, ask, id, ip, output, quiet, refused, ruleset, serve};
 
 /// Starts that come at once, and how often.
 const AT_ONCE: u8 = 8;
@@ -50,7 +50,13 @@ fn starts_at_once_make_the_link_to_other_hosts_once() {
     let file = peers.to_string_lossy().into_owned();
     wanted.options.insert("peers".to_owned(), file);
     let config = world.networks.create(&wanted).unwrap();
+    // All of it is used, also what is on no host yet.
+    let error = world.networks.create(&subnet("red", "10.40.9.0/24"));
+    assert!(error.unwrap_err().to_string().contains("Pool overlaps"));
     start_at_once(&world, "wide", &format!("vx-{}", &config.id[..12]));
+    assert!(output("ip", &["-o", "link"]).contains("vx-"));
+    assert!(world.networks.teardown_all().is_empty());
+    assert!(!output("ip", &["-o", "link"]).contains("vx-"));
 }
 
 #[test]
