@@ -199,23 +199,46 @@ pub(crate) struct Listing {
     pub(crate) parked: Vec<PublishedPort>,
 }
 
-/// The file's two forms.
+/// The beginning of a record that another version wrote.
+#[derive(Debug)]
+pub(crate) struct Newer {
+    version: u32,
+}
+
+impl<'de> Deserialize<'de> for Newer {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Any {
+            version: u32,
+        }
+        let Any { version } = Any::deserialize(from)?;
+        if version > RECORD {
+            return Ok(Self { version });
+        }
+        Err(serde::de::Error::custom("not of another version"))
+    }
+}
+
+/// The file's two forms, and those to come.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Record {
+    Newer(Newer),
     Many(Listing),
     One(Box<Endpoint>),
 }
 
 impl Record {
-    pub(crate) fn into_listing(self) -> Listing {
+    /// What is in it; one of a version that is not known tells the version.
+    pub(crate) fn into_listing(self) -> std::result::Result<Listing, u32> {
         match self {
-            Self::Many(listing) => listing,
-            Self::One(one) => Listing {
+            Self::Many(listing) => Ok(listing),
+            Self::One(one) => Ok(Listing {
                 version: 1,
                 endpoints: vec![*one],
                 parked: Vec::new(),
-            },
+            }),
+            Self::Newer(Newer { version }) => Err(version),
         }
     }
 }
@@ -367,13 +390,20 @@ mod tests {
         let old = r#"{"container":"ID","network":"bridge","network_id":"x","address":"172.17.0.2","prefix":16,"gateway":"172.17.0.1","address6":null,"prefix6":0,"gateway6":null,"mac":"02:42:ac:11:00:02","link":"am0123456789a","ports":[]}"#;
         let old = old.replace("ID", &"a1".repeat(32));
         let one: Record = serde_json::from_str(&old).unwrap();
-        let mut one = one.into_listing();
+        let mut one = one.into_listing().unwrap();
         assert_eq!((one.version, one.endpoints.len()), (1, 1));
         assert_eq!(one.endpoints[0].interface, "eth0");
         one.version = RECORD;
         let written = serde_json::to_string(&one).unwrap();
         let read: Record = serde_json::from_str(&written).unwrap();
-        assert_eq!(read.into_listing(), one);
+        assert_eq!(read.into_listing().unwrap(), one);
+        // What a version to come writes is not taken for ours, whatever it looks like.
+        let next = written.replacen(":2", ":3", 1);
+        for text in [next.as_str(), r#"{"version":3,"other":[]}"#] {
+            let read: Record = serde_json::from_str(text).unwrap();
+            assert_eq!(read.into_listing().unwrap_err(), 3, "{text}");
+        }
+        serde_json::from_str::<Record>(r#"{"version":2}"#).unwrap_err();
     }
 
     #[test]

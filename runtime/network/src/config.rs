@@ -172,6 +172,12 @@ impl NetworkConfig {
         PREDEFINED.contains(&self.name.as_str())
     }
 
+    /// Everything that its containers may have for addresses, on this host and others.
+    pub(crate) fn subnets(&self) -> impl Iterator<Item = Subnet> + use<> {
+        let whole = self.overlay.as_ref().map(|o| o.subnet).or(self.subnet);
+        whole.into_iter().chain(self.subnet6)
+    }
+
     /// Returns the addresses of each family, whole: subnet, range, gateway, others'.
     #[must_use]
     pub fn ipam(&self) -> Vec<IpamConfig> {

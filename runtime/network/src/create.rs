@@ -92,9 +92,9 @@ impl Networks {
         if config.driver.bridged() {
             self.forwarding(config)?;
             self.bring_up(config, host)?;
-            self.ensure_peers(config, host)?;
+            self.tell_peers(config, host)?;
         } else {
-            self.ensure_other(config, host)?;
+            self.make_parent(config, host)?;
         }
         self.step()
     }
@@ -108,6 +108,16 @@ impl Networks {
             Some(name) => name.clone(),
             None => format!("am-{short}"),
         };
+        // Theirs may not be there now, and are made when they are needed.
+        let theirs = |c: &NetworkConfig| c.link == link || c.tunnel().as_ref() == Some(&link);
+        if driver.bridged()
+            && let Some(other) = self.stored_all()?.into_iter().find(theirs)
+        {
+            return Err(NetworkError::SameLink {
+                link,
+                network: other.name,
+            });
+        }
         if driver.bridged()
             && route::link(&host.route, &link)
                 .map_err(netlink(look(&link)))?
@@ -151,7 +161,7 @@ impl Networks {
             .stored_all()?
             .iter()
             .filter(|c| c.name != wanted.name)
-            .flat_map(|c| c.subnet.into_iter().chain(c.subnet6))
+            .flat_map(NetworkConfig::subnets)
             .collect();
         let family = |v4: bool| {
             let of = move |i: &&IpamConfig| family_of(i).is_none_or(|f| f == v4);

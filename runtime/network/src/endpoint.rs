@@ -1,8 +1,9 @@
 //! Endpoints: a container's places in networks, made and unmade.
 
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use amphora_spec::ContainerId;
 use amphora_spec::release::Release;
@@ -28,6 +29,12 @@ use crate::store;
 /// Index of a container's first link: the one after loopback, or one that nothing else takes where
 /// the kernel puts links of its own into every namespace.
 const PEER_INDEXES: [u32; 2] = [2, 1002];
+
+/// How often the folder of a name may go before it can be used.
+const NAME_TRIES: usize = 100;
+
+/// Where clients of a port are led that leads nowhere.
+const NOWHERE: Ipv4Addr = Ipv4Addr::BROADCAST;
 
 /// What a container asks of networks.
 #[derive(Debug, Clone)]
@@ -65,6 +72,7 @@ pub struct Attachment {
 #[derive(Debug)]
 pub(crate) enum Undo {
     File(PathBuf),
+    Name(PathBuf),
     Link(String),
     Inside(OwnedFd, String),
     Elements(Vec<Element>),
@@ -169,6 +177,7 @@ impl Networks {
         for action in done.iter().rev() {
             let _ = match action {
                 Undo::File(path) => store::remove(path).is_ok(),
+                Undo::Name(path) => remove_name(path).is_ok(),
                 Undo::Link(name) => route::delete_link(&host.route, name).is_ok(),
                 Undo::Inside(netns, name) => inside(netns.as_fd())
                     .is_ok_and(|socket| route::delete_link(&socket, name).is_ok()),
@@ -198,6 +207,7 @@ impl Networks {
         }
 
         self.step()?;
+        let mut parked = Vec::new();
         if let Some(at) = gateway_of(&claim.endpoints)
             && let Some((config, _)) = claim.places.get(at)
             && let Some(endpoint) = claim.endpoints.get_mut(at)
@@ -206,10 +216,14 @@ impl Networks {
             let requests = with_host_ip(&request.ports, config);
             let reserved = reserve(&requests, endpoint.address, host_has_ipv6());
             (endpoint.ports, claim.listeners) = reserved.map_err(|e| self.allocated(e))?;
+        } else if !request.ports.is_empty() {
+            // They lead nowhere until it joins a network that can publish them.
+            let reserved = reserve(&request.ports, NOWHERE, host_has_ipv6());
+            (parked, claim.listeners) = reserved.map_err(|e| self.allocated(e))?;
         }
 
         self.step()?;
-        self.record(&id, &claim.endpoints, &mut claim.undo)?;
+        self.record(&id, &claim.endpoints, parked, &mut claim.undo)?;
         for endpoint in &claim.endpoints {
             self.add_names(endpoint, &mut claim.undo)?;
         }
@@ -323,7 +337,11 @@ impl Networks {
         let leases = self.leases(&config.name);
         let address = match asked.ip6 {
             Some(address) => {
-                if Some(address) == config.gateway6() || !leases.take_this(address.into(), &id)? {
+                let taken = config.subnet6.is_some_and(|s| {
+                    let (_, taken) = config.room(s);
+                    taken.contains(&address.into())
+                });
+                if taken || !leases.take_this(address.into(), &id)? {
                     return Err(NetworkError::AddressInUse);
                 }
                 address
@@ -341,13 +359,19 @@ impl Networks {
     }
 
     /// Writes down where a container is.
-    fn record(&self, id: &ContainerId, all: &[Endpoint], undo: &mut Vec<Undo>) -> Result<()> {
+    fn record(
+        &self,
+        id: &ContainerId,
+        all: &[Endpoint],
+        parked: Vec<PublishedPort>,
+        undo: &mut Vec<Undo>,
+    ) -> Result<()> {
         store::make_dir(&self.container_dir(id))?;
         undo.push(Undo::File(self.endpoint_path(id)));
         let listing = Listing {
             version: RECORD,
             endpoints: all.to_vec(),
-            parked: Vec::new(),
+            parked,
         };
         self.write_listing(id, &listing)
     }
@@ -359,11 +383,8 @@ impl Networks {
     /// Makes the names of an endpoint known in its network.
     pub(crate) fn add_names(&self, endpoint: &Endpoint, undo: &mut Vec<Undo>) -> Result<()> {
         for path in self.name_paths(endpoint) {
-            if let Some(dir) = path.parent() {
-                store::make_dir(dir)?;
-            }
-            undo.push(Undo::File(path.clone()));
-            store::touch(&path)?;
+            undo.push(Undo::Name(path.clone()));
+            make_name(&path)?;
         }
         Ok(())
     }
@@ -403,7 +424,10 @@ impl Networks {
             bytes,
         });
         let files = endpoints.iter().flat_map(|e| self.files_of(e));
-        let files = files.chain([self.endpoint_path(id)]);
+        let names = endpoints.iter().flat_map(|e| self.name_paths(e));
+        // Only who empties a folder takes it away.
+        let folders = names.filter_map(|path| path.parent().map(Path::to_owned));
+        let files = files.chain([self.endpoint_path(id)]).chain(folders);
         rules
             .into_iter()
             .chain(talks)
@@ -517,7 +541,7 @@ impl Networks {
             store::remove(&leases.path(address))?;
         }
         for path in self.name_paths(endpoint) {
-            store::remove(&path)?;
+            remove_name(&path)?;
         }
         Ok(())
     }
@@ -530,6 +554,34 @@ impl Networks {
     pub fn listeners(&self, endpoint: &Endpoint) -> Result<Vec<Listener>> {
         reserve_published(&endpoint.ports, endpoint.address)
     }
+}
+
+/// Writes down that somebody has a name. Who had it last may take the folder away meanwhile.
+fn make_name(path: &Path) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        if let Some(dir) = path.parent() {
+            store::make_dir(dir)?;
+        }
+        match store::touch(path) {
+            Err(NetworkError::File { source, .. })
+                if source.kind() == ErrorKind::NotFound && tries < NAME_TRIES =>
+            {
+                tries += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+/// The opposite, and the folder goes with the last who has the name.
+fn remove_name(path: &Path) -> Result<()> {
+    store::remove(path)?;
+    if let Some(dir) = path.parent() {
+        // Others in it keep it.
+        let _ = std::fs::remove_dir(dir);
+    }
+    Ok(())
 }
 
 /// A port that says no host address is published at the network's.

@@ -113,9 +113,7 @@ impl Networks {
     pub(crate) fn survey(&self, host: &Host, except: u32, name: &str) -> Result<Survey> {
         let mut survey = route::survey(&host.route, except).map_err(netlink("list routes"))?;
         for other in self.stored_all()?.iter().filter(|c| c.name != name) {
-            survey
-                .used
-                .extend(other.subnet.into_iter().chain(other.subnet6));
+            survey.used.extend(other.subnets());
         }
         Ok(survey)
     }

@@ -121,6 +121,16 @@ pub enum NetworkError {
     /// A link of that name is not ours.
     #[error("link \"{0}\" exists already, and is not amphora's")]
     LinkExists(String),
+    /// A link of that name is another network's.
+    #[error(
+        "cannot create a network with link \"{link}\": conflicts with network {network}: networks have same bridge name"
+    )]
+    SameLink {
+        /// The link.
+        link: String,
+        /// Whose it is.
+        network: String,
+    },
     /// What a network's links are to be on top of is not there.
     #[error("parent interface \"{0}\" was not found on the host")]
     NoParent(String),
@@ -207,6 +217,7 @@ impl Classify for NetworkError {
             }
             Self::Exists(_)
             | Self::LinkExists(_)
+            | Self::SameLink { .. }
             | Self::PoolOverlaps
             | Self::ActiveEndpoints { .. }
             | Self::AddressInUse

@@ -26,37 +26,56 @@ impl Networks {
         if nft::is_there(&socket).map_err(netlink("look at table \"amphora\""))? {
             return Ok(None);
         }
-        let Some(config) = self.stored(DEFAULT_NETWORK)? else {
+        // The containers of another network namespace have their rules there. The table is made
+        // of all networks, whichever of them is asked for.
+        let Some(config) = self.standing(&socket)?.into_iter().next() else {
             return Ok(None);
         };
-        // The containers of another network namespace have their rules there.
-        let step = format!("look at link \"{}\"", config.link);
-        if index_if_up(&socket, &config.link)
-            .map_err(kernel(step))?
-            .is_none()
-        {
-            return Ok(None);
-        }
         let host = Host::open()?;
-        self.ensure(DEFAULT_NETWORK, &host)?;
+        self.ensure(&config.name, &host)?;
         Ok(host.repaired.get().then_some(REPAIRED))
     }
 
-    /// Says what on this host would keep the packets of the default network's containers from
-    /// passing. Nothing is said of a chain in which a rule names the network's bridge.
+    /// The networks whose bridges are up in this network namespace.
+    fn standing(&self, socket: &Socket) -> Result<Vec<NetworkConfig>> {
+        let mut standing = Vec::new();
+        for config in self.stored_all()? {
+            let step = || format!("look at link \"{}\"", config.link);
+            if config.driver.bridged()
+                && index_if_up(socket, &config.link)
+                    .map_err(kernel(step()))?
+                    .is_some()
+            {
+                standing.push(config);
+            }
+        }
+        Ok(standing)
+    }
+
+    /// Says what on this host would keep the packets of containers from passing: in the networks
+    /// that stand and lead out, or in the default one where none does. Nothing is said of a chain
+    /// in which a rule names the network's bridge.
     ///
     /// # Errors
-    /// When the host's filter tables or the network's file cannot be looked at.
+    /// When the host's filter tables or a network's file cannot be looked at.
     pub fn hints(&self) -> Result<Vec<String>> {
-        let Some(config) = self.stored(DEFAULT_NETWORK)? else {
-            return Ok(Vec::new());
-        };
         let socket = nft::open().map_err(kernel("open nftables"))?;
+        let mut networks = self.standing(&socket)?;
+        networks.retain(|config| !config.internal);
+        if networks.is_empty() {
+            networks.extend(self.stored(DEFAULT_NETWORK)?);
+        }
+        if networks.is_empty() {
+            return Ok(Vec::new());
+        }
         let foreign = nft::look(&socket).map_err(netlink("look at table \"filter\""))?;
-        let mut hints = nft_hints(&socket, &foreign, &config)?;
-        let ipv6 = config.subnet6.is_some();
-        hints.extend(hook_hints(&socket, &config.link, ipv6));
-        hints.extend(legacy_hints(&config.link, ipv6));
+        let mut hints = Vec::new();
+        for config in &networks {
+            hints.extend(nft_hints(&socket, &foreign, config)?);
+            let ipv6 = config.subnet6.is_some();
+            hints.extend(hook_hints(&socket, &config.link, ipv6));
+            hints.extend(legacy_hints(&config.link, ipv6));
+        }
         Ok(hints)
     }
 }

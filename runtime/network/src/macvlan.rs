@@ -16,6 +16,7 @@ use crate::ensure::{Host, look};
 use crate::error::{NetworkError, Result, kernel, netlink};
 use crate::networks::Networks;
 use crate::route::{self, Macvlan};
+use crate::store;
 
 const PARENT: &str = "parent";
 const MODE: &str = "macvlan_mode";
@@ -82,6 +83,26 @@ fn patiently(
 impl Networks {
     /// Makes a network without a bridge of ours work; the index is its parent's.
     pub(crate) fn ensure_other(
+        &self,
+        config: &NetworkConfig,
+        host: &Host,
+    ) -> Result<(NetworkConfig, u32)> {
+        if config.driver != Driver::Macvlan {
+            return self.make_parent(config, host);
+        }
+        let name = parent(config);
+        let there = route::link(&host.route, name).map_err(netlink(look(name)))?;
+        if let Some(link) = there {
+            self.step()?;
+            return Ok((config.clone(), link.index));
+        }
+        store::make_dir(&self.run_dir(""))?;
+        let _lock = store::lock(&self.lock_path())?;
+        self.make_parent(config, host)
+    }
+
+    /// The same for one that may have to be made; the caller holds the lock.
+    pub(crate) fn make_parent(
         &self,
         config: &NetworkConfig,
         host: &Host,

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use amphora_spec::ContainerId;
-use amphora_sys::netlink::{ROUTE, Socket};
 
-use crate::attachment::{Endpoint, Listing, Record, gateway_of};
+use crate::attachment::{Endpoint, Listing, RECORD, Record, gateway_of};
 use crate::config::{DEFAULT_NETWORK, FORMAT, NetworkConfig, NetworkSettings};
 use crate::create::is_name;
 use crate::ensure::Host;
@@ -16,8 +15,8 @@ use crate::error::{NetworkError, Result, file, kernel, netlink};
 use crate::lease::Leases;
 use crate::nft;
 use crate::ports::PublishedPort;
+use crate::store;
 use crate::sysctl::{Change, Changes};
-use crate::{route, store};
 
 /// The networks of one engine: configuration below its data directory, leases and endpoints
 /// below its run directory, links and rules in the calling thread's network namespace.
@@ -95,8 +94,15 @@ impl Networks {
 
     /// Returns what is on record of a container's places.
     pub(crate) fn listing(&self, id: &ContainerId) -> Result<Listing> {
-        let record: Option<Record> = store::read_json(&self.endpoint_path(id))?;
-        Ok(record.map(Record::into_listing).unwrap_or_default())
+        let path = self.endpoint_path(id);
+        let record: Option<Record> = store::read_json(&path)?;
+        let listing = record.map(Record::into_listing).transpose();
+        let listing = listing.map_err(|found| NetworkError::Version {
+            path,
+            found,
+            known: RECORD,
+        })?;
+        Ok(listing.unwrap_or_default())
     }
 
     /// Returns the published ports that lead nowhere while a container is in no network that
@@ -191,16 +197,12 @@ impl Networks {
             }
             Err(error) => errors.push(kernel("open nftables")(error)),
         }
-        match (Socket::open(ROUTE), self.stored_all()) {
-            (Ok(socket), Ok(all)) => {
-                for config in all.iter().filter(|c| !c.link.is_empty()) {
-                    let step = format!("remove link \"{}\"", config.link);
-                    let removed = route::delete_link(&socket, &config.link);
-                    errors.extend(removed.map_err(netlink(step)).err());
-                }
+        match (Host::open(), self.stored_all()) {
+            (Ok(host), Ok(all)) => {
+                let removed = all.iter().map(|config| self.delete_links(config, &host));
+                errors.extend(removed.filter_map(std::result::Result::err));
             }
-            (Err(error), _) => errors.push(kernel("open netlink")(error)),
-            (_, Err(error)) => errors.push(error),
+            (Err(error), _) | (_, Err(error)) => errors.push(error),
         }
         if !needed {
             errors.extend(self.changes().restore());

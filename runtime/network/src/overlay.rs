@@ -198,6 +198,21 @@ impl NetworkConfig {
 impl Networks {
     /// Has the kernel know where the other hosts are, as the file says it now.
     pub(crate) fn ensure_peers(&self, config: &NetworkConfig, host: &Host) -> Result<()> {
+        let Some(name) = config.tunnel() else {
+            return Ok(());
+        };
+        let there = route::link(&host.route, &name).map_err(netlink(look(&name)))?;
+        let applied = std::fs::read_to_string(self.run_dir(&config.name).join("peers"));
+        if there.is_some() && applied.unwrap_or_default() == read(peers_path(config))? {
+            return Ok(());
+        }
+        store::make_dir(&self.run_dir(""))?;
+        let _lock = store::lock(&self.lock_path())?;
+        self.tell_peers(config, host)
+    }
+
+    /// The same; the caller holds the lock.
+    pub(crate) fn tell_peers(&self, config: &NetworkConfig, host: &Host) -> Result<()> {
         let (Some(overlay), Some(name)) = (&config.overlay, config.tunnel()) else {
             return Ok(());
         };

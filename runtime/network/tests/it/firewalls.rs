@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use amphora_network::Attachment;
 
+use crate::networks::{join, joining, plain};
 use crate::world::{World, ask, elements, nft, output, refused, ruleset, serve, socket};
 
 const UFW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/rulesets/ufw");
@@ -256,4 +257,24 @@ fn a_flushed_user_chain_is_filled_by_the_next_start() {
     assert!(refused(&world, Some(&world.outside), "192.0.2.2:8080"));
     drop(world.attach(3, &[]));
     passes(&world, &web);
+}
+
+#[test]
+fn rules_are_repaired_and_drops_told_where_only_user_networks_are_used() {
+    let world = World::new();
+    let blue = world.networks.create(&plain("blue")).unwrap();
+    let web = join(&world, &joining(1, &["blue"], &["8080:80"]));
+    serve(&world, Some(&web.netns), "[::]:80", "web");
+    assert!(!output("ip", &["-o", "link"]).contains("amphora0"));
+    nft("flush ruleset");
+    assert!(refused(&world, Some(&world.outside), "192.0.2.2:8080"));
+    assert!(world.networks.repair().unwrap().is_some());
+    assert!(ask(&world, Some(&world.outside), "192.0.2.2:8080").is_some());
+    assert_eq!(world.networks.repair().unwrap(), None);
+    nft("table inet mine { chain gate { type filter hook forward priority 7; policy drop; }; }");
+    let hints = world.networks.hints().unwrap();
+    assert!(
+        hints.len() == 1 && hints[0].contains(&blue.link),
+        "{hints:?}"
+    );
 }

@@ -12,5 +12,6 @@ mod firewalls;
 mod more_bridges;
 mod networks;
 mod ports;
+mod starts;
 mod traffic;
 mod world;

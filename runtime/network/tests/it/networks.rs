@@ -19,7 +19,7 @@ pub fn plain(name: &str) -> CreateNetwork {
     }
 }
 
-fn subnet(name: &str, subnet: &str) -> CreateNetwork {
+pub fn subnet(name: &str, subnet: &str) -> CreateNetwork {
     CreateNetwork {
         ipam: vec![IpamConfig {
             subnet: Some(subnet.parse().unwrap()),
@@ -29,14 +29,14 @@ fn subnet(name: &str, subnet: &str) -> CreateNetwork {
     }
 }
 
-fn option(name: &str, key: &str, value: &str) -> CreateNetwork {
+pub fn option(name: &str, key: &str, value: &str) -> CreateNetwork {
     CreateNetwork {
         options: BTreeMap::from([(key.to_owned(), value.to_owned())]),
         ..plain(name)
     }
 }
 
-fn make(world: &World, name: &str) -> NetworkConfig {
+pub fn make(world: &World, name: &str) -> NetworkConfig {
     world.networks.create(&plain(name)).unwrap()
 }
 
@@ -205,6 +205,7 @@ fn addresses_are_given_as_asked() {
     wanted.ipam[0].gateway = Some("10.9.0.254".parse().unwrap());
     wanted.ipam.push(IpamConfig {
         subnet: Some("fd00:9::/64".parse().unwrap()),
+        aux: BTreeMap::from([("router".to_owned(), "fd00:9::77".parse().unwrap())]),
         ..IpamConfig::default()
     });
     let config = world.networks.create(&wanted).unwrap();
@@ -234,6 +235,10 @@ fn addresses_are_given_as_asked() {
     assert_eq!(chain(&taken), "Address already in use");
     assert_eq!(taken.kind(), ErrorKind::Conflict);
     request.networks[0].ip = Some(Ipv4Addr::new(10, 9, 0, 8));
+    let taken = text(world.networks.attach(&request));
+    assert_eq!(taken, "Address already in use");
+    // What somebody else on the network has is nobody's here.
+    request.networks[0].ip6 = Some("fd00:9::77".parse().unwrap());
     let taken = text(world.networks.attach(&request));
     assert_eq!(taken, "Address already in use");
     request.networks[0].ip = Some(Ipv4Addr::new(10, 8, 0, 8));
@@ -394,6 +399,20 @@ fn subnets_that_overlap_and_links_that_exist_are_refused() {
         "link \"br9\" exists already, and is not amphora's"
     );
     ip("link del br9");
+    // Also that of another network while it is not there.
+    let key = "com.docker.network.bridge.name";
+    world.networks.create(&option("own", key, "br8")).unwrap();
+    ip("link del br8");
+    for (link, owner) in [("br8", "own"), ("amphora0", "bridge")] {
+        assert_eq!(
+            text(world.networks.create(&option("red", key, link))),
+            format!(
+                "cannot create a network with link \"{link}\": conflicts with network {owner}: \
+                 networks have same bridge name"
+            )
+        );
+    }
+    remove(&world, "own").unwrap();
     for bad in ["", "a/b", "..", "-x", "a b"] {
         let error = world.networks.create(&plain(bad)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{bad}");
@@ -517,7 +536,7 @@ fn every_failed_step_of_two_networks_undoes_those_before() {
     assert!(world.dir.join(alias).exists());
 }
 
-fn connect(world: &World, one: &Attachment, n: u8, network: &str) -> Result<(), NetworkError> {
+pub fn connect(world: &World, one: &Attachment, n: u8, network: &str) -> Result<(), NetworkError> {
     let request = ConnectRequest {
         container: id(n),
         netns: one.netns.as_fd(),

@@ -82,6 +82,8 @@ impl World {
         let mut kept = Vec::new();
         for release in &attachment.release {
             match release {
+                // Folders stay as long as there is something in them.
+                Release::Unlink(path) if path.is_dir() => drop(std::fs::remove_dir(path)),
                 Release::Unlink(path) => std::fs::remove_file(path).unwrap(),
                 Release::Netlink { protocol, bytes } => {
                     kept.push(amphora_sys::netlink::replay(*protocol, bytes).unwrap());
