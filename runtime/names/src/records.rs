@@ -11,8 +11,10 @@ use serde::Deserialize;
 
 /// Most bytes read of a record.
 const RECORD_MAX: u64 = 1 << 20;
-/// Most containers an alias may stand for, and most addresses looked through for a name.
+/// Most containers an alias may stand for.
 const HOLDERS_MAX: usize = 1024;
+/// Its IPv6 addresses have no leases of their own: they go with those of IPv4.
+const DEFAULT_NETWORK: &str = "bridge";
 /// Newest form of the endpoints' record that is known.
 const ENDPOINTS_VERSION: u32 = 2;
 /// Digits of a container's id, and of its short form.
@@ -41,10 +43,42 @@ struct Endpoint {
     #[serde(default)]
     address: Option<Ipv4Addr>,
     #[serde(default)]
+    prefix: u8,
+    #[serde(default)]
     address6: Option<Ipv6Addr>,
+    #[serde(default)]
+    prefix6: u8,
     /// Nothing leads out of the network.
     #[serde(default)]
     internal: bool,
+}
+
+impl Endpoint {
+    fn has(&self, address: IpAddr) -> bool {
+        self.address.map(IpAddr::from) == Some(address)
+            || self.address6.map(IpAddr::from) == Some(address)
+    }
+
+    /// The address whose lease tells who has this one in the network; `None` for an IPv6 address
+    /// from elsewhere.
+    fn leased(&self, address: IpAddr) -> Option<IpAddr> {
+        let IpAddr::V6(v6) = address else {
+            return Some(address);
+        };
+        let own = self.address6.filter(|_| self.prefix6 > 0)?;
+        let hosts = u128::MAX.checked_shr(self.prefix6.into()).unwrap_or(0);
+        if (own.to_bits() ^ v6.to_bits()) & !hosts != 0 {
+            return None;
+        }
+        if self.network != DEFAULT_NETWORK {
+            return Some(address);
+        }
+        let offset = u32::try_from(v6.to_bits() & hosts).ok()?;
+        let own = self.address.filter(|_| self.prefix > 0)?;
+        let hosts = u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0);
+        let beside = Ipv4Addr::from_bits(own.to_bits() & !hosts | offset);
+        (offset <= hosts).then(|| beside.into())
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -123,25 +157,18 @@ impl Records {
     #[must_use]
     pub fn name_of(&self, address: IpAddr) -> Option<String> {
         for own in self.own() {
-            let leases = self.run.join("networks").join(&own.network).join("leases");
-            let direct = fs::read_link(leases.join(address.to_string())).ok();
-            // Not every address has a lease of its own.
-            let others = match (&direct, address) {
-                (None, IpAddr::V6(_)) => holders(&leases),
-                _ => Vec::new(),
+            let Some(leased) = own.leased(address) else {
+                continue;
             };
-            let direct = direct.and_then(|target| target.to_str().map(str::to_owned));
-            for id in direct.into_iter().chain(others).filter(|id| is_id(id)) {
-                let has = |e: &Endpoint| {
-                    e.network == own.network
-                        && (e.address.map(IpAddr::from) == Some(address)
-                            || e.address6.map(IpAddr::from) == Some(address))
-                };
-                if self.endpoints(&id).iter().any(has) {
-                    let named: Named =
-                        read_json(&self.data.join("containers").join(&id).join("config.json"))?;
-                    return Some(format!("{}.{}", named.name, own.network));
-                }
+            let leases = self.run.join("networks").join(&own.network).join("leases");
+            let Some(id) = claimed(&leases, &leased.to_string()) else {
+                continue;
+            };
+            let has = |e: &Endpoint| e.network == own.network && e.has(address);
+            if self.endpoints(&id).iter().any(has) {
+                let named: Named =
+                    read_json(&self.data.join("containers").join(&id).join("config.json"))?;
+                return Some(format!("{}.{}", named.name, own.network));
             }
         }
         None
@@ -251,19 +278,7 @@ fn questions<'a>(own: &'a [Endpoint], name: &'a str) -> Vec<(&'a str, &'a str)> 
     whole.chain(within).collect()
 }
 
-/// The ids that hold addresses of a network.
-fn holders(leases: &Path) -> Vec<String> {
-    let all = fs::read_dir(leases).into_iter().flatten().flatten();
-    let links = all.filter_map(|entry| fs::read_link(entry.path()).ok());
-    let mut ids: Vec<String> = links
-        .filter_map(|target| target.to_str().map(str::to_owned))
-        .take(HOLDERS_MAX)
-        .collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
-
+/// Whom the link of a name, or of an address, leads to.
 fn claimed(names: &Path, name: &str) -> Option<String> {
     let target = fs::read_link(names.join(name)).ok()?;
     target.to_str().filter(|id| is_id(id)).map(str::to_owned)

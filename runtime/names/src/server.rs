@@ -16,7 +16,9 @@ use crate::records::Records;
 use crate::socket::{ADDRESS, PORT, Place, Sockets, address_of, random};
 use crate::stream::{Over, Stream};
 use crate::upstream::{Heard, SERVERS_MAX, Try, servers_of};
-use crate::wire::{Malformed, Query, Rcode, Record, kinds, rcode_of, reverse, set_id};
+use crate::wire::{
+    DATAGRAM_MAX, Malformed, Query, Rcode, Record, kinds, rcode_of, reverse, set_id,
+};
 
 const NANOS: u64 = 1_000_000_000;
 /// Most queries that wait for servers; further ones fail at once.
@@ -30,7 +32,8 @@ const STEP_NS: u64 = 800_000_000;
 const STEPS: usize = 5;
 /// After this nobody will answer any more. Clients wait 5 seconds.
 const PATIENCE_NS: u64 = 4_500_000_000;
-/// A connection without a query is closed after this.
+/// A connection without a query is closed after this, and one that lets its answers lie: from the
+/// first that found no room on, further queries do not count until all are answered.
 const QUIET_NS: u64 = 10 * NANOS;
 /// A server that did not answer where another one did is asked last for so long.
 const SLOW_NS: u64 = 10 * NANOS;
@@ -257,7 +260,10 @@ impl NameServer {
 
     fn datagrams(&mut self, work: &mut Work, cx: Context<'_>) {
         for _ in 0..TURN {
-            let got = recvfrom(&self.sockets.udp, &mut *work.scratch, RecvFlags::DONTWAIT);
+            // One byte more than a query may have tells that it is too long.
+            let room = work.scratch.len().min(usize::from(DATAGRAM_MAX) + 1);
+            let room = work.scratch.get_mut(..room).unwrap_or_default();
+            let got = recvfrom(&self.sockets.udp, room, RecvFlags::DONTWAIT);
             let (n, from) = match got {
                 Ok((_, n, from)) => (n, from),
                 Err(Errno::INTR) => continue,
@@ -354,7 +360,7 @@ impl NameServer {
             let Some(packet) = stream.next_query()? else {
                 return stream.watch(cx.epoll);
             };
-            stream.due = now() + QUIET_NS;
+            stream.renew(now() + QUIET_NS);
             stream.busy = true;
             let outcome = self.query(work, cx, client, &packet);
             let Some(stream) = work.streams.get_mut(index).and_then(Option::as_mut) else {

@@ -32,7 +32,7 @@ const LABEL_MAX: usize = 63;
 const RECORDS_MAX: u16 = 16;
 /// What a client without EDNS takes in one datagram.
 const DATAGRAM_PLAIN: u16 = 512;
-/// What we send in one datagram at most, and offer to take.
+/// What we send in one datagram at most, and offer to take; no query is longer.
 pub(crate) const DATAGRAM_MAX: u16 = 4096;
 /// What fits into one message over a stream.
 pub(crate) const STREAM_MAX: usize = u16::MAX as usize;
@@ -134,6 +134,9 @@ impl<'a> Query<'a> {
         }
         if header[2] & OPCODE != 0 {
             return Err(bare(header, Rcode::NotImplemented));
+        }
+        if packet.len() > usize::from(DATAGRAM_MAX) {
+            return Err(bare(header, Rcode::Malformed));
         }
         let (query, edns_version) = Self::read(packet).map_err(|d| bare(header, d.rcode))?;
         if edns_version != 0 {

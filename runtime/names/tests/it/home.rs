@@ -52,8 +52,12 @@ impl Home {
                 fs::create_dir_all(&leases).unwrap();
                 let _ = std::os::unix::fs::symlink(id(digit), leases.join(v4));
                 let v6 = (!v6.is_empty()).then_some(v6);
+                if let Some(v6) = v6.filter(|_| *network != "bridge") {
+                    let _ = std::os::unix::fs::symlink(id(digit), leases.join(v6));
+                }
                 serde_json::json!({
-                    "network": network, "address": v4, "address6": v6,
+                    "network": network, "address": v4, "prefix": 16,
+                    "address6": v6, "prefix6": v6.map_or(0, |_| 64),
                     "internal": network.starts_with("in"), "x": 0,
                 })
             })

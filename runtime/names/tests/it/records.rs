@@ -140,3 +140,42 @@ fn only_internal_networks_keep_questions_in() {
     assert!(records(&home, 'b').may_leave());
     assert!(!records(&home, 'c').may_leave());
 }
+
+#[test]
+fn an_ipv6_address_leads_to_one_lease_and_nobody_elses_is_looked_at() {
+    let home = Home::new("reverse6");
+    home.container(
+        'a',
+        "web",
+        &[
+            ("bridge", "172.17.0.2", "fd00::2"),
+            ("blue", "10.0.0.2", "fd05::2"),
+        ],
+    );
+    home.container('b', "beside", &[("bridge", "172.17.1.3", "fd00::103")]);
+    home.container('c', "askew", &[("bridge", "172.17.0.9", "fd00::77")]);
+    home.container('d', "made", &[("blue", "10.0.0.4", "fd05::abcd:1:2")]);
+    home.container('e', "without", &[("blue", "10.0.0.5", "fd05::5")]);
+    home.container('f', "elsewhere", &[("blue", "10.0.0.6", "fd06::6")]);
+    let leases = home.run().join("networks/blue/leases");
+    fs::remove_file(leases.join("fd05::5")).unwrap();
+    // Beyond the IPv4 subnet there is nothing it could go with.
+    home.container('0', "far", &[("bridge", "172.17.0.3", "fd00::1:3")]);
+    let web = records(&home, 'a');
+    let name = |address: &str| web.name_of(address.parse().unwrap());
+    assert_eq!(name("fd00::2").as_deref(), Some("web.bridge"));
+    assert_eq!(name("fd00::103").as_deref(), Some("beside.bridge"));
+    assert_eq!(name("fd05::abcd:1:2").as_deref(), Some("made.blue"));
+    for none in [
+        "fd00::77",
+        "fd05::5",
+        "fd06::6",
+        "fd00::1:3",
+        "fd00::1:0:3",
+        "fd00::9",
+    ] {
+        assert_eq!(name(none), None, "{none}");
+    }
+    fs::remove_file(home.run().join("networks/bridge/leases/172.17.1.3")).unwrap();
+    assert_eq!(name("fd00::103"), None, "its lease is that of IPv4");
+}

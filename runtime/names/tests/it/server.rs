@@ -166,8 +166,9 @@ fn texts(answer: &crate::packets::Answer) -> Vec<String> {
 fn its_own_names_in_both_families_and_backwards() {
     alone();
     let home = Home::new("own");
-    home.container('a', "me", &[("blue", "10.0.0.2", "")]);
+    home.container('a', "me", &[("blue", "10.0.0.2", "fd00::2")]);
     home.container('b', "web", &[("blue", "10.0.0.3", "fd00::3")]);
+    home.container('c', "plain", &[("blue", "10.0.0.4", "")]);
     let _server = serve(settings(&home, &["127.0.0.9"]));
     assert_eq!(texts(&ask(&query(1, "web", 1))), ["10.0.0.3"]);
     assert_eq!(texts(&ask(&query(2, "WEB", 28))), ["fd00::3"]);
@@ -177,7 +178,7 @@ fn its_own_names_in_both_families_and_backwards() {
     );
     // Known, without what was asked for: no error, and nobody else is asked.
     for kind in [28, 15, 65, 16] {
-        let none = ask(&query(4, "me", kind));
+        let none = ask(&query(4, "plain", kind));
         assert_eq!((none.rcode, none.addresses.len()), (0, 0), "{kind}");
     }
     let name = ask(&query(5, "3.0.0.10.in-addr.arpa", 12));
@@ -216,12 +217,7 @@ fn whoever_shares_an_alias_takes_turns() {
 fn many_addresses_are_cut_for_a_datagram_and_whole_over_a_stream() {
     alone();
     let home = Home::new("many");
-    home.container('a', "me", &[("blue", "10.0.0.2", "")]);
-    for (n, digit) in "bcdef0123456789".chars().enumerate() {
-        let (v4, v6) = (format!("10.0.1.{n}"), format!("fd00::1:{n}"));
-        home.container(digit, &format!("c{digit}"), &[("blue", &v4, &v6)]);
-        home.alias("blue", "all", digit);
-    }
+    many_names(&home);
     let _server = serve(settings(&home, &[]));
     let cut = ask(&query(1, "all", 255));
     assert!(cut.truncated && cut.addresses.len() < 30, "{cut:?}");
@@ -487,4 +483,121 @@ fn aside_the_port_itself_is_left_to_others() {
     other.send_to(b"hello", "127.0.0.1:53").unwrap();
     own.set_read_timeout(Some(WAIT)).unwrap();
     assert_eq!(own.recv(&mut [0; 16]).unwrap(), 5);
+}
+
+#[test]
+fn a_query_that_is_too_long_is_told_so_and_not_passed_on() {
+    alone();
+    let home = Home::new("long");
+    home.container('a', "me", &[("blue", "10.0.0.2", "")]);
+    let _server = serve(settings(&home, &["127.0.0.1"]));
+    upstream("127.0.0.1", good);
+    for length in [4096, 4097, 9000, 60_000] {
+        let got = ask(&padded(3, "example.org", length));
+        let expected = if length > 4096 { (1, 0) } else { (0, 1) };
+        assert_eq!((got.rcode, got.addresses.len()), expected, "{length}");
+        assert_eq!(got.id, 3);
+    }
+    let mut stream = stream();
+    let got = ask_stream(&mut stream, &padded(4, "me", 4096));
+    assert_eq!(texts(&got), ["10.0.0.2"]);
+    // Behind another length there is nothing more to be understood.
+    let begun = stream.write_all(&4097_u16.to_be_bytes());
+    begun.unwrap();
+    assert_eq!(stream.read(&mut [0; 2]).unwrap(), 0);
+}
+
+/// A query of some length, by what its EDNS record carries.
+fn padded(id: u16, name: &str, length: usize) -> Vec<u8> {
+    let mut packet = edns(id, name, 1, 1232);
+    let more = length - packet.len();
+    let at = packet.len() - 2;
+    packet[at..].copy_from_slice(&u16::try_from(more).unwrap().to_be_bytes());
+    packet.resize(length, 0);
+    packet
+}
+
+/// A connection with little room in it.
+fn narrow() -> TcpStream {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).unwrap();
+    sockopt::set_socket_recv_buffer_size(&socket, 4096).unwrap();
+    sockopt::set_socket_send_buffer_size(&socket, 4096).unwrap();
+    connect(&socket, &address()).unwrap();
+    socket.into()
+}
+
+fn many_names(home: &Home) {
+    home.container('a', "me", &[("blue", "10.0.0.2", "")]);
+    for (n, digit) in "bcdef0123456789".chars().enumerate() {
+        let (v4, v6) = (format!("10.0.1.{n}"), format!("fd00::1:{n}"));
+        home.container(digit, &format!("c{digit}"), &[("blue", &v4, &v6)]);
+        home.alias("blue", "all", digit);
+    }
+}
+
+#[test]
+fn whoever_asks_much_and_reads_late_gets_all_its_answers() {
+    alone();
+    let home = Home::new("late");
+    many_names(&home);
+    let _server = serve(settings(&home, &[]));
+    let mut reading = narrow();
+    let mut writing = reading.try_clone().unwrap();
+    let asking = spawn(move || {
+        for n in 0..1000 {
+            let packet = query(n, "all", 255);
+            let length = u16::try_from(packet.len()).unwrap().to_be_bytes();
+            writing.write_all(&[&length, &packet[..]].concat()).unwrap();
+        }
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(texts(&ask(&query(1, "me", 1))), ["10.0.0.2"]);
+    reading.set_read_timeout(Some(WAIT)).unwrap();
+    for n in 0..1000 {
+        let mut length = [0; 2];
+        reading.read_exact(&mut length).unwrap();
+        let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+        reading.read_exact(&mut message).unwrap();
+        let got = read(&message);
+        assert_eq!((got.id, got.addresses.len()), (n, 30));
+    }
+    asking.join().unwrap();
+}
+
+#[test]
+fn a_connection_that_is_read_too_slowly_ends_however_much_it_asks() {
+    alone();
+    let home = Home::new("slow");
+    many_names(&home);
+    let _server = serve(settings(&home, &[]));
+    let mut slow = narrow();
+    slow.set_nonblocking(true).unwrap();
+    let packet = query(1, "all", 255);
+    let length = u16::try_from(packet.len()).unwrap().to_be_bytes();
+    let framed = [&length, &packet[..]].concat();
+    let begun = Instant::now();
+    let (mut asked, mut at) = (0, 0);
+    let lasted = loop {
+        let told = loop {
+            match slow.write(&framed[at..]) {
+                Ok(n) => {
+                    asked += n;
+                    at = (at + n) % framed.len();
+                }
+                Err(error) => break error,
+            }
+        };
+        let heard = slow.read(&mut [0; 1000]);
+        let gone = |kind| kind != std::io::ErrorKind::WouldBlock;
+        if gone(told.kind()) || heard.is_err_and(|e| gone(e.kind())) {
+            break begun.elapsed();
+        }
+        assert!(begun.elapsed() < Duration::from_secs(16), "it never ends");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(lasted > Duration::from_secs(9), "{lasted:?}");
+    assert!(asked < 8 << 20, "{asked} bytes were taken");
+    assert_eq!(texts(&ask(&query(1, "me", 1))), ["10.0.0.2"]);
 }
