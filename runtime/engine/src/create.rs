@@ -13,6 +13,7 @@ use crate::config::{
 use crate::files::{Lasting, Lock, free_name, make_dir, random, remove_tree, write_json};
 use crate::finish::remove_failed;
 use crate::image::{FoundImage, ImageRecord};
+use crate::kept::remove_made;
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result, names};
 
@@ -92,12 +93,8 @@ impl Engine {
         self.claim_name(&mut config, &mut undo)?;
         write_json(&dir.join("config.json"), &config, lasting)?;
         for volume in self.create_volumes(&config)? {
-            let volumes = self.volumes.clone();
-            undo.push(move || {
-                volumes
-                    .remove(&volume, &|_| Vec::new())
-                    .map_err(EngineError::plain)
-            });
+            let (volumes, run_root) = (self.volumes.clone(), self.options.run_root.clone());
+            undo.push(move || remove_made(&volumes, &run_root, &volume));
         }
         self.defer_container(&config, "create", &[]);
         Ok(Created { config, undo, lock })
@@ -249,7 +246,7 @@ impl Engine {
                     Ok((_, Found::Existing)) => {}
                     Err(e) => {
                         for name in &made {
-                            let _ = self.volumes.remove(name, &|_| Vec::new());
+                            let _ = remove_made(&self.volumes, &self.options.run_root, name);
                         }
                         return Err(EngineError::plain(e));
                     }

@@ -101,15 +101,18 @@ impl Engine {
     /// all the same. Returns those that went.
     ///
     /// # Errors
-    /// When networks or containers cannot be listed, or one cannot be removed.
+    /// When networks or containers cannot be listed, or one cannot be removed. What a container
+    /// that cannot be read is to be in nobody knows: then none is removed.
     pub fn prune_networks(
         &self,
         keep: &dyn Fn(&NetworkConfig) -> bool,
     ) -> Result<Vec<NetworkConfig>> {
         let mut wanted = Vec::new();
         for id in self.ids()? {
-            if let Ok(config) = self.config(&id) {
-                wanted.extend(config.host.attachments().into_iter().map(|a| a.network));
+            match self.config(&id) {
+                Ok(c) => wanted.extend(c.host.attachments().into_iter().map(|a| a.network)),
+                Err(EngineError::NoSuchContainer(_)) => {}
+                Err(error) => return Err(error),
             }
         }
         let is_wanted = |c: &NetworkConfig| {
