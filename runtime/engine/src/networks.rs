@@ -15,7 +15,7 @@ use amphora_supervisor::{Client, Config, Listener, PortsChange};
 
 use crate::config::{ContainerConfig, NetworkMode};
 use crate::container::Status;
-use crate::files::{Lasting, open_dir, write_json};
+use crate::files::{Lasting, open_dir};
 use crate::{Engine, EngineError, Result};
 
 const HOST: &str =
@@ -310,8 +310,7 @@ impl Engine {
     }
 
     fn keep_config(&self, config: &ContainerConfig) -> Result<()> {
-        let path = self.container_dir(&config.id).join("config.json");
-        write_json(&path, config, Lasting::Long)
+        self.write_config(&mut config.clone(), Lasting::Long)
     }
 }
 
