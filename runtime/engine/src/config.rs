@@ -7,8 +7,10 @@ use amphora_network::{NetworkAttachment, PortRequest};
 use amphora_spec::{ContainerId, Digest, select::Executor};
 use serde::{Deserialize, Serialize};
 
-/// Version of `config.json` under `containers/<id>/`.
-pub const CONFIG_VERSION: u32 = 1;
+/// Newest version of `config.json` under `containers/<id>/`.
+pub const CONFIG_VERSION: u32 = 2;
+/// The version that says all of a container that asks for nothing which came later.
+pub(crate) const FIRST_VERSION: u32 = 1;
 
 /// What a caller asks for at create. Empty fields mean "as the image says".
 #[derive(Debug, Clone, Default)]
@@ -384,7 +386,7 @@ const fn is_false(value: &bool) -> bool {
 /// `containers/<id>/config.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerConfig {
-    /// [`CONFIG_VERSION`].
+    /// Version of the format, found anew whenever it is written: see [`CONFIG_VERSION`].
     pub version: u32,
     /// Id.
     pub id: ContainerId,
@@ -453,6 +455,21 @@ pub struct ContainerConfig {
 }
 
 impl ContainerConfig {
+    /// Returns the oldest version that says all of it. Whoever knows only an older one would run
+    /// the container without what it asks for, and so must not read it.
+    pub(crate) fn least_version(&self) -> u32 {
+        let is_later = |point: &MountPoint| match point {
+            MountPoint::Volume { options, .. } => !options.is_empty(),
+            MountPoint::Bind { idmap, .. } => idmap.is_some(),
+            _ => false,
+        };
+        let host = &self.host;
+        match host.unconnected || !host.networks.is_empty() || host.mounts.iter().any(is_later) {
+            true => CONFIG_VERSION,
+            false => FIRST_VERSION,
+        }
+    }
+
     /// Returns the whole command line: entry point, then arguments.
     #[must_use]
     pub fn args(&self) -> Vec<String> {
@@ -482,7 +499,8 @@ mod tests {
     #[test]
     fn a_recorded_configuration_is_understood() {
         let config: ContainerConfig = serde_json::from_str(RECORDED).unwrap();
-        assert_eq!(config.version, CONFIG_VERSION);
+        assert_eq!(config.version, FIRST_VERSION);
+        assert_eq!(config.least_version(), FIRST_VERSION);
         assert_eq!(config.name, "recorded");
         assert_eq!(config.args(), ["probe-wasm.wasm", "exit", "3"]);
         assert_eq!(config.host.restart.to_string(), "on-failure:3");
@@ -490,6 +508,27 @@ mod tests {
         assert_eq!(config.host.ports.len(), 1);
         assert_eq!(config.host.ulimits.len(), 1);
         assert_eq!(config.host.log.options["max-size"], "5m");
+    }
+
+    #[test]
+    fn what_an_older_version_would_pass_over_is_of_another_version() {
+        let bind = r#"{"type": "bind", "source": "/s", "destination": "/d", "read_only": false,
+            "create": false, "idmap": {"uids": [], "gids": []}}"#;
+        let bind: MountPoint = serde_json::from_str(bind).unwrap();
+        let volume = r#"{"type": "volume", "name": "v", "destination": "/d", "read_only": false,
+            "no_copy": false, "anonymous": false, "options": {"type": "tmpfs", "device": "x"}}"#;
+        let volume: MountPoint = serde_json::from_str(volume).unwrap();
+        let changes: [&dyn Fn(&mut HostConfig); 4] = [
+            &|host| host.unconnected = true,
+            &|host| host.networks.push(NetworkAttachment::to("blue")),
+            &|host| host.mounts.push(bind.clone()),
+            &|host| host.mounts.push(volume.clone()),
+        ];
+        for change in changes {
+            let mut config: ContainerConfig = serde_json::from_str(RECORDED).unwrap();
+            change(&mut config.host);
+            assert_eq!(config.least_version(), 2);
+        }
     }
 
     #[test]

@@ -6,9 +6,12 @@ use std::os::fd::AsFd;
 use amphora_spec::ContainerId;
 use amphora_supervisor::{self as supervisor, ExitRecord, State};
 
-use crate::config::{CONFIG_VERSION, ContainerConfig};
-use crate::files::{Lock, open_dir, read_json};
+use crate::config::{CONFIG_VERSION, ContainerConfig, FIRST_VERSION};
+use crate::files::{Lasting, Lock, open_dir, read_json, write_json};
 use crate::{Engine, EngineError, Result};
+
+/// Versions of a configuration that are understood.
+const KNOWN: std::ops::RangeInclusive<u32> = FIRST_VERSION..=CONFIG_VERSION;
 
 /// Docker's container states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,7 +135,7 @@ impl Engine {
         let path = self.container_dir(id).join("config.json");
         let read: Result<Option<ContainerConfig>> = read_json(&path);
         match read {
-            Ok(Some(config)) if config.version == CONFIG_VERSION => Ok(config),
+            Ok(Some(config)) if KNOWN.contains(&config.version) => Ok(config),
             Ok(None) => Err(EngineError::NoSuchContainer(id.hex())),
             Ok(Some(config)) => Err(EngineError::Version {
                 path,
@@ -142,7 +145,7 @@ impl Engine {
             // Another version may have other fields.
             Err(error) => match read_json::<serde_json::Value>(&path) {
                 Ok(Some(value)) => match value["version"].as_u64() {
-                    Some(found) if found != u64::from(CONFIG_VERSION) => {
+                    Some(found) if !u32::try_from(found).is_ok_and(|v| KNOWN.contains(&v)) => {
                         Err(EngineError::Version {
                             path,
                             found,
@@ -154,6 +157,17 @@ impl Engine {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Writes a container's configuration, in the oldest version that says all of it.
+    pub(crate) fn write_config(
+        &self,
+        config: &mut ContainerConfig,
+        lasting: Lasting,
+    ) -> Result<()> {
+        config.version = config.least_version();
+        let path = self.container_dir(&config.id).join("config.json");
+        write_json(&path, config, lasting)
     }
 
     /// Reads how a container ended. A record that cannot be read says just that: what else is

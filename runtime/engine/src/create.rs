@@ -7,12 +7,13 @@ use amphora_spec::{ContainerId, Platform};
 use amphora_volume::Found;
 
 use crate::config::{
-    CONFIG_VERSION, ContainerConfig, CreateOptions, HostConfig, ModuleConfig, MountPoint,
+    ContainerConfig, CreateOptions, FIRST_VERSION, HostConfig, ModuleConfig, MountPoint,
     NetworkMode,
 };
-use crate::files::{Lasting, Lock, free_name, make_dir, random, remove_tree, write_json};
+use crate::files::{Lasting, Lock, free_name, make_dir, random, remove_tree};
 use crate::finish::remove_failed;
 use crate::image::{FoundImage, ImageRecord};
+use crate::kept::remove_made;
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result, names};
 
@@ -90,14 +91,10 @@ impl Engine {
         };
         make_dir(&dir, mode)?;
         self.claim_name(&mut config, &mut undo)?;
-        write_json(&dir.join("config.json"), &config, lasting)?;
+        self.write_config(&mut config, lasting)?;
         for volume in self.create_volumes(&config)? {
-            let volumes = self.volumes.clone();
-            undo.push(move || {
-                volumes
-                    .remove(&volume, &|_| Vec::new())
-                    .map_err(EngineError::plain)
-            });
+            let (volumes, run_root) = (self.volumes.clone(), self.options.run_root.clone());
+            undo.push(move || remove_made(&volumes, &run_root, &volume));
         }
         self.defer_container(&config, "create", &[]);
         Ok(Created { config, undo, lock })
@@ -133,7 +130,7 @@ impl Engine {
         let hostname = hostname.map_or_else(|| self.default_name(&host, &id), Ok)?;
         let exposed = crate::mount_spec::expose(&options.expose, defaults.exposed_ports.keys())?;
         Ok(ContainerConfig {
-            version: CONFIG_VERSION,
+            version: FIRST_VERSION,
             id,
             name: options.name.unwrap_or_default(),
             created: crate::list::now(),
@@ -249,7 +246,7 @@ impl Engine {
                     Ok((_, Found::Existing)) => {}
                     Err(e) => {
                         for name in &made {
-                            let _ = self.volumes.remove(name, &|_| Vec::new());
+                            let _ = remove_made(&self.volumes, &self.options.run_root, name);
                         }
                         return Err(EngineError::plain(e));
                     }

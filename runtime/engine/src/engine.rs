@@ -2,6 +2,8 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use amphora_content::Store;
 use amphora_executor::{ExecutorKind, Workload};
@@ -36,6 +38,8 @@ pub struct Engine {
     pub(crate) volumes: Volumes,
     workloads: Vec<Box<dyn Workload>>,
     pub(crate) events: crate::events::Pending,
+    /// Locks of volumes that this process holds.
+    pub(crate) guarded: Arc<AtomicUsize>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -72,6 +76,7 @@ impl Engine {
             volumes,
             workloads,
             events: crate::events::Pending::default(),
+            guarded: Arc::default(),
         };
         engine.settle_once()?;
         Ok(engine)

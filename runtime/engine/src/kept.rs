@@ -9,19 +9,51 @@ use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use amphora_spec::ContainerId;
 use amphora_sys::{pidfd, tree};
-use amphora_volume::Volume;
+use amphora_volume::{Volume, Volumes};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::config::MountPoint;
 use crate::container::{ContainerView, Status};
+use crate::files::Lock;
 use crate::{Engine, EngineError, Result};
 
 const VERSION: u32 = 1;
+
+/// Longest that somebody else may be about to mount a volume, or at the files of a container at rest.
+const LOCK_LIMIT: Duration = Duration::from_secs(20);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// The lock of a volume's record, and the engine's count of those that it holds.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    file: File,
+    count: Arc<AtomicUsize>,
+}
+
+impl Guard {
+    fn new(file: File, count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self {
+            file,
+            count: Arc::clone(count),
+        }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// What is recorded of a volume that is mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,31 +66,61 @@ struct Record {
 }
 
 impl Engine {
+    /// Says whether this process is about to mount volumes that another start in it would wait for.
+    pub(crate) fn guards_volumes(&self) -> bool {
+        self.guarded.load(Ordering::Relaxed) != 0
+    }
+
+    /// Puts right what was left of others with these volumes. One that is to run again takes their
+    /// locks itself, so this comes before the first of them is taken.
+    pub(crate) fn settle_users(&self, own: &ContainerId, volumes: &[&str]) -> Result<()> {
+        let is_kept = |name: &&str| self.kept_path(name).exists();
+        if self.guards_volumes() || !volumes.iter().any(is_kept) {
+            return Ok(());
+        }
+        for id in self.ids()?.into_iter().filter(|id| id != own) {
+            let run = self.run_dir(&id);
+            if !run.is_dir() || Lock::is_held(&run) {
+                continue;
+            }
+            let Ok(config) = self.config(&id) else {
+                continue;
+            };
+            let mut mentioned = config.host.mounts.iter().filter_map(MountPoint::volume);
+            if mentioned.any(|name| volumes.contains(&name)) {
+                // What is in the way of this start is found and told under the lock.
+                let _ = self.reconcile_one(&id);
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the namespace that keeps a volume's file system, and the lock that is to be held until
     /// somebody answers for it. Mounts it where nobody has.
     pub(crate) fn keep_volume(
         &self,
         own: &ContainerId,
         volume: &Volume,
-    ) -> Result<(OwnedFd, OwnedFd)> {
+    ) -> Result<(Guard, OwnedFd)> {
         let path = self.kept_path(&volume.name);
-        let mut file = self.open_record(&volume.name)?;
-        flock(&file, FlockOperation::LockExclusive)
-            .map_err(|e| EngineError::file("lock", &path, e))?;
+        let file = self.open_record(&volume.name)?;
+        lock_record(&file, &path, &volume.name)?;
+        // Counted from here on: nothing below may start another container.
+        let mut guard = Guard::new(file, &self.guarded);
         let mut text = String::new();
-        file.read_to_string(&mut text)
-            .map_err(|e| EngineError::file("read", &path, e))?;
+        let read = guard.file.read_to_string(&mut text);
+        read.map_err(|e| EngineError::file("read", &path, e))?;
         // Empty when it is new, torn where its writer was killed: then nobody has it.
         let record: Option<Record> = serde_json::from_str(&text).ok();
         if let Some(record) = record.filter(|record| record.version == VERSION)
             && let Some(kept) = self.kept_by_others(own, volume, &record)?
         {
-            return Ok((file.into(), kept));
+            return Ok((guard, kept));
         }
         let mount = self.volumes.mount_device(volume);
         let mount = mount.map_err(EngineError::plain)?;
-        let kept = self.note_kept(&mut file, volume, &mount)?;
-        Ok((file.into(), kept))
+        let kept = self.note_kept(&mut guard.file, volume, &mount)?;
+        Ok((guard, kept))
     }
 
     fn open_record(&self, name: &str) -> Result<File> {
@@ -118,14 +180,22 @@ impl Engine {
         for id in self.ids()?.into_iter().filter(|id| id != own) {
             let look = || match self.view(&id) {
                 Err(EngineError::NoSuchContainer(_)) => Ok(None),
-                other => other.map(Some),
+                Err(error) => {
+                    // Whatever it mentions: only one that runs can have the volume mounted.
+                    self.reconcile_one(&id)?;
+                    match Lock::is_held(&self.run_dir(&id)) {
+                        true => Err(error),
+                        false => Ok(None),
+                    }
+                }
+                Ok(view) => Ok(Some(view)),
             };
             let Some(view) = look()? else { continue };
             let mut mounts = view.config.host.mounts.iter();
             if !mounts.any(|m| m.volume() == Some(&volume.name)) {
                 continue;
             }
-            // Its supervisor may have been killed.
+            // Its supervisor may have been killed. One that ended with it is left alone here.
             self.reconcile_one(&id)?;
             let Some(view) = look()?.filter(|view| view.status.is_active()) else {
                 continue;
@@ -193,17 +263,55 @@ impl Engine {
 
     /// Forgets that a volume was mounted. To be called while nobody can hold the volume.
     pub(crate) fn forget_kept(&self, name: &str) {
-        let path = self.kept_path(name);
-        if fs::remove_file(&path).is_ok()
-            && let Some(dir) = path.parent()
-        {
-            // The last one takes the folder along.
-            let _ = fs::remove_dir(dir);
-        }
+        forget_kept(&self.options.run_root, name);
     }
 
     fn kept_path(&self, name: &str) -> PathBuf {
-        self.options.run_root.join("volumes").join(name)
+        kept_path(&self.options.run_root, name)
+    }
+}
+
+fn kept_path(run_root: &Path, name: &str) -> PathBuf {
+    run_root.join("volumes").join(name)
+}
+
+/// Removes a volume that was made a moment ago, together with the record of its mount.
+pub(crate) fn remove_made(volumes: &Volumes, run_root: &Path, name: &str) -> Result<()> {
+    let nobody = |name: &str| {
+        forget_kept(run_root, name);
+        Vec::new()
+    };
+    volumes.remove(name, &nobody).map_err(EngineError::plain)
+}
+
+fn forget_kept(run_root: &Path, name: &str) {
+    let path = kept_path(run_root, name);
+    if fs::remove_file(&path).is_ok()
+        && let Some(dir) = path.parent()
+    {
+        // The last one takes the folder along.
+        let _ = fs::remove_dir(dir);
+    }
+}
+
+/// Takes the lock of a volume's record.
+fn lock_record(file: &File, path: &Path, name: &str) -> Result<()> {
+    lock_within(file, LOCK_LIMIT).map_err(|e| match e {
+        Errno::WOULDBLOCK => EngineError::Conflict(format!(
+            "volume {name} is busy: another start is about to mount it, or somebody is at the files of a stopped container that has it"
+        )),
+        e => EngineError::file("lock", path, e),
+    })
+}
+
+fn lock_within(file: &File, limit: Duration) -> std::result::Result<(), Errno> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+            Err(Errno::INTR) => {}
+            done => return done,
+        }
     }
 }
 
@@ -227,4 +335,28 @@ fn mount_namespace(view: &ContainerView) -> Result<Option<OwnedFd>> {
     Ok(opened
         .ok()
         .filter(|_| alive().is_ok_and(|init| init.is_some())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_waited_for_so_long_and_counted() {
+        let path = std::env::temp_dir().join(format!("amphora-kept-{}", std::process::id()));
+        let open = || File::create(&path).unwrap();
+        let (first, second) = (open(), open());
+        let short = Duration::from_millis(30);
+        lock_within(&first, short).unwrap();
+        let begun = Instant::now();
+        assert_eq!(lock_within(&second, short), Err(Errno::WOULDBLOCK));
+        assert!(begun.elapsed() >= short);
+        let count = Arc::new(AtomicUsize::new(0));
+        let guard = Guard::new(first, &count);
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+        drop(guard);
+        assert_eq!(count.load(Ordering::Relaxed), 0);
+        lock_within(&second, short).unwrap();
+        fs::remove_file(&path).unwrap();
+    }
 }

@@ -8,6 +8,7 @@ use amphora_volume::{Content, NewVolume, Volume, VolumeError};
 use rustix::fs::{FileType, fstat};
 
 use crate::config::{ContainerConfig, MountPoint};
+use crate::kept::Guard;
 use crate::{Engine, EngineError, Result};
 
 /// What was mounted, and what it leans on.
@@ -17,7 +18,7 @@ pub(crate) struct Mounted {
     /// Kept as long as the container runs.
     pub(crate) hold: Vec<OwnedFd>,
     /// Kept until somebody answers for what `hold` keeps mounted.
-    pub(crate) guards: Vec<OwnedFd>,
+    pub(crate) guards: Vec<Guard>,
 }
 
 /// A volume of a container, looked at and held.
@@ -86,6 +87,13 @@ impl Engine {
             .filter(|held| held.content == Content::Shared)
             .collect();
         shared.sort_by(|a, b| a.volume.name.cmp(&b.volume.name));
+        if !shared.is_empty() {
+            let names: Vec<&str> = shared
+                .iter()
+                .map(|held| held.volume.name.as_str())
+                .collect();
+            self.settle_users(&config.id, &names)?;
+        }
         let mut last: Option<(String, OwnedFd)> = None;
         for held in shared {
             let again = last.as_ref().filter(|(name, _)| *name == held.volume.name);

@@ -15,7 +15,7 @@ use amphora_supervisor::{Client, Config, Listener, PortsChange};
 
 use crate::config::{ContainerConfig, NetworkMode};
 use crate::container::Status;
-use crate::files::{Lasting, Lock, open_dir, write_json};
+use crate::files::{Lasting, Lock, open_dir};
 use crate::{Engine, EngineError, Result};
 
 const HOST: &str =
@@ -101,15 +101,18 @@ impl Engine {
     /// all the same. Returns those that went.
     ///
     /// # Errors
-    /// When networks or containers cannot be listed, or one cannot be removed.
+    /// When networks or containers cannot be listed, or one cannot be removed. What a container
+    /// that cannot be read is to be in nobody knows: then none is removed.
     pub fn prune_networks(
         &self,
         keep: &dyn Fn(&NetworkConfig) -> bool,
     ) -> Result<Vec<NetworkConfig>> {
         let mut wanted = Vec::new();
         for id in self.ids()? {
-            if let Ok(config) = self.config(&id) {
-                wanted.extend(config.host.attachments().into_iter().map(|a| a.network));
+            match self.config(&id) {
+                Ok(c) => wanted.extend(c.host.attachments().into_iter().map(|a| a.network)),
+                Err(EngineError::NoSuchContainer(_)) => {}
+                Err(error) => return Err(error),
             }
         }
         let is_wanted = |c: &NetworkConfig| {
@@ -318,8 +321,7 @@ impl Engine {
     }
 
     fn keep_config(&self, config: &ContainerConfig) -> Result<()> {
-        let path = self.container_dir(&config.id).join("config.json");
-        write_json(&path, config, Lasting::Long)
+        self.write_config(&mut config.clone(), Lasting::Long)
     }
 }
 

@@ -9,7 +9,7 @@ use amphora_supervisor::{Client, Config, Listener, PortsChange, Reserved, Superv
 
 use crate::config::ContainerConfig;
 use crate::container::{ContainerView, Status};
-use crate::files::{Lasting, open_dir, write_json};
+use crate::files::{Lasting, open_dir};
 use crate::start::host_netns;
 use crate::{Engine, EngineError, Result};
 
@@ -131,8 +131,7 @@ impl Engine {
     }
 
     fn keep_ports(&self, config: &ContainerConfig) -> Result<()> {
-        let path = self.container_dir(&config.id).join("config.json");
-        write_json(&path, config, Lasting::Long)
+        self.write_config(&mut config.clone(), Lasting::Long)
     }
 
     /// A connection to the supervisor, which must have its ports where this process is.

@@ -43,6 +43,11 @@ impl Engine {
             }
         }
         let again = again && self.is_to_run(id, soon);
+        if again && self.guards_volumes() {
+            // Its start could wait for a volume that only the end of this one frees. The records
+            // still say that it is to run: the next command starts it.
+            return Ok(false);
+        }
         self.finish(id)?;
         drop(lock);
         if again {

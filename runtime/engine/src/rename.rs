@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use amphora_spec::{Classify, ContainerId};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::files::{Lasting, free_name, open_dir, unlink, write_json};
+use crate::files::{Lasting, free_name, open_dir, unlink};
 use crate::undo::Undo;
 use crate::{Engine, EngineError, Result};
 
@@ -31,11 +31,7 @@ impl Engine {
         let mut undo = Undo::default();
         self.claim(id, name, &mut undo)?;
         let old = std::mem::replace(&mut config.name, name.to_owned());
-        write_json(
-            &self.container_dir(id).join("config.json"),
-            &config,
-            Lasting::Long,
-        )?;
+        self.write_config(&mut config, Lasting::Long)?;
         undo.commit();
         self.tell_attributes(&config);
         let before = format!("/{old}");

@@ -13,7 +13,7 @@ use amphora_supervisor::{
 use crate::boot::remove_work;
 use crate::config::HostConfig;
 use crate::container::{ContainerView, Status};
-use crate::files::{Lasting, Lock, open_dir, write_json};
+use crate::files::{Lasting, Lock, open_dir};
 use crate::finish::remove_cgroup;
 use crate::{Attach, Engine, EngineError, Result};
 
@@ -96,11 +96,7 @@ impl Engine {
             ));
         }
         config.host.restart = policy;
-        write_json(
-            &self.container_dir(id).join("config.json"),
-            &config,
-            Lasting::Long,
-        )?;
+        self.write_config(&mut config, Lasting::Long)?;
         if self.view(id)?.status.is_active() {
             let run = open_dir(&self.run_dir(id))?;
             change_policy(run.as_fd(), policy).map_err(EngineError::plain)?;

@@ -4,7 +4,7 @@ use amphora_spec::{Classify, ContainerId};
 
 use crate::config::HostConfig;
 use crate::container::Status;
-use crate::files::{Lasting, write_json};
+use crate::files::Lasting;
 use crate::{Engine, EngineError, Result, limits};
 
 /// What an update changes; `None` leaves a limit as it is, and so does a zero, as under Docker.
@@ -63,8 +63,8 @@ impl Engine {
                 .map_err(|e| cannot(EngineError::plain(e)))?;
             applied = Some((cgroup, previous));
         }
-        let path = self.container_dir(id).join("config.json");
-        write_json(&path, &config, Lasting::Long).inspect_err(|_| {
+        let written = self.write_config(&mut config, Lasting::Long);
+        written.inspect_err(|_| {
             if let Some((cgroup, previous)) = &applied {
                 cgroup.restore(previous);
             }

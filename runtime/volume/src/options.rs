@@ -38,7 +38,13 @@ pub(crate) fn check(options: &DriverOptions) -> Result<(), String> {
     if options.contains_key("size") {
         return Err("quota size requested but no quota support".to_owned());
     }
-    parse(options).map(drop)
+    match parse(options)? {
+        Some(device) if device.bind.is_some() && !device.device.starts_with('/') => Err(format!(
+            "invalid option: \"device={}\": a path that is bound must be absolute",
+            device.device
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// What options say to be mounted.
@@ -249,6 +255,14 @@ mod tests {
             (
                 &["type=none", "device=/", "o=bind,rshared"],
                 "mount option \"rshared\" is not supported",
+            ),
+            (
+                &["type=none", "device=srv/x", "o=rbind"],
+                "invalid option: \"device=srv/x\": a path that is bound must be absolute",
+            ),
+            (
+                &["type=none", "device=", "o=bind"],
+                "invalid option: \"device=\": a path that is bound must be absolute",
             ),
         ] {
             assert_eq!(check(&options(words)).unwrap_err(), why, "{words:?}");

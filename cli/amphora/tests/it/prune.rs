@@ -39,6 +39,31 @@ fn containers_are_pruned_when_agreed() {
 }
 
 #[test]
+fn a_network_that_a_damaged_container_may_want_stays() {
+    let s = Sandbox::ready();
+    s.run(&["network", "create", "blue"]).ok();
+    s.run(&[
+        "create",
+        "--name",
+        "hurt",
+        "--network",
+        "blue",
+        "probe-linux",
+    ])
+    .ok();
+    let id = s.inspect("hurt")["Id"].as_str().unwrap().to_owned();
+    let config = s.root().join("containers").join(&id).join("config.json");
+    let text = std::fs::read(&config).unwrap();
+    std::fs::write(&config, "{").unwrap();
+    s.run(&["network", "prune", "-f"]).fails(1, &id);
+    std::fs::write(&config, text).unwrap();
+    s.run(&["network", "inspect", "blue"]).ok();
+    s.run(&["rm", "hurt"]).ok();
+    let said = s.run(&["network", "prune", "-f"]).ok();
+    assert_eq!(said, "Deleted Networks:\nblue\n\n");
+}
+
+#[test]
 fn volumes_and_images_are_pruned() {
     let mut s = Sandbox::ready();
     s.run(&["volume", "create", "named"]).ok();

@@ -241,13 +241,13 @@ fn records_of_a_newer_version_are_refused_by_file_and_version() {
     let whole = fs::read_to_string(&config).unwrap();
     // The fields that we know, or quite others.
     for text in [
-        whole.replacen("\"version\":1", "\"version\":2", 1),
-        "{\"version\":2,\"other\":[]}".to_owned(),
+        whole.replacen("\"version\":1", "\"version\":3", 1),
+        "{\"version\":3,\"other\":[]}".to_owned(),
     ] {
         assert_ne!(text, whole);
         fs::write(&config, &text).unwrap();
         let sentence = format!(
-            "\"{}\" is of version 2; this amphora knows version 1",
+            "\"{}\" is of version 3; this amphora knows version 2",
             path(&config)
         );
         for args in [

@@ -154,6 +154,79 @@ fn a_killed_supervisor_s_folder_is_no_reason_for_a_second_file_system() {
 }
 
 #[test]
+fn a_start_beside_one_that_is_to_run_again_ends() {
+    let s = busybox();
+    tmpfs_volume(&s, "shm", "size=1m");
+    let flags = [
+        "run",
+        "-d",
+        "--name",
+        "dead",
+        "--restart",
+        "always",
+        "-v",
+        "shm:/v",
+        "bb",
+    ];
+    let script = "echo run >>/v/x; exec sleep 600";
+    s.run(&[&flags[..], &["sh", "-c", script]].concat()).ok();
+    let init = s.inspect("dead")["State"]["Pid"].as_i64().unwrap();
+    kill(supervisor_pid(&s, "dead"));
+    kill(i32::try_from(init).unwrap());
+    let read = "until test -s /v/x; do sleep 0.1; done; cat /v/x; echo seen >/v/y; exec sleep 600";
+    let mut start = s
+        .command(&["run", "-d", "--name", "next", "-v", "shm:/v", "bb"])
+        .args(["sh", "-c", read])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(wait_for(&mut start), 0);
+    wait_until("both to share it", Duration::from_secs(10), || {
+        s.run(&["exec", "dead", "cat", "/v/y"]).stdout == "seen\n"
+    });
+    // It was mounted anew, once.
+    assert_eq!(s.run(&["logs", "next"]).ok(), "run\n");
+    for name in ["dead", "next"] {
+        assert_eq!(s.inspect(name)["State"]["Status"], "running");
+        s.run(&["exec", name, "touch", "/v/z"]).ok();
+    }
+    let seen = sh(&s, &["-v", "shm:/v"], "ls /v").ok();
+    assert_eq!(seen, "x\ny\nz\n");
+    s.run(&["rm", "-f", "dead", "next"]).ok();
+    s.run(&["volume", "rm", "shm"]).ok();
+}
+
+#[test]
+fn a_damaged_container_stops_no_start() {
+    let s = busybox();
+    tmpfs_volume(&s, "shm", "size=1m");
+    s.run(&["create", "--name", "hurt", "-v", "shm:/v", "bb"])
+        .ok();
+    let id = s.inspect("hurt")["Id"].as_str().unwrap().to_owned();
+    sh(&s, &["-v", "shm:/v"], "touch /v/x").ok();
+    assert!(s.run_root().join("volumes/shm").exists());
+    let config = s.root().join("containers").join(id).join("config.json");
+    let text = fs::read(&config).unwrap();
+    fs::write(&config, "{").unwrap();
+    assert_eq!(sh(&s, &["-v", "shm:/v"], "ls /v").ok(), "");
+    fs::write(&config, text).unwrap();
+    s.run(&["rm", "hurt"]).ok();
+    s.run(&["volume", "rm", "shm"]).ok();
+}
+
+#[test]
+fn a_start_that_fails_leaves_no_anonymous_volume() {
+    let s = busybox();
+    let spec = "dst=/v,volume-opt=type=tmpfs,volume-opt=device=tmpfs";
+    let busy = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = format!("{}:80", busy.local_addr().unwrap().port());
+    sh(&s, &["--mount", spec, "-p", &port], "true").fails(125, "address already in use");
+    assert_eq!(s.run(&["volume", "ls", "-q"]).ok(), "");
+    assert_eq!(s.run(&["ps", "-aq"]).ok(), "");
+    assert!(!s.run_root().join("volumes").exists());
+}
+
+#[test]
 fn a_restarted_container_mounts_its_volume_again() {
     let s = busybox();
     tmpfs_volume(&s, "shm", "size=1m");

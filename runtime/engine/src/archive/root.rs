@@ -14,6 +14,7 @@ use crate::boot::WORK_IDLE;
 use crate::config::ContainerConfig;
 use crate::container::Status;
 use crate::files::{Lock, open_dir, remove_tree};
+use crate::kept::Guard;
 use crate::{Engine, EngineError, Result};
 
 /// The root of a container, held for one operation. Of a container that does not run, the lock is
@@ -24,6 +25,8 @@ pub(crate) struct ContainerRoot {
     /// Keeps root and volumes together.
     namespace: Option<OwnedFd>,
     volumes: Vec<OwnedFd>,
+    /// Until the last of it is unmounted nobody else may mount what they stand for anew.
+    guards: Vec<Guard>,
     idle: Option<(Lock, PathBuf)>,
 }
 
@@ -40,6 +43,7 @@ impl Drop for ContainerRoot {
         drop(self.fd.take());
         drop(self.namespace.take());
         self.volumes.clear();
+        self.guards.clear();
         if let Some((lock, work)) = self.idle.take() {
             // What stays is removed by the next start or removal.
             let _ = remove_tree(&work);
@@ -65,6 +69,7 @@ impl Engine {
                     fd: Some(fd),
                     namespace: None,
                     volumes: Vec::new(),
+                    guards: Vec::new(),
                     idle: None,
                 });
             }
@@ -87,6 +92,7 @@ impl Engine {
             fd: None,
             namespace: None,
             volumes: Vec::new(),
+            guards: Vec::new(),
             idle: Some((lock, work)),
         };
         let mut config = self.config(&config.id)?;
@@ -97,8 +103,7 @@ impl Engine {
         let made = self.mount_volumes(&config, fd.as_fd())?;
         let mounts = made.mounts;
         root.volumes = made.hold;
-        // Until the last of it is unmounted nobody else may mount what they stand for anew.
-        root.volumes.extend(made.guards);
+        root.guards = made.guards;
         if !mounts.is_empty() {
             let mut sorted: Vec<(CString, &OwnedFd)> = Vec::with_capacity(mounts.len());
             for mount in &mounts {
