@@ -230,7 +230,10 @@ pub(crate) fn files(each: &mut dyn FnMut(String), base: &Path, dir: &Path, depth
         }
         let is_dir = entry.file_type().is_ok_and(|t| t.is_dir());
         let aliases = shown.contains("/aliases");
-        each(format!("file {shown}"));
+        // One folder a network, as that of the leases; what is in it is looked at.
+        if !(is_dir && shown.ends_with("/aliases")) {
+            each(format!("file {shown}"));
+        }
         if is_dir && (depth < 3 || aliases) {
             files(each, base, &path, depth + 1);
         }
