@@ -126,7 +126,8 @@ mod tests {
         message.extend(0x7fff_fff0_i32.to_ne_bytes());
         message.extend([0; 8]);
         let actions = [
-            Release::Unlink(dir.join("tree")),
+            // No folder leads there.
+            Release::Unlink(dir.join("file/below")),
             Release::Unlink(dir.join("file")),
             Release::RemoveTree(dir.join("tree")),
             Release::Netlink {
@@ -136,9 +137,26 @@ mod tests {
         ];
         let failed = run(&actions).failures;
         assert_eq!(failed.len(), 1, "{failed:?}");
-        assert!(failed[0].contains("tree"), "{failed:?}");
+        assert!(failed[0].contains("file/below"), "{failed:?}");
         assert!(run(&actions).failures.is_empty());
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_unlinked_by_the_last_who_has_something_in_it() {
+        let dir = std::env::temp_dir().join(format!("amphora-folder-{}", std::process::id()));
+        let (mine, others) = (dir.join("name/mine"), dir.join("name/others"));
+        std::fs::create_dir_all(dir.join("name")).unwrap();
+        for file in [&mine, &others] {
+            std::fs::write(file, "").unwrap();
+        }
+        let release = |file| [Release::Unlink(file), Release::Unlink(dir.join("name"))];
+        assert!(run(&release(mine.clone())).failures.is_empty());
+        assert!(others.exists() && !mine.exists());
+        assert!(run(&release(others)).failures.is_empty());
+        assert!(!dir.join("name").exists());
+        assert!(run(&release(mine)).failures.is_empty());
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

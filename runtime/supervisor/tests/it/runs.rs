@@ -106,7 +106,7 @@ fn release_order() {
     fs::create_dir_all(tree.join("below")).unwrap();
     test.config.release = vec![
         Release::Unlink(test.root.join("never")),
-        Release::Unlink(tree.join("below")),
+        Release::Unlink(name.join("below")),
         Release::Unlink(name.clone()),
         Release::RemoveTree(tree.clone()),
     ];
