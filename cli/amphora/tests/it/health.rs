@@ -386,6 +386,8 @@ fn checks_survive_their_supervisor(kind: &str) {
         let now = inside(&before);
         now.len() == 2 && now != first
     });
+    // Its maker is told of it a moment after it is there, and without that knows nothing to end.
+    std::thread::sleep(Duration::from_millis(500));
     kill(supervisor);
     // The check goes with it, before anybody looks.
     wait_until("the check to go", SLOW, || inside(&before).len() == 1);
