@@ -5,16 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use amphora_network::{PortRequest, PublishedPort, parse_port_spec};
+use amphora_network::PublishedPort;
 use amphora_spec::error::chain;
 use amphora_spec::{Classify, ErrorKind};
 
-use crate::world::{World, ask, elements, id, ip, refused, ruleset, serve, socket, supervise};
-
-fn requests(specs: &[&str]) -> Vec<PortRequest> {
-    let all = specs.iter().flat_map(|spec| parse_port_spec(spec).unwrap());
-    all.collect()
-}
+use crate::world::{
+    World, ask, elements, id, ip, refused, requests, ruleset, serve, socket, supervise,
+};
 
 /// Answers datagrams with a name and the sender's address; ends with the test process.
 fn serve_udp(world: &World, netns: &OwnedFd, port: u16, name: &'static str) {
@@ -252,10 +249,7 @@ fn ports_come_and_go_while_the_container_runs() {
     let out = Some(&world.outside);
     let stale = client(&world, out, "192.0.2.2:5353");
     let _ = stale.send(b"who");
-    let more = world
-        .networks
-        .more_ports(&id(1), &requests(&["8081:80", "5353:53/udp"]));
-    let mut more = more.unwrap();
+    let mut more = world.more_ports(1, &["8081:80", "5353:53/udp"]).unwrap();
     assert!(refused(&world, out, "192.0.2.2:8081"), "not published yet");
     assert_eq!(
         (more.before().len(), more.added().len(), more.after().len()),
@@ -270,10 +264,7 @@ fn ports_come_and_go_while_the_container_runs() {
     }
     assert!(ask(&world, None, "[::1]:8081").is_some());
     assert_eq!(talk(&stale).unwrap(), "dns 192.0.2.1");
-    let error = world
-        .networks
-        .more_ports(&id(1), &requests(&["8081:81"]))
-        .unwrap_err();
+    let error = world.more_ports(1, &["8081:81"]).unwrap_err();
     assert_eq!(
         chain(&error),
         "Bind for 0.0.0.0:8081 failed: port is already allocated"
@@ -320,7 +311,7 @@ fn every_failed_step_of_a_change_leaves_the_ports_as_they_were() {
         let mut step = 0;
         loop {
             let change = match spec {
-                "8081:80" => world.networks.more_ports(&id(1), &requests(&[spec])),
+                "8081:80" => world.more_ports(1, &[spec]),
                 _ => world.networks.fewer_ports(&id(1), &requests(&[spec])),
             };
             let change = change.unwrap();
@@ -344,9 +335,6 @@ fn every_failed_step_of_a_change_leaves_the_ports_as_they_were() {
 #[test]
 fn a_container_without_a_network_has_no_ports_to_change() {
     let world = World::new();
-    let error = world
-        .networks
-        .more_ports(&id(7), &requests(&["80"]))
-        .unwrap_err();
+    let error = world.more_ports(7, &["80"]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
 }

@@ -11,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use amphora_network::{
-    AttachRequest, Attachment, Listener, NetworkAttachment, NetworkError, Networks, parse_port_spec,
+    AttachRequest, Attachment, Listener, NetworkAttachment, NetworkError, Networks, PortChange,
+    PortRequest, parse_port_spec,
 };
 use amphora_spec::ContainerId;
 use amphora_spec::release::Release;
@@ -77,6 +78,12 @@ impl World {
         self.networks.attach(&request(n, ports))
     }
 
+    /// Reserves more ports of a container.
+    pub fn more_ports(&self, n: u8, ports: &[&str]) -> Result<PortChange, NetworkError> {
+        let _quiet = quiet();
+        self.networks.more_ports(&id(n), &requests(ports))
+    }
+
     /// What a supervisor does the moment its container has exited.
     pub fn exit(&self, attachment: &Attachment) -> Vec<Socket> {
         let mut kept = Vec::new();
@@ -134,15 +141,17 @@ pub fn id(n: u8) -> ContainerId {
     ContainerId::from_random([n; 32])
 }
 
+pub fn requests(ports: &[&str]) -> Vec<PortRequest> {
+    let all = ports.iter().flat_map(|spec| parse_port_spec(spec).unwrap());
+    all.collect()
+}
+
 pub fn request(n: u8, ports: &[&str]) -> AttachRequest {
     AttachRequest {
         container: id(n),
         networks: vec![NetworkAttachment::to("bridge")],
         hostname: None,
-        ports: ports
-            .iter()
-            .flat_map(|p| parse_port_spec(p).unwrap())
-            .collect(),
+        ports: requests(ports),
     }
 }
 
