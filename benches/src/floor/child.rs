@@ -20,7 +20,7 @@ use rustix::thread::{
     set_no_new_privs,
 };
 
-use super::netlink::Socket;
+use super::netlink::{Addresses, Socket};
 use super::place::Network;
 use super::stages::{Mark, Marks};
 use crate::kernel::{ATTR_RDONLY, execve, exit_now, mount_setattr};
@@ -239,7 +239,8 @@ fn configure_network(context: &Context<'_>) -> io::Result<()> {
         while context.link_ready.load(Ordering::Acquire) == 0 {
             let _woken = futex::wait(&context.link_ready, futex::Flags::PRIVATE, 0, None);
         }
-        socket.configure(context.address, context.gateway)?;
+        let v4 = |v4| Addresses { v4, v6: None };
+        socket.configure(v4(context.address), v4(context.gateway))?;
     }
     Ok(())
 }

@@ -13,9 +13,11 @@ mod filter;
 mod netlink;
 mod place;
 mod stages;
+mod wires;
 
 pub use place::{Floor, Network, Options};
 pub use stages::{Stage, Times};
+pub use wires::Wires;
 
 /// Brings the loopback device of the calling process's network namespace up.
 ///

@@ -1,8 +1,8 @@
 //! Route netlink messages in a fixed buffer: written, sent and acknowledged without the heap.
 
 use std::io;
-use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
@@ -18,13 +18,18 @@ const NEWROUTE: u16 = 24;
 const NLMSG_ERROR: u16 = 2;
 const IFF_UP: u32 = 1;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 const PREFIX: u8 = 16;
+const PREFIX6: u8 = 64;
+/// `IFA_F_NODAD`: the address is good at once.
+const NO_DAD: u8 = 2;
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_TXQLEN: u16 = 13;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_PID: u16 = 19;
+const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const INFO_KIND: u16 = 1;
@@ -201,8 +206,8 @@ impl Socket {
     }
 
     /// Makes a veth pair in one message: the host's end up and a port of `bridge`, the other end
-    /// born as `eth0` in the namespace of `pid`.
-    pub(super) fn add_veth(&self, name: &str, bridge: u32, pid: i32) -> io::Result<()> {
+    /// born as `eth0` in the namespace.
+    pub(super) fn add_veth(&self, name: &str, bridge: u32, into: Namespace<'_>) -> io::Result<()> {
         let mut batch = Batch::new();
         batch.begin(NEWLINK, CREATE, &link_header(0, true));
         batch.attr(IFLA_IFNAME, &c_name(name));
@@ -218,7 +223,10 @@ impl Socket {
         batch.attr(IFLA_IFNAME, b"eth0\0");
         batch.number(IFLA_NUM_TX_QUEUES, 1);
         batch.number(IFLA_NUM_RX_QUEUES, 1);
-        batch.number(IFLA_NET_NS_PID, pid.cast_unsigned());
+        match into {
+            Namespace::OfProcess(pid) => batch.number(IFLA_NET_NS_PID, pid.cast_unsigned()),
+            Namespace::Open(fd) => batch.number(IFLA_NET_NS_FD, fd.as_raw_fd().cast_unsigned()),
+        }
         for place in [peer, data, info] {
             batch.close(place);
         }
@@ -234,26 +242,68 @@ impl Socket {
         batch.send(self)
     }
 
-    /// Address, link up and default route of `eth0`, in one message.
-    pub(super) fn configure(&self, address: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
-        let index = self.index("eth0")?;
+    /// Gives a link an IPv6 address of its own, up or not.
+    pub(super) fn add_address6(&self, index: u32, address: Ipv6Addr) -> io::Result<()> {
         let mut batch = Batch::new();
-        add_address(&mut batch, index, address);
-        batch.begin(NEWLINK, 0, &link_header(index, true));
-        batch.end();
-        const MAIN: u8 = 254;
-        const BOOT: u8 = 3;
-        const UNICAST: u8 = 1;
-        batch.begin(
-            NEWROUTE,
-            CREATE,
-            &[AF_INET, 0, 0, 0, MAIN, BOOT, 0, UNICAST, 0, 0, 0, 0],
-        );
-        batch.attr(RTA_GATEWAY, &gateway.octets());
-        batch.number(RTA_OIF, index);
-        batch.end();
+        add_address6(&mut batch, index, address);
         batch.send(self)
     }
+
+    /// Addresses, link up and default routes of `eth0`, in one message.
+    pub(super) fn configure(&self, own: Addresses, gateway: Addresses) -> io::Result<()> {
+        let index = self.index("eth0")?;
+        let mut batch = Batch::new();
+        add_address(&mut batch, index, own.v4);
+        if let Some(address) = own.v6 {
+            add_address6(&mut batch, index, address);
+        }
+        batch.begin(NEWLINK, 0, &link_header(index, true));
+        batch.end();
+        add_default(&mut batch, index, AF_INET, &gateway.v4.octets());
+        if let Some(gateway) = gateway.v6 {
+            add_default(&mut batch, index, AF_INET6, &gateway.octets());
+        }
+        batch.send(self)
+    }
+}
+
+/// Addresses of one end.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Addresses {
+    pub(super) v4: Ipv4Addr,
+    pub(super) v6: Option<Ipv6Addr>,
+}
+
+/// Where a link's other end is born.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Namespace<'a> {
+    OfProcess(i32),
+    Open(BorrowedFd<'a>),
+}
+
+fn add_default(batch: &mut Batch, index: u32, family: u8, gateway: &[u8]) {
+    const MAIN: u8 = 254;
+    const BOOT: u8 = 3;
+    const UNICAST: u8 = 1;
+    batch.begin(
+        NEWROUTE,
+        CREATE,
+        &[family, 0, 0, 0, MAIN, BOOT, 0, UNICAST, 0, 0, 0, 0],
+    );
+    batch.attr(RTA_GATEWAY, gateway);
+    batch.number(RTA_OIF, index);
+    batch.end();
+}
+
+fn add_address6(batch: &mut Batch, index: u32, address: Ipv6Addr) {
+    let [i0, i1, i2, i3] = index.to_ne_bytes();
+    batch.begin(
+        NEWADDR,
+        CREATE,
+        &[AF_INET6, PREFIX6, NO_DAD, 0, i0, i1, i2, i3],
+    );
+    batch.attr(IFA_ADDRESS, &address.octets());
+    batch.end();
 }
 
 fn add_address(batch: &mut Batch, index: u32, address: Ipv4Addr) {

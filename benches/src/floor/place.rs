@@ -20,7 +20,7 @@ use rustix::thread::{LinkNameSpaceType, futex, move_into_link_name_space};
 
 use super::child::{self, Context};
 use super::filter;
-use super::netlink::Socket;
+use super::netlink::{Namespace, Socket};
 use super::stages::{Mark, Marks, Times};
 use crate::kernel::{
     ATTR_NO_SUID_DEV_EXEC, ATTR_RDONLY, Stack, clone_vm, mount_setattr, unshare, wait4,
@@ -176,9 +176,11 @@ impl Floor {
         let mut linked = Ok(());
         if self.options.network == Network::Bridge {
             let [_, _, h, l] = self.count.to_be_bytes();
-            linked = self
-                .route
-                .add_veth(&format!("amfl{h:02x}{l:02x}"), self.bridge, pid);
+            linked = self.route.add_veth(
+                &format!("amfl{h:02x}{l:02x}"),
+                self.bridge,
+                Namespace::OfProcess(pid),
+            );
             context.marks.set(Mark::LinkMade);
             context.link_ready.store(1, Ordering::Release);
             let _one_or_none = futex::wake(&context.link_ready, futex::Flags::PRIVATE, 1);

@@ -16,6 +16,7 @@ mod report;
 mod rows;
 mod scale;
 mod timing;
+mod wires;
 
 pub use args::{Args, CgroupView};
 

@@ -1,5 +1,4 @@
-//! Row 12, what a network costs a start; and a row beside the table, 18: how fast bytes come
-//! through it.
+//! A row beside the table, 18: how fast bytes come through a network.
 
 use std::rc::Rc;
 
@@ -9,58 +8,12 @@ use super::args::Args;
 use super::engine::{Engine, Kind, output, strings};
 use super::host::Place;
 use super::report::{Budget, Entry, Row};
-use super::rows::{Field, floor_server};
 use super::timing::{Contestant, Sample, interleave};
 
 const NAME: &str = "stream";
 const PORT: &str = "9000";
 /// The published ports, one for each of [`Kind::ALL`].
 const PUBLISHED: [u16; 3] = [19000, 19001, 19002];
-
-/// A start in the bridge network less one in a namespace with loopback alone, in turns.
-pub(super) fn set_up(args: &Args, place: &Place) -> Row {
-    let mut field = Field::new(args);
-    field.add_any("amphora", || {
-        let engine = Engine::new(Kind::Amphora, place, "network")?;
-        engine.load_hello(place)?;
-        let mut bridge = engine.run_timed(&["--rm", "hello"])?;
-        let mut none = engine.run_timed(&["--rm", "--network", "none", "hello"])?;
-        Ok(Box::new(move || Ok(less(bridge.run()?, none.run()?))))
-    });
-    field.add_any("floor", || {
-        let (mut bridge, mut none) = (floor_server(place, "2")?, floor_server(place, "1")?);
-        Ok(Box::new(move || Ok(less(bridge()?, none()?))))
-    });
-    for kind in [Kind::Docker, Kind::Podman] {
-        field.add_any(kind.name(), || {
-            let engine = Engine::new(kind, place, "network")?;
-            engine.load_hello(place)?;
-            let hello = engine.hello();
-            let mut bridge = engine.run_timed(&["--rm", hello])?;
-            let mut none = engine.run_timed(&["--rm", "--network", "none", hello])?;
-            Ok(Box::new(move || {
-                let _alive = &engine;
-                Ok(less(bridge.run()?, none.run()?))
-            }))
-        });
-    }
-    field.race(Budget {
-        number: 12,
-        title: "network set-up: a start on the bridge less one with loopback alone".to_owned(),
-        unit: "us",
-        yardsticks: &["floor"],
-        first: 2.0,
-        goal: 1.3,
-    })
-}
-
-fn less(with: Sample, without: Sample) -> Sample {
-    Sample {
-        us: with.us - without.us,
-        cpu_us: with.cpu_us - without.cpu_us,
-        instructions: None,
-    }
-}
 
 /// A server in a container, with a published port.
 struct Stream {

@@ -13,7 +13,7 @@ use super::engine::{Engine, Kind, command, environment, find, output, strings};
 use super::host::Place;
 use super::report::{Budget, Entry, Report, Row};
 use super::timing::{Contestant, Sample, Timed, interleave, pids};
-use super::{bare, exec, idle, list, logs, network, pull, scale};
+use super::{bare, exec, idle, list, logs, network, pull, scale, wires};
 
 /// Longest wait for a clean host after a sequence.
 const CLEAN: Duration = Duration::from_secs(60);
@@ -55,7 +55,7 @@ fn measure(number: u32, args: &Args, place: &Place) -> Result<Vec<Row>> {
         9 => scale::rows(args, place),
         10 => vec![list::row(args, place)],
         11 => exec::rows(args, place),
-        12 => vec![network::set_up(args, place)],
+        12 => vec![wires::row(args, place)],
         13 => pull::rows(args, place)?,
         15 => logs::rows(args, place),
         18 => network::throughput(args, place),
@@ -82,6 +82,7 @@ fn versions(place: &Place) -> Vec<(String, String)> {
 /// The contestants of one row: who can take part, and who cannot and why.
 pub(super) struct Field<'a> {
     args: &'a Args,
+    rounds: usize,
     contestants: Vec<Contestant>,
     pub(super) entries: Vec<Entry>,
 }
@@ -90,9 +91,16 @@ impl<'a> Field<'a> {
     pub(super) fn new(args: &'a Args) -> Self {
         Self {
             args,
+            rounds: args.rounds,
             contestants: Vec::new(),
             entries: Vec::new(),
         }
+    }
+
+    /// Has more rounds, of something that is short.
+    pub(super) const fn longer(mut self, times: usize) -> Self {
+        self.rounds *= times;
+        self
     }
 
     /// Adds a contestant, unless it is left out or its preparation fails.
@@ -136,7 +144,7 @@ impl<'a> Field<'a> {
 
     /// Lets them run, and returns what came of each.
     pub(super) fn outcomes(mut self) -> Vec<Entry> {
-        let outcomes = interleave(self.contestants, self.args.rounds);
+        let outcomes = interleave(self.contestants, self.rounds);
         self.entries.extend(outcomes.iter().map(Entry::of));
         self.entries
     }
@@ -198,7 +206,7 @@ fn start(args: &Args, place: &Place) -> Result<Row> {
 }
 
 /// The floor as a server with a kind of network: one start per line.
-pub(super) fn floor_server(place: &Place, network: &str) -> Result<Run> {
+fn floor_server(place: &Place, network: &str) -> Result<Run> {
     let program = place.programs.join("floor");
     anyhow::ensure!(
         program.exists(),

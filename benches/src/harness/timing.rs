@@ -12,6 +12,8 @@ use crate::kernel::{Program, instruction_counter, reap_one, wait4};
 
 /// Longest wait for the traces of a run to go away.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Long enough for what the first runs leave behind.
+const REST: Duration = Duration::from_millis(500);
 
 /// One measurement.
 #[derive(Debug, Clone, Copy, Default)]
@@ -112,7 +114,8 @@ pub(super) fn interleave(contestants: Vec<Contestant>, rounds: usize) -> Vec<Out
             )
         })
         .collect();
-    let quiet = Processes::count();
+    // The first runs of an engine make what stays, as its bridge.
+    let mut quiet = None;
     for round in 0..rounds + WARM_UP {
         let turn = usize::from(running.len() > 1);
         running.rotate_left(turn);
@@ -125,28 +128,47 @@ pub(super) fn interleave(contestants: Vec<Contestant>, rounds: usize) -> Vec<Out
                 Ok(_) => {}
                 Err(error) => outcome.failure = Some(format!("{error:#}")),
             }
-            quiet.settle();
+            if let Some(quiet) = quiet {
+                Quiet::settle(quiet);
+            }
+        }
+        if round + 1 == WARM_UP {
+            std::thread::sleep(REST);
+            quiet = Some(Quiet::now());
         }
     }
     running.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
-/// How many processes the harness's pid namespace holds.
+/// What is there while nothing runs: processes of the harness's pid namespace, and links of its
+/// network namespace.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Processes(usize);
+pub(super) struct Quiet {
+    processes: usize,
+    links: usize,
+}
 
-impl Processes {
-    pub(super) fn count() -> Self {
+impl Quiet {
+    pub(super) fn now() -> Self {
         while reap_one() {}
-        Self(pids().len())
+        let links = std::fs::read_to_string("/proc/net/dev");
+        Self {
+            processes: pids().len(),
+            links: links.map_or(0, |text| text.lines().count()),
+        }
     }
 
-    /// Waits until what a run left behind (clean-up processes) has ended, so that nobody pays for
-    /// another's work.
+    /// Waits until what a run left behind has ended (clean-up processes, and the kernel's own of a
+    /// network namespace, whose links go last), so that nobody pays for another's work.
     pub(super) fn settle(self) {
         let deadline = Instant::now() + SETTLE;
-        while Self::count().0 > self.0 && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_micros(200));
+        loop {
+            let now = Self::now();
+            let quiet = now.processes <= self.processes && now.links <= self.links;
+            if quiet || Instant::now() > deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(500));
         }
     }
 }
