@@ -66,6 +66,21 @@ pub(crate) trait Fields {
     fn labels(&self) -> BTreeMap<String, String>;
 }
 
+/// The format that is asked for; `quiet` is a template of its own where there is none.
+pub(crate) fn format_or_quiet<'a>(
+    format: Option<&'a str>,
+    quiet: bool,
+    name: &'a str,
+) -> Option<&'a str> {
+    format.or(quiet.then_some(name))
+}
+
+/// Labels as a list shows them.
+pub(crate) fn label_list(labels: &BTreeMap<String, String>) -> String {
+    let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    labels.join(",")
+}
+
 /// What a template says is wrong, as Docker shows it.
 pub(crate) fn parsing_error(error: &TemplateError) -> String {
     format!("template parsing error: {error}")

@@ -2,8 +2,8 @@
 
 use amphora_spec::runtime::Cpu;
 
-use crate::settings::{Absent, Present, Setting, add, given, last_absent};
-use crate::{CgroupError, Version};
+use crate::CgroupError;
+use crate::settings::{Absent, Present, Setting, add, given, last_absent, refuse_on_v2};
 
 const SHARES: &str = "linux.resources.cpu.shares";
 const QUOTA: &str = "linux.resources.cpu.quota";
@@ -51,12 +51,7 @@ pub(crate) fn v2(
         ("realtimePeriod", positive(cpu.realtime_period).is_some()),
         ("realtimeRuntime", given(cpu.realtime_runtime).is_some()),
     ];
-    if let Some((field, _)) = absent.iter().find(|(_, asked)| *asked) {
-        return Err(CgroupError::Unsupported {
-            field: format!("linux.resources.cpu.{field}"),
-            version: Version::V2,
-        });
-    }
+    refuse_on_v2("cpu", &absent)?;
     if let Some(shares) = positive(cpu.shares) {
         let weight = weight_from_shares(shares).to_string();
         add(out, "cpu", "cpu.weight", weight, SHARES);

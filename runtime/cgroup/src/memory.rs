@@ -2,8 +2,8 @@
 
 use amphora_spec::runtime::Memory;
 
-use crate::settings::{Absent, Present, Setting, add, given, last_absent};
-use crate::{CgroupError, Version};
+use crate::CgroupError;
+use crate::settings::{Absent, Present, Setting, add, given, last_absent, refuse_on_v2};
 
 const LIMIT: &str = "linux.resources.memory.limit";
 const SWAP: &str = "linux.resources.memory.swap";
@@ -88,12 +88,7 @@ pub(crate) fn v2(
         ("kernel", given(memory.kernel).is_some()),
         ("kernelTCP", given(memory.kernel_tcp).is_some()),
     ];
-    if let Some((field, _)) = absent.iter().find(|(_, asked)| *asked) {
-        return Err(CgroupError::Unsupported {
-            field: format!("linux.resources.memory.{field}"),
-            version: Version::V2,
-        });
-    }
+    refuse_on_v2("memory", &absent)?;
     let bytes = |value: i64| match value {
         ..0 => "max".to_owned(),
         _ => value.to_string(),

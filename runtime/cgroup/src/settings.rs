@@ -160,6 +160,17 @@ pub(crate) fn given(value: Option<i64>) -> Option<i64> {
     value.filter(|value| *value != 0)
 }
 
+/// Refuses the first of a group's fields that is asked for and that v2 does not have.
+pub(crate) fn refuse_on_v2(group: &str, fields: &[(&str, bool)]) -> Result<(), CgroupError> {
+    match fields.iter().find(|(_, asked)| *asked) {
+        Some((field, _)) => Err(CgroupError::Unsupported {
+            field: format!("linux.resources.{group}.{field}"),
+            version: Version::V2,
+        }),
+        None => Ok(()),
+    }
+}
+
 fn unified(out: &mut Vec<Setting>, resources: &Resources) -> Result<(), CgroupError> {
     for (file, value) in &resources.unified {
         let field = format!("linux.resources.unified[\"{}\"]", file.escape_debug());

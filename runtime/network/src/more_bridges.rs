@@ -161,9 +161,8 @@ impl Networks {
 
     /// Names of a network's further bridges.
     pub(crate) fn more_bridges(&self, config: &NetworkConfig) -> Result<Vec<String>> {
-        let numbers = names_in(&self.marks(&config.name))?;
-        let names = numbers.iter().map(|n| Names::new(config, n).bridge);
-        Ok(names.collect())
+        let facts = self.more_facts(config)?;
+        Ok(facts.into_iter().map(|bridge| bridge.link).collect())
     }
 
     /// What the table must know of them.

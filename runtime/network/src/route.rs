@@ -87,6 +87,41 @@ const fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { AF_INET } else { AF_INET6 }
 }
 
+/// A link in the making.
+struct NewLink<'a> {
+    name: &'a str,
+    kind: &'a [u8],
+    up: bool,
+}
+
+impl NewLink<'_> {
+    /// Makes it, with attributes that any link has and `data` that one of its kind has.
+    fn make(
+        self,
+        socket: &Socket,
+        attributes: impl FnOnce(&mut Attributes<'_>),
+        data: impl FnOnce(&mut Attributes<'_>),
+    ) -> Result<(), NetlinkError> {
+        let mut batch = Batch::default();
+        let header = link_header(0, self.up);
+        batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
+            a.text(IFLA_IFNAME, self.name);
+            attributes(a);
+            a.nest(IFLA_LINKINFO, |info| {
+                info.bytes(IFLA_INFO_KIND, self.kind);
+                info.nest(IFLA_INFO_DATA, data);
+            });
+        });
+        socket.transact(&batch.finish())
+    }
+}
+
+/// Has a new link born in a namespace.
+fn born_in(a: &mut Attributes<'_>, netns: BorrowedFd<'_>) {
+    let netns = u32::try_from(netns.as_raw_fd()).unwrap_or(u32::MAX);
+    a.native(IFLA_NET_NS_FD, netns);
+}
+
 /// A veth pair: one end a port of a bridge here, the other born in a namespace.
 #[derive(Debug)]
 pub(crate) struct Veth<'a> {
@@ -101,39 +136,26 @@ pub(crate) struct Veth<'a> {
 
 /// Makes the pair. The end here is down, and in no bridge yet ([`join_bridge`]).
 pub(crate) fn add_veth(socket: &Socket, veth: &Veth<'_>) -> Result<(), NetlinkError> {
-    let mut batch = Batch::default();
     let end = |a: &mut Attributes<'_>| {
         a.native(IFLA_MTU, veth.mtu);
         a.native(IFLA_TXQLEN, QUEUE_PACKETS);
         a.native(IFLA_NUM_TX_QUEUES, 1);
         a.native(IFLA_NUM_RX_QUEUES, 1);
     };
-    batch.message(
-        RTM_NEWLINK,
-        F_CREATE | F_EXCL,
-        &link_header(0, false),
-        |a| {
-            a.text(IFLA_IFNAME, veth.name);
-            end(a);
-            a.nest(IFLA_LINKINFO, |info| {
-                info.bytes(IFLA_INFO_KIND, b"veth");
-                info.nest(IFLA_INFO_DATA, |data| {
-                    data.nest_after(
-                        VETH_INFO_PEER,
-                        &link_header(veth.peer_index, false),
-                        |peer| {
-                            peer.text(IFLA_IFNAME, veth.peer);
-                            peer.bytes(IFLA_ADDRESS, &veth.mac);
-                            end(peer);
-                            let netns = u32::try_from(veth.netns.as_raw_fd()).unwrap_or(u32::MAX);
-                            peer.native(IFLA_NET_NS_FD, netns);
-                        },
-                    );
-                });
-            });
-        },
-    );
-    socket.transact(&batch.finish())
+    let link = NewLink {
+        name: veth.name,
+        kind: b"veth",
+        up: false,
+    };
+    let header = link_header(veth.peer_index, false);
+    link.make(socket, end, |data| {
+        data.nest_after(VETH_INFO_PEER, &header, |peer| {
+            peer.text(IFLA_IFNAME, veth.peer);
+            peer.bytes(IFLA_ADDRESS, &veth.mac);
+            end(peer);
+            born_in(peer, veth.netns);
+        });
+    })
 }
 
 /// A link on top of another one of this host, born in a namespace.
@@ -149,25 +171,22 @@ pub(crate) struct Macvlan<'a> {
 
 /// Makes the link, down.
 pub(crate) fn add_macvlan(socket: &Socket, link: &Macvlan<'_>) -> Result<(), NetlinkError> {
-    let mut batch = Batch::default();
-    let header = link_header(0, false);
-    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
-        a.text(IFLA_IFNAME, link.name);
+    let new = NewLink {
+        name: link.name,
+        kind: b"macvlan",
+        up: false,
+    };
+    let attributes = |a: &mut Attributes<'_>| {
         a.native(IFLA_LINK, link.parent);
         a.bytes(IFLA_ADDRESS, &link.mac);
         if let Some(mtu) = link.mtu {
             a.native(IFLA_MTU, mtu);
         }
-        let netns = u32::try_from(link.netns.as_raw_fd()).unwrap_or(u32::MAX);
-        a.native(IFLA_NET_NS_FD, netns);
-        a.nest(IFLA_LINKINFO, |info| {
-            info.bytes(IFLA_INFO_KIND, b"macvlan");
-            info.nest(IFLA_INFO_DATA, |data| {
-                data.native(IFLA_MACVLAN_MODE, link.mode);
-            });
-        });
-    });
-    socket.transact(&batch.finish())
+        born_in(a, link.netns);
+    };
+    new.make(socket, attributes, |data| {
+        data.native(IFLA_MACVLAN_MODE, link.mode);
+    })
 }
 
 /// Makes the link of a VLAN, up.
@@ -177,19 +196,15 @@ pub(crate) fn add_vlan(
     on: u32,
     number: u16,
 ) -> Result<(), NetlinkError> {
-    let mut batch = Batch::default();
-    let header = link_header(0, true);
-    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
-        a.text(IFLA_IFNAME, name);
-        a.native(IFLA_LINK, on);
-        a.nest(IFLA_LINKINFO, |info| {
-            info.bytes(IFLA_INFO_KIND, b"vlan");
-            info.nest(IFLA_INFO_DATA, |data| {
-                data.bytes(IFLA_VLAN_ID, &number.to_ne_bytes());
-            });
-        });
-    });
-    socket.transact(&batch.finish())
+    let link = NewLink {
+        name,
+        kind: b"vlan",
+        up: true,
+    };
+    let attributes = |a: &mut Attributes<'_>| a.native(IFLA_LINK, on);
+    link.make(socket, attributes, |data| {
+        data.bytes(IFLA_VLAN_ID, &number.to_ne_bytes());
+    })
 }
 
 /// Makes a VXLAN link that learns nothing, up.
@@ -200,23 +215,21 @@ pub(crate) fn add_vxlan(
     mac: [u8; 6],
     mtu: u32,
 ) -> Result<(), NetlinkError> {
-    let mut batch = Batch::default();
-    let header = link_header(0, true);
-    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
-        a.text(IFLA_IFNAME, name);
+    let link = NewLink {
+        name,
+        kind: b"vxlan",
+        up: true,
+    };
+    let attributes = |a: &mut Attributes<'_>| {
         a.bytes(IFLA_ADDRESS, &mac);
         a.native(IFLA_MTU, mtu);
-        a.nest(IFLA_LINKINFO, |info| {
-            info.bytes(IFLA_INFO_KIND, b"vxlan");
-            info.nest(IFLA_INFO_DATA, |data| {
-                data.native(IFLA_VXLAN_ID, vni);
-                data.ip(IFLA_VXLAN_LOCAL, local.into());
-                data.bytes(IFLA_VXLAN_LEARNING, &[0]);
-                data.bytes(IFLA_VXLAN_PORT, &port.to_be_bytes());
-            });
-        });
-    });
-    socket.transact(&batch.finish())
+    };
+    link.make(socket, attributes, |data| {
+        data.native(IFLA_VXLAN_ID, vni);
+        data.ip(IFLA_VXLAN_LOCAL, local.into());
+        data.bytes(IFLA_VXLAN_LEARNING, &[0]);
+        data.bytes(IFLA_VXLAN_PORT, &port.to_be_bytes());
+    })
 }
 
 /// A block of addresses on another host.
@@ -324,10 +337,20 @@ pub(crate) fn link_up(socket: &Socket, index: u32) -> Result<(), NetlinkError> {
     socket.transact(&batch.finish())
 }
 
-/// Makes a link a port of a bridge, up and in hairpin mode: one datagram.
+/// Makes a link a port of a bridge, up.
 ///
 /// A port needs no addresses of its own. Without this, each would have three routes, and the kernel
 /// goes through all of them whenever a link changes.
+fn port_of(batch: &mut Batch, name: &str, bridge: u32) {
+    // Where it cannot be written everything works all the same.
+    let _ = sysctl::set_if_there(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
+    batch.message(RTM_NEWLINK, 0, &link_header(0, true), |a| {
+        a.text(IFLA_IFNAME, name);
+        a.native(IFLA_MASTER, bridge);
+    });
+}
+
+/// Makes a link a port of a bridge, up and in hairpin mode: one datagram.
 ///
 /// Ports that are `alone` reach no other port that is.
 pub(crate) fn join_bridge(
@@ -336,13 +359,8 @@ pub(crate) fn join_bridge(
     bridge: u32,
     alone: bool,
 ) -> Result<(), NetlinkError> {
-    // Where it cannot be written everything works all the same.
-    let _ = sysctl::set_if_there(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
     let mut batch = Batch::default();
-    batch.message(RTM_NEWLINK, 0, &link_header(0, true), |a| {
-        a.text(IFLA_IFNAME, name);
-        a.native(IFLA_MASTER, bridge);
-    });
+    port_of(&mut batch, name, bridge);
     // The kernel takes port options for existing ports only.
     batch.message(RTM_NEWLINK, 0, &link_header(0, false), |a| {
         a.text(IFLA_IFNAME, name);
@@ -369,29 +387,21 @@ pub(crate) struct Uplink<'a> {
 
 /// Makes the pair, both ends ports of their bridges and up.
 pub(crate) fn add_uplink(socket: &Socket, uplink: &Uplink<'_>) -> Result<(), NetlinkError> {
-    let mut batch = Batch::default();
-    let header = link_header(0, false);
-    batch.message(RTM_NEWLINK, F_CREATE | F_EXCL, &header, |a| {
-        a.text(IFLA_IFNAME, uplink.above.0);
-        a.native(IFLA_MTU, uplink.mtu);
-        a.nest(IFLA_LINKINFO, |info| {
-            info.bytes(IFLA_INFO_KIND, b"veth");
-            info.nest(IFLA_INFO_DATA, |data| {
-                data.nest_after(VETH_INFO_PEER, &header, |peer| {
-                    peer.text(IFLA_IFNAME, uplink.below.0);
-                    peer.native(IFLA_MTU, uplink.mtu);
-                });
-            });
+    let link = NewLink {
+        name: uplink.above.0,
+        kind: b"veth",
+        up: false,
+    };
+    let end = |a: &mut Attributes<'_>| a.native(IFLA_MTU, uplink.mtu);
+    link.make(socket, end, |data| {
+        data.nest_after(VETH_INFO_PEER, &link_header(0, false), |peer| {
+            peer.text(IFLA_IFNAME, uplink.below.0);
+            end(peer);
         });
-    });
-    socket.transact(&batch.finish())?;
+    })?;
     let mut batch = Batch::default();
     for (name, bridge) in [uplink.above, uplink.below] {
-        let _ = sysctl::set_if_there(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
-        batch.message(RTM_NEWLINK, 0, &link_header(0, true), |a| {
-            a.text(IFLA_IFNAME, name);
-            a.native(IFLA_MASTER, bridge);
-        });
+        port_of(&mut batch, name, bridge);
     }
     socket.transact(&batch.finish())
 }
@@ -415,26 +425,19 @@ pub(crate) fn add_bridge(
     mac: [u8; 6],
     mtu: u32,
 ) -> Result<(), NetlinkError> {
-    let mut batch = Batch::default();
-    batch.message(
-        RTM_NEWLINK,
-        F_CREATE | F_EXCL,
-        &link_header(0, false),
-        |a| {
-            a.text(IFLA_IFNAME, name);
-            a.bytes(IFLA_ADDRESS, &mac);
-            a.native(IFLA_MTU, mtu);
-            a.nest(IFLA_LINKINFO, |info| {
-                info.bytes(IFLA_INFO_KIND, b"bridge");
-                // Nobody here asks who listens to which group, so all is sent to all in any case;
-                // and each new port would start the timers of all others anew.
-                info.nest(IFLA_INFO_DATA, |data| {
-                    data.bytes(IFLA_BR_MCAST_SNOOPING, &[0]);
-                });
-            });
-        },
-    );
-    match socket.transact(&batch.finish()) {
+    let link = NewLink {
+        name,
+        kind: b"bridge",
+        up: false,
+    };
+    let attributes = |a: &mut Attributes<'_>| {
+        a.bytes(IFLA_ADDRESS, &mac);
+        a.native(IFLA_MTU, mtu);
+    };
+    // Nobody here asks who listens to which group, so all is sent to all in any case; and each new
+    // port would start the timers of all others anew.
+    let data = |data: &mut Attributes<'_>| data.bytes(IFLA_BR_MCAST_SNOOPING, &[0]);
+    match link.make(socket, attributes, data) {
         Err(error) if error.is(Errno::EXIST) => Ok(()),
         other => other,
     }
@@ -454,9 +457,7 @@ pub(crate) fn configure_bridge(
             other => other?,
         }
     }
-    let mut batch = Batch::default();
-    batch.message(RTM_NEWLINK, 0, &link_header(index, true), |_| ());
-    socket.transact(&batch.finish())
+    link_up(socket, index)
 }
 
 /// Addresses of a container's link, and the gateways that the default routes lead to through it.

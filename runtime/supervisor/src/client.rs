@@ -237,6 +237,11 @@ impl Client {
     /// [`SupervisorError::Refused`] when init has ended or the number is no signal.
     pub fn signal(&mut self, number: i32) -> Result<(), SupervisorError> {
         self.post_signal(number)?;
+        self.done()
+    }
+
+    /// Waits until what was asked for is done.
+    pub(crate) fn done(&mut self) -> Result<(), SupervisorError> {
         loop {
             match self.next()? {
                 ClientEvent::Done => return Ok(()),
@@ -335,10 +340,6 @@ impl Client {
     pub(crate) fn receive(&mut self) -> Result<usize, SupervisorError> {
         frame::receive(self.socket.as_fd(), &mut self.buffer, RecvFlags::empty())
             .map_err(|e| SupervisorError::file("hear the supervisor in", &self.run_dir, e))
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        &self.run_dir
     }
 
     pub(crate) fn message(&self, len: usize) -> Option<Frame<'_>> {

@@ -258,20 +258,7 @@ impl Client {
         sockets: &[OwnedFd],
     ) -> Result<(), SupervisorError> {
         send(self.as_fd(), change, sockets)?;
-        loop {
-            match self.next()? {
-                ClientEvent::Done => return Ok(()),
-                ClientEvent::Refused(text) => {
-                    return Err(SupervisorError::Refused(text.to_owned()));
-                }
-                ClientEvent::Exit(_) => {
-                    let text = "the container has ended".to_owned();
-                    return Err(SupervisorError::Refused(text));
-                }
-                ClientEvent::Lost => return Err(SupervisorError::Lost(self.dir().to_owned())),
-                _ => {}
-            }
-        }
+        self.done()
     }
 }
 

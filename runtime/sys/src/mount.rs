@@ -111,22 +111,7 @@ pub fn new_fs(
     attr: u64,
 ) -> io::Result<OwnedFd> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    if let Some(source) = source {
-        fsconfig_set_string(context.as_fd(), "source", source)?;
-    }
-    for (key, value) in options {
-        match value {
-            Some(value) => fsconfig_set_string(context.as_fd(), *key, *value)?,
-            None => fsconfig_set_flag(context.as_fd(), *key)?,
-        }
-    }
-    fsconfig_create(context.as_fd())?;
-    let attr = MountAttrFlags::from_bits_retain(u32::try_from(attr).unwrap_or(0));
-    Ok(fsmount(
-        context.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        attr,
-    )?)
+    Ok(mount_new(context.as_fd(), source, options, attr)?)
 }
 
 /// As [`new_fs`]; what the kernel has to say beside its error number is part of the error.
@@ -140,28 +125,34 @@ pub fn new_fs_told(
     attr: u64,
 ) -> io::Result<OwnedFd> {
     let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let fd = context.as_fd();
-    let made = || -> rustix::io::Result<OwnedFd> {
-        if let Some(source) = source {
-            fsconfig_set_string(fd, "source", source)?;
-        }
-        for (key, value) in options {
-            match value {
-                Some(value) => fsconfig_set_string(fd, *key, *value)?,
-                None => fsconfig_set_flag(fd, *key)?,
-            }
-        }
-        fsconfig_create(fd)?;
-        let attr = MountAttrFlags::from_bits_retain(u32::try_from(attr).unwrap_or(0));
-        fsmount(fd, FsMountFlags::FSMOUNT_CLOEXEC, attr)
-    };
-    made().map_err(|errno| {
+    mount_new(context.as_fd(), source, options, attr).map_err(|errno| {
         let error = io::Error::from(errno);
-        match said(fd) {
+        match said(context.as_fd()) {
             Some(said) => io::Error::new(error.kind(), Told { errno, said }),
             None => error,
         }
     })
+}
+
+/// Configures and mounts what `context` is about.
+fn mount_new(
+    context: BorrowedFd<'_>,
+    source: Option<&str>,
+    options: &[(&str, Option<&str>)],
+    attr: u64,
+) -> rustix::io::Result<OwnedFd> {
+    if let Some(source) = source {
+        fsconfig_set_string(context, "source", source)?;
+    }
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(context, *key, *value)?,
+            None => fsconfig_set_flag(context, *key)?,
+        }
+    }
+    fsconfig_create(context)?;
+    let attr = MountAttrFlags::from_bits_retain(u32::try_from(attr).unwrap_or(0));
+    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attr)
 }
 
 /// An error with the kernel's own words.

@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::ps::ellipsis;
 use crate::errors::Outcome;
-use crate::format::{Format, Row};
+use crate::format::{Format, Row, format_or_quiet};
 use crate::ui;
 
 const TYPE: &str = "*image.historyContext";
@@ -44,11 +44,8 @@ pub(crate) fn history(engine: &Engine, args: &HistoryArgs) -> Outcome {
     } else {
         "{{.ID}}\t{{.CreatedAt}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}"
     };
-    let format = if args.quiet && args.format.is_none() {
-        Format::parse(Some("{{.ID}}"), table)?
-    } else {
-        Format::parse(args.format.as_deref(), table)?
-    };
+    let asked = format_or_quiet(args.format.as_deref(), args.quiet, "{{.ID}}");
+    let format = Format::parse(asked, table)?;
     let (record, _) = engine.image(&args.image)?;
     let mut sizes = engine.image_layers(&record).into_iter().map(|(_, s)| s);
     let id = if args.no_trunc {

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::errors::Outcome;
 use crate::filter::{Filters, has_label, invalid};
-use crate::format::{Format, Row};
+use crate::format::{Format, Row, format_or_quiet};
 use crate::ui;
 
 const TYPE: &str = "*formatter.imageContext";
@@ -62,11 +62,8 @@ pub(crate) fn images(engine: &Engine, args: &ImagesArgs) -> Outcome {
     } else {
         "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
     };
-    let format = if args.quiet && args.format.is_none() {
-        Format::parse(Some("{{.ID}}"), table)?
-    } else {
-        Format::parse(args.format.as_deref(), table)?
-    };
+    let asked = format_or_quiet(args.format.as_deref(), args.quiet, "{{.ID}}");
+    let format = Format::parse(asked, table)?;
     let (mut rows, damaged) = engine.all_images()?;
     ui::warnings(damaged.iter().map(String::as_str));
     sort(&mut rows);

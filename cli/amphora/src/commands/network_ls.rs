@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::errors::{Failure, Outcome};
 use crate::filter::{Filters, has_label, matches};
-use crate::format::{Format, Row};
+use crate::format::{Format, Row, format_or_quiet, label_list};
 
 const TYPE: &str = "*network.networkContext";
 const HEADERS: [(&str, &str); 9] = [
@@ -44,11 +44,8 @@ pub(crate) struct LsArgs {
 pub(crate) fn ls(engine: &Engine, args: &LsArgs) -> Outcome {
     let filters = Filters::parse(&args.filter, "-f, --filter", &FILTERS)?;
     let table = "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}";
-    let format = if args.quiet && args.format.is_none() {
-        Format::parse(Some("{{.ID}}"), table)?
-    } else {
-        Format::parse(args.format.as_deref(), table)?
-    };
+    let asked = format_or_quiet(args.format.as_deref(), args.quiet, "{{.ID}}");
+    let format = Format::parse(asked, table)?;
     let networks = chosen(engine, &filters)?;
     let rows = networks.iter().map(|n| row(n, args.no_trunc)).collect();
     format.print(TYPE, &HEADERS, rows)
@@ -86,11 +83,6 @@ fn chosen(engine: &Engine, filters: &Filters) -> Outcome<Vec<NetworkConfig>> {
 }
 
 fn row(network: &NetworkConfig, whole: bool) -> Row {
-    let labels: Vec<String> = network
-        .labels
-        .iter()
-        .map(|(k, v)| format!("{k}={v}"))
-        .collect();
     let id = match network.id.get(..12) {
         Some(short) if !whole => short,
         _ => &network.id,
@@ -102,7 +94,7 @@ fn row(network: &NetworkConfig, whole: bool) -> Row {
         ("IPv4", network.subnet.is_some().to_string()),
         ("IPv6", network.subnet6.is_some().to_string()),
         ("Internal", network.internal.to_string()),
-        ("Labels", labels.join(",")),
+        ("Labels", label_list(&network.labels)),
         ("Name", network.name.clone()),
         ("Scope", "local".to_owned()),
     ])

@@ -10,7 +10,7 @@ use clap::Args;
 
 use crate::errors::{Failure, Outcome};
 use crate::filter::{Filters, invalid, label_holds, matches};
-use crate::format::{Fields, Format};
+use crate::format::{Fields, Format, format_or_quiet};
 use crate::ui;
 
 /// Docker's table.
@@ -109,11 +109,8 @@ pub(crate) fn ps(engine: &Engine, args: &PsArgs) -> Outcome {
     } else {
         TABLE.to_owned()
     };
-    let format = if args.quiet && args.format.is_none() {
-        Format::parse(Some("{{.ID}}"), &table)?
-    } else {
-        Format::parse_for_ps(args.format.as_deref(), &table, TYPE, &HEADERS)?
-    };
+    let asked = format_or_quiet(args.format.as_deref(), args.quiet, "{{.ID}}");
+    let format = Format::parse_for_ps(asked, &table, TYPE, &HEADERS)?;
     let count = if args.latest { 1 } else { args.last };
     let count = usize::try_from(count).ok().filter(|n| *n > 0);
     let check = Check::new(engine, &filters)?;

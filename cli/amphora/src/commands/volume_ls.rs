@@ -7,7 +7,7 @@ use clap::Args;
 
 use crate::errors::Outcome;
 use crate::filter::{Filters, has_label, matches};
-use crate::format::{Format, Row};
+use crate::format::{Format, Row, format_or_quiet, label_list};
 use crate::ui;
 
 const TYPE: &str = "*formatter.volumeContext";
@@ -43,11 +43,8 @@ pub(crate) struct LsArgs {
 pub(crate) fn ls(engine: &Engine, args: &LsArgs) -> Outcome {
     let filters = Filters::parse(&args.filter, "-f, --filter", &FILTERS)?;
     let table = "{{.Driver}}\t{{.Name}}";
-    let format = if args.quiet && args.format.is_none() {
-        Format::parse(Some("{{.Name}}"), table)?
-    } else {
-        Format::parse(args.format.as_deref(), table)?
-    };
+    let asked = format_or_quiet(args.format.as_deref(), args.quiet, "{{.Name}}");
+    let format = Format::parse(asked, table)?;
     let mut volumes = engine.volumes()?;
     volumes.retain(|v| {
         filters.any("name", |want| matches(want, &v.name))
@@ -69,7 +66,6 @@ pub(crate) fn ls(engine: &Engine, args: &LsArgs) -> Outcome {
     let rows = volumes
         .iter()
         .map(|v| {
-            let labels: Vec<String> = v.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
             let size = if sized {
                 ui::human_size(engine.volume_size(&v.name))
             } else {
@@ -83,7 +79,7 @@ pub(crate) fn ls(engine: &Engine, args: &LsArgs) -> Outcome {
                     "Mountpoint",
                     engine.volume_path(&v.name).display().to_string(),
                 ),
-                ("Labels", labels.join(",")),
+                ("Labels", label_list(&v.labels)),
                 ("Links", na()),
                 ("Size", size),
                 ("Availability", na()),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use crate::plain_spec::plain_spec;
 use crate::world::World;
 
 /// A case.
@@ -242,32 +243,14 @@ fn base() -> Value {
         "CAP_MKNOD",
         "CAP_SYS_ADMIN",
     ];
-    let kinds = ["pid", "network", "ipc", "uts", "mount"];
-    json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "user": {"uid": 0, "gid": 0},
-            "args": ["sh", "-c", "sleep 600"],
-            "env": ["PATH=/bin"],
-            "cwd": "/",
-            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
-        },
-        "root": {"path": "rootfs"},
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-                "options": ["nosuid", "mode=755", "size=65536k"]},
-            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]},
-            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
-                "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]},
-            {"destination": "/sys", "type": "sysfs", "source": "sysfs",
-                "options": ["nosuid", "noexec", "nodev", "ro"]},
-        ],
-        "linux": {
-            "cgroupsPath": "/amphora-conformance/one",
-            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-            "namespaces": kinds.map(|kind| json!({"type": kind})),
-        },
-    })
+    let args = ["sh", "-c", "sleep 600"];
+    let mut spec = plain_spec(&args, &caps, "/amphora-conformance/one");
+    let mounts = spec["mounts"].as_array_mut().expect("mounts");
+    mounts.extend([
+        json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+            "options": ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]}),
+        json!({"destination": "/sys", "type": "sysfs", "source": "sysfs",
+            "options": ["nosuid", "noexec", "nodev", "ro"]}),
+    ]);
+    spec
 }

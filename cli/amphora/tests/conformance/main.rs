@@ -14,6 +14,8 @@
 
 mod case;
 mod console;
+#[path = "../it/plain_spec.rs"]
+mod plain_spec;
 mod run;
 #[path = "../it/turn.rs"]
 mod turn;

@@ -10,23 +10,19 @@ use crate::sandbox::{Sandbox, path};
 
 fn busybox() -> Sandbox {
     let s = Sandbox::new();
-    let archive = s.dir.join("bb.tar");
-    busybox_image("bb")
-        .layer(
-            &[
-                dir("d", 0o755),
-                file("d/one", 0o644, "1"),
-                file("d/two", 0o644, "2"),
-                dir("gone", 0o755),
-                file("gone/x", 0o644, "x"),
-                file("f", 0o644, "f"),
-                file("same", 0o644, "s"),
-            ],
-            Wrap::Gzip,
-        )
-        .write_docker(&archive);
-    s.run(&["load", "-i", path(&archive)]).ok();
-    fs::remove_file(&archive).unwrap();
+    let image = busybox_image("bb").layer(
+        &[
+            dir("d", 0o755),
+            file("d/one", 0o644, "1"),
+            file("d/two", 0o644, "2"),
+            dir("gone", 0o755),
+            file("gone/x", 0o644, "x"),
+            file("f", 0o644, "f"),
+            file("same", 0o644, "s"),
+        ],
+        Wrap::Gzip,
+    );
+    s.load_image(&image);
     s.run(&["run", "--rm", "bb", "true"]).ok();
     s.settle();
     s

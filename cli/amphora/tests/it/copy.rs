@@ -18,24 +18,20 @@ both!(
 /// A sandbox with busybox and some files to copy.
 fn busybox() -> Sandbox {
     let mut s = Sandbox::new();
-    let archive = s.dir.join("bb.tar");
-    busybox_image("bb")
-        .layer(
-            &[
-                dir("src", 0o755),
-                file("src/a", 0o640, "aaa"),
-                dir("src/sub", 0o755),
-                file("src/sub/b", 0o4755, "bbb"),
-                link("src/rel", "sub/b"),
-                link("src/abs", "/src/sub"),
-                link("to-src", "/src"),
-                link("nowhere", "/not/there"),
-            ],
-            Wrap::Plain,
-        )
-        .write_docker(&archive);
-    s.run(&["load", "-i", path(&archive)]).ok();
-    fs::remove_file(&archive).unwrap();
+    let image = busybox_image("bb").layer(
+        &[
+            dir("src", 0o755),
+            file("src/a", 0o640, "aaa"),
+            dir("src/sub", 0o755),
+            file("src/sub/b", 0o4755, "bbb"),
+            link("src/rel", "sub/b"),
+            link("src/abs", "/src/sub"),
+            link("to-src", "/src"),
+            link("nowhere", "/not/there"),
+        ],
+        Wrap::Plain,
+    );
+    s.load_image(&image);
     s.run(&["run", "--rm", "bb", "true"]).ok();
     s.settle();
     s.mark();

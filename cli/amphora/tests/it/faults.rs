@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::sandbox::{Sandbox, wait_until};
-use crate::supervisor::{calls_of, traced};
+use crate::supervisor::{calls_of, harms, traced};
 
 const KILLED: &str = "signal=KILL";
 const NO_SPACE: &str = "error=ENOSPC";
@@ -88,15 +88,9 @@ fn harmed_everywhere(case: &Case, harm: &str, stride: usize) {
     assert!(calls.len() > 30, "{calls:?}");
     s.run(&["rm", "-f", "victim"]);
     let (mut harmed, mut tried) = (0, 0);
-    for step in (0..calls.len()).step_by(stride) {
-        let name = &calls[step];
-        if name.starts_with("exit") || name == "execve" {
-            continue;
-        }
-        let when = calls[..=step].iter().filter(|c| *c == name).count();
-        let inject = format!("inject={name}:{harm}:when={when}");
+    for (inject, trace) in harms(&calls, harm, stride) {
         tried += 1;
-        harmed += usize::from(one(&s, case, &inject, &format!("trace={name}")));
+        harmed += usize::from(one(&s, case, &inject, &trace));
     }
     assert!(harmed * 4 > tried, "only {harmed} of {tried} were harmed");
     s.run(&["volume", "rm", "-f", "anon"]).ok();

@@ -5,6 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use crate::fixtures::busybox_image;
+use crate::linux::sh;
 use crate::registry::Registry;
 use crate::sandbox::{Sandbox, has_controller, path};
 
@@ -13,18 +14,8 @@ const BOTH: [&str; 2] = ["probe-linux", "probe-wasm"];
 
 fn busybox() -> Sandbox {
     let s = Sandbox::new();
-    let archive = s.dir.join("bb.tar");
-    busybox_image("bb").write_docker(&archive);
-    s.run(&["load", "-i", path(&archive)]).ok();
-    fs::remove_file(&archive).unwrap();
+    s.load_image(&busybox_image("bb"));
     s
-}
-
-fn sh(s: &Sandbox, flags: &[&str], script: &str) -> String {
-    let mut args = vec!["run", "--rm"];
-    args.extend(flags);
-    args.extend(["bb", "sh", "-c", script]);
-    s.run(&args).ok()
 }
 
 #[test]

@@ -5,17 +5,15 @@ use crate::sandbox::{Sandbox, path};
 
 pub(crate) fn busybox() -> Sandbox {
     let mut s = Sandbox::new();
-    let archive = s.dir.join("bb.tar");
-    busybox_image("bb").write_docker(&archive);
-    s.run(&["load", "-i", path(&archive)]).ok();
-    std::fs::remove_file(&archive).unwrap();
+    s.load_image(&busybox_image("bb"));
     s.run(&["run", "--rm", "bb", "true"]).ok();
     s.settle();
     s.mark();
     s
 }
 
-fn sh(s: &Sandbox, flags: &[&str], script: &str) -> String {
+/// Runs a script in a container of busybox.
+pub(crate) fn sh(s: &Sandbox, flags: &[&str], script: &str) -> String {
     let mut args = vec!["run", "--rm"];
     args.extend(flags);
     args.extend(["bb", "sh", "-c", script]);

@@ -20,6 +20,7 @@ mod dockerd;
 mod fixtures;
 mod leak;
 mod numbers;
+mod plain_spec;
 mod sandbox;
 mod turn;
 

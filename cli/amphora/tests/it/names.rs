@@ -77,14 +77,28 @@ fn ask(s: &Sandbox, container: &str, port: u16, name: &str) -> String {
 }
 
 fn resolver(s: &Sandbox, image: &str, more: &[&str]) {
+    resolver_at(s, ("asker", "5000"), image, more);
+}
+
+fn resolver_at(s: &Sandbox, (name, port): (&str, &str), image: &str, more: &[&str]) {
     let words = [
-        &["run", "-d", "--name", "asker"],
+        &["run", "-d", "--name", name],
         more,
-        &[image, "resolver", "5000"],
+        &[image, "resolver", port],
     ]
     .concat();
     s.run(&words).ok();
-    serving(s, "asker");
+    serving(s, name);
+}
+
+/// Kills a container's supervisor and waits for the next one.
+fn replace_supervisor(s: &Sandbox, name: &str) {
+    let first = supervisor_pid(s, &id(s, name));
+    kill(first);
+    wait_until("another supervisor", Duration::from_secs(10), || {
+        s.run(&["ps"]).ok();
+        supervisor_pid(s, &id(s, name)) != first
+    });
 }
 
 fn lookup(s: &Sandbox, image: &str, more: &[&str], names: &[&str]) -> Vec<String> {
@@ -369,13 +383,7 @@ fn a_new_supervisor_answers_too(image: &str) {
     resolver(&s, image, &[]);
     let own = addresses(&s, "asker");
     assert_eq!(ask(&s, "asker", 5000, "asker"), own);
-    let first = supervisor_pid(&s, &id(&s, "asker"));
-    kill(first);
-    s.run(&["ps"]).ok();
-    wait_until("another supervisor", Duration::from_secs(10), || {
-        s.run(&["ps"]).ok();
-        supervisor_pid(&s, &id(&s, "asker")) != first
-    });
+    replace_supervisor(&s, "asker");
     assert_eq!(ask(&s, "asker", 5000, "asker"), own);
     assert_eq!(lookup(&s, image, &[], &["asker"]), [own]);
 }
@@ -387,23 +395,11 @@ fn a_container_may_serve_names_itself(image: &str) {
         &["-p", "1053:53/udp"],
         &["--expose", "53"],
     ] {
-        let words = [
-            &["run", "-d", "--name", "dns"],
-            flags,
-            &[image, "resolver", "53"],
-        ]
-        .concat();
-        s.run(&words).ok();
-        serving(&s, "dns");
+        resolver_at(&s, ("dns", "53"), image, flags);
         let own = addresses(&s, "dns");
         assert_eq!(ask(&s, "dns", 53, "dns"), own, "{flags:?}");
         // A new supervisor leaves it the port too.
-        let first = supervisor_pid(&s, &id(&s, "dns"));
-        kill(first);
-        wait_until("another supervisor", Duration::from_secs(10), || {
-            s.run(&["ps"]).ok();
-            supervisor_pid(&s, &id(&s, "dns")) != first
-        });
+        replace_supervisor(&s, "dns");
         assert_eq!(ask(&s, "dns", 53, "dns"), own, "{flags:?}");
         s.run(&["rm", "-f", "dns"]).ok();
     }

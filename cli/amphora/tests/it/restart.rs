@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use crate::sandbox::{Sandbox, wait_until};
+use crate::supervisor::kill;
 
 const SLOW: Duration = Duration::from_secs(20);
 const IMAGES: [&str; 2] = ["probe-linux", "probe-wasm"];
@@ -25,12 +26,18 @@ fn supervisor(s: &Sandbox, name: &str) -> i32 {
     i32::from_le_bytes(bytes[24..28].try_into().unwrap())
 }
 
-fn kill(pid: i32) {
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    wait_until("the process to end", SLOW, || {
-        std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
-            .map_or(true, |s| s.contains(") Z "))
+/// Starts a container with a restart policy; `rest` is what comes behind.
+fn restarting(s: &Sandbox, policy: &str, rest: &[&str]) -> String {
+    let words = ["run", "-d", "--name", "cc", "--restart", policy];
+    s.run(&[&words, rest].concat()).ok()
+}
+
+/// Starts one that fails again and again, and waits for a pause in which there is time to look.
+fn in_a_long_pause(s: &Sandbox, policy: &str, code: &str) {
+    restarting(s, policy, &["probe-linux", "exit", code]);
+    // The pauses double: from the fifth on they are long.
+    wait_until("a long pause", SLOW, || {
+        count(s, "cc") >= 5 && state(s, "cc") == "restarting"
     });
 }
 
@@ -38,19 +45,7 @@ fn kill(pid: i32) {
 fn failures_are_retried_as_often_as_asked() {
     let s = Sandbox::ready();
     for image in IMAGES {
-        let id = s
-            .run(&[
-                "run",
-                "-d",
-                "--name",
-                "cc",
-                "--restart",
-                "on-failure:2",
-                image,
-                "exit",
-                "3",
-            ])
-            .ok();
+        let id = restarting(&s, "on-failure:2", &[image, "exit", "3"]);
         wait_until("the last failure", SLOW, || state(&s, "cc") == "exited");
         assert_eq!(count(&s, "cc"), 2);
         let shown = s.inspect("cc");
@@ -68,16 +63,7 @@ fn failures_are_retried_as_often_as_asked() {
         );
         s.run(&["rm", id.trim()]).ok();
         // Success is no failure.
-        s.run(&[
-            "run",
-            "-d",
-            "--name",
-            "cc",
-            "--restart",
-            "on-failure",
-            image,
-        ])
-        .ok();
+        restarting(&s, "on-failure", &[image]);
         assert_eq!(s.run(&["wait", "cc"]).ok(), "0\n");
         wait_until("the end", SLOW, || state(&s, "cc") == "exited");
         assert_eq!(count(&s, "cc"), 0);
@@ -89,22 +75,11 @@ fn failures_are_retried_as_often_as_asked() {
 fn the_supervisor_stays_and_everything_is_made_again() {
     let s = Sandbox::ready();
     for image in IMAGES {
-        s.run(&[
-            "run",
-            "-d",
-            "--name",
-            "cc",
-            "--restart",
+        restarting(
+            &s,
             "always",
-            "-p",
-            "8085:80",
-            "-v",
-            "keep:/v",
-            image,
-            "sleep",
-            "600",
-        ])
-        .ok();
+            &["-p", "8085:80", "-v", "keep:/v", image, "sleep", "600"],
+        );
         let before = supervisor(&s, "cc");
         let init = s.inspect("cc")["State"]["Pid"].as_i64().unwrap();
         kill(i32::try_from(init).unwrap());
@@ -131,22 +106,7 @@ fn pauses_are_shown_and_broken_by_stop_kill_and_rm() {
     let s = Sandbox::ready();
     let breaks: [&[&str]; 3] = [&["stop", "cc"], &["kill", "cc"], &["rm", "-f", "cc"]];
     for words in breaks {
-        s.run(&[
-            "run",
-            "-d",
-            "--name",
-            "cc",
-            "--restart",
-            "always",
-            "probe-linux",
-            "exit",
-            "1",
-        ])
-        .ok();
-        // The pauses double: from the fifth on there is time to look.
-        wait_until("a long pause", SLOW, || {
-            count(&s, "cc") >= 5 && state(&s, "cc") == "restarting"
-        });
+        in_a_long_pause(&s, "always", "1");
         let shown = s.inspect("cc");
         assert_eq!(shown["State"]["Restarting"], true);
         assert_eq!(shown["State"]["Running"], true);
@@ -172,18 +132,7 @@ fn pauses_are_shown_and_broken_by_stop_kill_and_rm() {
 fn a_stop_by_hand_is_final() {
     let s = Sandbox::ready();
     for policy in ["always", "unless-stopped", "on-failure"] {
-        s.run(&[
-            "run",
-            "-d",
-            "--name",
-            "cc",
-            "--restart",
-            policy,
-            "probe-linux",
-            "sleep",
-            "600",
-        ])
-        .ok();
+        restarting(&s, policy, &["probe-linux", "sleep", "600"]);
         s.run(&["stop", "-t", "0", "cc"]).ok();
         assert_eq!(state(&s, "cc"), "exited");
         s.settle();
@@ -250,20 +199,11 @@ fn take_port(s: &Sandbox) -> TcpListener {
 #[test]
 fn a_start_that_fails_counts_and_is_tried_again() {
     let s = Sandbox::ready();
-    s.run(&[
-        "run",
-        "-d",
-        "--name",
-        "cc",
-        "--restart",
+    restarting(
+        &s,
         "on-failure:50",
-        "-p",
-        "8086:80",
-        "probe-linux",
-        "sleep",
-        "600",
-    ])
-    .ok();
+        &["-p", "8086:80", "probe-linux", "sleep", "600"],
+    );
     let taken = take_port(&s);
     // The start that was under way when the port was taken may count, and one more has failed.
     let before = count(&s, "cc");
@@ -281,39 +221,14 @@ fn a_start_that_fails_counts_and_is_tried_again() {
 fn a_supervisor_killed_at_any_moment_is_made_up_for() {
     let s = Sandbox::ready();
     // In its pause.
-    s.run(&[
-        "run",
-        "-d",
-        "--name",
-        "cc",
-        "--restart",
-        "always",
-        "probe-linux",
-        "exit",
-        "1",
-    ])
-    .ok();
-    wait_until("a long pause", SLOW, || {
-        count(&s, "cc") >= 5 && state(&s, "cc") == "restarting"
-    });
+    in_a_long_pause(&s, "always", "1");
     kill(supervisor(&s, "cc"));
     wait_until("another supervisor", SLOW, || {
         count(&s, "cc") >= 2 && state(&s, "cc") == "restarting"
     });
     s.run(&["rm", "-f", "cc"]).ok();
     // With its container: the next command starts both.
-    s.run(&[
-        "run",
-        "-d",
-        "--name",
-        "cc",
-        "--restart",
-        "always",
-        "probe-linux",
-        "sleep",
-        "600",
-    ])
-    .ok();
+    restarting(&s, "always", &["probe-linux", "sleep", "600"]);
     let init = s.inspect("cc")["State"]["Pid"].as_i64().unwrap();
     kill(supervisor(&s, "cc"));
     kill(i32::try_from(init).unwrap());
@@ -321,18 +236,7 @@ fn a_supervisor_killed_at_any_moment_is_made_up_for() {
     s.run(&["rm", "-f", "cc"]).ok();
     // Somewhere between the end of one run and the next.
     for delay in 0..12_u64 {
-        s.run(&[
-            "run",
-            "-d",
-            "--name",
-            "cc",
-            "--restart",
-            "always",
-            "probe-linux",
-            "exit",
-            "1",
-        ])
-        .ok();
+        restarting(&s, "always", &["probe-linux", "exit", "1"]);
         let pid = supervisor(&s, "cc");
         let begin = std::time::Instant::now();
         let moment = Duration::from_millis(95 + delay * 3);
@@ -351,13 +255,8 @@ fn a_supervisor_killed_at_any_moment_is_made_up_for() {
 #[test]
 fn a_supervisor_killed_in_a_pause_loses_no_count_and_no_code() {
     let s = Sandbox::ready();
-    let run = ["run", "-d", "--name", "cc", "--restart", "on-failure:6"];
     let begin = || {
-        s.run(&[&run[..], &["probe-linux", "exit", "7"]].concat())
-            .ok();
-        wait_until("a long pause", SLOW, || {
-            count(&s, "cc") >= 5 && state(&s, "cc") == "restarting"
-        });
+        in_a_long_pause(&s, "on-failure:6", "7");
         kill(supervisor(&s, "cc"));
     };
     // The next command goes on where it was: one more run, and no seventh.

@@ -2,12 +2,13 @@
 //! the runc that is installed.
 
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::plain_spec::plain_spec;
 use crate::sandbox::{Output, Sandbox, finish, path, tool, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
@@ -101,18 +102,7 @@ impl World {
 
     /// A detached command whose container keeps nothing of the test's open.
     pub(crate) fn detached(&self, args: &[&str]) -> Output {
-        let log = std::fs::File::create(self.s.dir.join("out")).unwrap();
-        let status = self
-            .command(args)
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .status()
-            .unwrap();
-        Output {
-            code: status.code().unwrap_or(-1),
-            stdout: String::new(),
-            stderr: self.said(),
-        }
+        logged(self.command(args), &self.s.dir.join("out"))
     }
 
     /// What the detached container has written so far.
@@ -156,6 +146,18 @@ impl World {
     }
 }
 
+/// Runs a command that writes to a file, which is not waited for when the command has ended.
+pub(crate) fn logged(mut command: Command, log: &Path) -> Output {
+    let file = std::fs::File::create(log).unwrap();
+    command.stdout(file.try_clone().unwrap()).stderr(file);
+    let code = command.status().unwrap().code().unwrap_or(-1);
+    Output {
+        code,
+        stdout: String::new(),
+        stderr: std::fs::read_to_string(log).unwrap_or_default(),
+    }
+}
+
 pub(crate) fn link(s: &Sandbox) -> PathBuf {
     let program = s.dir.join("amphora-runc");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_amphora"), &program).unwrap();
@@ -170,34 +172,14 @@ fn spec(args: &[&str]) -> Value {
         "CAP_SETUID",
         "CAP_SETGID",
     ];
-    let kinds = ["pid", "network", "ipc", "uts", "mount"];
-    json!({
-        "ociVersion": "1.0.2",
-        "process": {
-            "user": {"uid": 0, "gid": 0},
-            "args": args,
-            "env": ["PATH=/bin", "A=b"],
-            "cwd": "/tmp",
-            "noNewPrivileges": true,
-            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
-        },
-        "root": {"path": "rootfs"},
-        "hostname": "inside",
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
-                "options": ["nosuid", "mode=755", "size=65536k"]},
-            {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-                "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]},
-        ],
-        "linux": {
-            "cgroupsPath": "/amphora-it-runc/case",
-            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-            "namespaces": kinds.map(|kind| json!({"type": kind})),
-            "maskedPaths": ["/proc/kcore"],
-            "readonlyPaths": ["/proc/sys"],
-        },
-    })
+    let mut spec = plain_spec(args, &caps, "/amphora-it-runc/case");
+    spec["process"]["env"] = json!(["PATH=/bin", "A=b"]);
+    spec["process"]["cwd"] = "/tmp".into();
+    spec["process"]["noNewPrivileges"] = true.into();
+    spec["hostname"] = "inside".into();
+    spec["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+    spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+    spec
 }
 
 fn a_container_is_created_started_and_deleted(w: &World) {
@@ -807,14 +789,15 @@ fn output_of_a_short_program_at_a_terminal_is_not_lost() {
     w.done();
 }
 
-/// `create` killed at any moment leaves what `delete --force` removes.
-#[test]
-fn a_killed_create_is_removed() {
-    let w = World::ours();
-    w.bundle(&["sleep", "600"], |_| {});
-    for delay in (0..24).map(|step| Duration::from_micros(step * 400)) {
-        let mut child = w
-            .command(&["create", "one"])
+/// Kills `create` after each of the delays, removes what it left and makes the container once more.
+pub(crate) fn killed_creates(
+    delays: impl Iterator<Item = Duration>,
+    command: impl Fn(&[&str]) -> Command,
+    log: &Path,
+) {
+    let run = |args: &[&str]| finish(command(args));
+    for delay in delays {
+        let mut child = command(&["create", "one"])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -822,11 +805,20 @@ fn a_killed_create_is_removed() {
         std::thread::sleep(delay);
         child.kill().unwrap();
         child.wait().unwrap();
-        w.run(&["delete", "--force", "one"]).ok();
-        assert_eq!(w.run(&["state", "one"]).code, 1);
-        w.detached(&["create", "one"]).ok();
-        w.run(&["delete", "one"]).ok();
+        run(&["delete", "--force", "one"]).ok();
+        assert_eq!(run(&["state", "one"]).code, 1);
+        logged(command(&["create", "one"]), log).ok();
+        run(&["delete", "one"]).ok();
     }
+}
+
+/// `create` killed at any moment leaves what `delete --force` removes.
+#[test]
+fn a_killed_create_is_removed() {
+    let w = World::ours();
+    w.bundle(&["sleep", "600"], |_| {});
+    let delays = (0..24).map(|step| Duration::from_micros(step * 400));
+    killed_creates(delays, |args| w.command(args), &w.s.dir.join("out"));
     w.done();
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
+use crate::fixtures::Image;
 use crate::leak::Snapshot;
 use crate::turn::Turn;
 
@@ -157,6 +158,14 @@ impl Sandbox {
         let module = crate::fixtures::probe("wasm32-wasip1");
         self.run(&["image", "add", path(&module), "-t", "probe-p1"])
             .ok();
+    }
+
+    /// Loads an image that a test has made.
+    pub(crate) fn load_image(&self, image: &Image) {
+        let archive = self.dir.join("image.tar");
+        image.write_docker(&archive);
+        self.run(&["load", "-i", path(&archive)]).ok();
+        std::fs::remove_file(&archive).expect("remove archive");
     }
 
     /// Takes what is there now as what must be there in the end.

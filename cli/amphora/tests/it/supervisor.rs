@@ -133,6 +133,22 @@ pub(crate) fn traced(s: &Sandbox, options: &[&str], args: &[&str]) -> std::proce
         .expect("strace is installed")
 }
 
+/// What strace must be told to do `harm` to every so many of these system calls: the injection, and
+/// the call that it must follow.
+pub(crate) fn harms<'a>(
+    calls: &'a [String],
+    harm: &'a str,
+    stride: usize,
+) -> impl Iterator<Item = (String, String)> + 'a {
+    let steps = calls.iter().enumerate().step_by(stride);
+    let steps = steps.filter(|(_, name)| !name.starts_with("exit") && *name != "execve");
+    steps.map(move |(step, name)| {
+        let when = calls[..=step].iter().filter(|c| *c == name).count();
+        let inject = format!("inject={name}:{harm}:when={when}");
+        (inject, format!("trace={name}"))
+    })
+}
+
 /// Does `harm` to every so many system calls of a run, then has the next command show that the
 /// name and the port are free and that nothing is left.
 fn harmed_at_every_step(harm: &str, stride: usize) {
@@ -152,14 +168,7 @@ fn harmed_at_every_step(harm: &str, stride: usize) {
     assert!(calls.len() > 100, "{calls:?}");
     s.settle();
     let mut harmed = 0;
-    for step in (0..calls.len()).step_by(stride) {
-        let name = &calls[step];
-        if name.starts_with("exit") || name == "execve" {
-            continue;
-        }
-        let when = calls[..=step].iter().filter(|c| *c == name).count();
-        let inject = format!("inject={name}:{harm}:when={when}");
-        let trace = format!("trace={name}");
+    for (inject, trace) in harms(&calls, harm, stride) {
         let status = traced(&s, &["-o", "/dev/null", "-e", &trace, "-e", &inject], &args);
         harmed += usize::from(!status.success());
         // Killed after the hand-over, the container itself may run on for its few milliseconds.

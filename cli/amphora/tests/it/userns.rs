@@ -521,25 +521,10 @@ fn a_mount_with_mapped_ids_shifts_owners() {
     let w = World::ours();
     let shared = w.s.dir.join("shared");
     std::fs::create_dir(&shared).unwrap();
-    tool(&[
-        "mount",
-        "-t",
-        "tmpfs",
-        "-o",
-        "mode=755",
-        "shared",
-        path(&shared),
-    ]);
+    let tmpfs = |at: &Path| tool(&["mount", "-t", "tmpfs", "-o", "mode=755", "x", path(at)]);
+    tmpfs(&shared);
     std::fs::create_dir(shared.join("below")).unwrap();
-    tool(&[
-        "mount",
-        "-t",
-        "tmpfs",
-        "-o",
-        "mode=755",
-        "below",
-        path(&shared.join("below")),
-    ]);
+    tmpfs(&shared.join("below"));
     std::fs::write(shared.join("theirs"), "x").unwrap();
     tool(&["chown", "7:8", path(&shared.join("theirs"))]);
     let script = "busybox stat -c '%u %g' /shared /shared/theirs /shared/below; \
@@ -643,19 +628,7 @@ impl<'a> Rootless<'a> {
     }
 
     fn detached(&self, args: &[&str]) -> Output {
-        let log = std::fs::File::create(self.dir.join("out")).unwrap();
-        let mut command = self.command(args);
-        command.stdout(log.try_clone().unwrap()).stderr(log);
-        let code = command.status().unwrap().code().unwrap_or(-1);
-        Output {
-            code,
-            stdout: String::new(),
-            stderr: self.said(),
-        }
-    }
-
-    fn said(&self) -> String {
-        std::fs::read_to_string(self.dir.join("out")).unwrap_or_default()
+        crate::runc::logged(self.command(args), &self.dir.join("out"))
     }
 
     /// What `spec --rootless` makes, with another program and whatever a case wants.
@@ -853,20 +826,9 @@ fn a_create_without_rights_that_is_killed_is_removed() {
     let w = World::ours();
     let user = Rootless::new(&w);
     user.bundle(&["sleep", "600"], |_| {});
-    for delay in (0..16).map(|step| Duration::from_micros(step * 700)) {
-        let mut child = user
-            .command(&["create", "one"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(delay);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        user.run(&["delete", "--force", "one"]).ok();
-        user.detached(&["create", "one"]).ok();
-        user.run(&["delete", "one"]).ok();
-    }
+    let delays = (0..16).map(|step| Duration::from_micros(step * 700));
+    let log = user.dir.join("out");
+    crate::runc::killed_creates(delays, |args| user.command(args), &log);
     user.done();
 }
 

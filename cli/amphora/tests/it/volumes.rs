@@ -10,7 +10,8 @@ use rustix::mount::{
 };
 use serde_json::json;
 
-use crate::fixtures::{Image, Wrap, busybox_image, dir, file, probe};
+use crate::fixtures::{Image, Wrap, dir, file, probe};
+use crate::linux::busybox;
 use crate::sandbox::{Output, Sandbox, path, tool, wait_for, wait_until};
 use crate::supervisor::{calls_of, kill, supervisor_pid, traced};
 
@@ -24,18 +25,6 @@ both!(
 );
 
 const OTHER: [&str; 2] = ["probe-linux", "probe-wasm"];
-
-fn busybox() -> Sandbox {
-    let mut s = Sandbox::new();
-    let archive = s.dir.join("bb.tar");
-    busybox_image("bb").write_docker(&archive);
-    s.run(&["load", "-i", path(&archive)]).ok();
-    fs::remove_file(&archive).unwrap();
-    s.run(&["run", "--rm", "bb", "true"]).ok();
-    s.settle();
-    s.mark();
-    s
-}
 
 fn sh(s: &Sandbox, flags: &[&str], script: &str) -> Output {
     let mut args = vec!["run", "--rm"];

@@ -1,10 +1,8 @@
 //! v2 with controllers: limits that bite, which takes a host that gives them to v2.
 
-use std::os::unix::process::ExitStatusExt;
-
 use amphora_cgroup::{Cgroup, Version};
 
-use crate::support::{Scene, eventually, parse, run, spawn, stderr, test_name};
+use crate::support::{Scene, eventually, run, spawn, test_name};
 
 const NEEDED: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
@@ -32,14 +30,7 @@ fn file(cgroup: &Cgroup, name: &str) -> String {
 #[test]
 fn a_process_over_the_memory_limit_is_killed() {
     let Some(scene) = scene() else { return };
-    let cgroup = scene.create("memory", r#"{"memory":{"limit":16777216,"swap":16777216}}"#);
-    let script = "exec dd if=/dev/zero of=/dev/null bs=67108864 count=1";
-    let output = run(&cgroup, script);
-    assert_eq!(output.status.signal(), Some(9), "{}", stderr(&output));
-    assert!(cgroup.oom_kills().expect("count") >= 1);
-    let stats = cgroup.stats().expect("stats");
-    assert_eq!(stats.memory_limit_bytes, Some(16_777_216));
-    assert!(stats.memory_peak_bytes > Some(8 << 20), "{stats:?}");
+    let cgroup = crate::support::killed_for_memory(&scene);
     assert_eq!(file(&cgroup, "memory.swap.max"), "0");
     cgroup.remove().expect("remove");
 }
@@ -47,32 +38,16 @@ fn a_process_over_the_memory_limit_is_killed() {
 #[test]
 fn a_process_over_the_cpu_quota_is_throttled() {
     let Some(scene) = scene() else { return };
-    let limits = r#"{"cpu":{"quota":10000,"period":100000,"shares":512}}"#;
-    let cgroup = scene.create("cpu", limits);
-    let mut child = spawn(&cgroup, "while :; do :; done");
-    eventually("throttled", || {
-        let stats = cgroup.stats().expect("stats");
-        stats.cpu_throttled_periods.is_some_and(|n| n > 1)
+    crate::support::throttled(&scene, |cgroup| {
+        assert_eq!(file(cgroup, "cpu.max"), "10000 100000");
+        assert_ne!(file(cgroup, "cpu.weight"), "100");
     });
-    assert!(cgroup.stats().expect("stats").cpu_throttled_ns > Some(0));
-    assert_eq!(file(&cgroup, "cpu.max"), "10000 100000");
-    assert_ne!(file(&cgroup, "cpu.weight"), "100");
-    cgroup.kill().expect("kill");
-    assert_eq!(child.wait().expect("wait").signal(), Some(9));
-    cgroup.remove().expect("remove");
 }
 
 #[test]
 fn a_fork_over_the_pids_limit_is_refused() {
     let Some(scene) = scene() else { return };
-    let cgroup = scene.create("pids", r#"{"pids":{"limit":3}}"#);
-    let script = "for i in 1 2 3 4 5; do sleep 100 > /dev/null 2>&1 & done";
-    let output = run(&cgroup, script);
-    assert!(!output.status.success());
-    assert!(stderr(&output).contains("fork"), "{}", stderr(&output));
-    assert_eq!(cgroup.stats().expect("stats").pids_limit, Some(3));
-    cgroup.kill().expect("kill");
-    cgroup.remove().expect("remove");
+    crate::support::forks_are_refused(&scene);
 }
 
 #[test]
@@ -127,24 +102,11 @@ fn rates_of_a_device_reach_the_kernel() {
 #[test]
 fn update_changes_limits_up_and_down() {
     let Some(scene) = scene() else { return };
-    let mut cgroup = scene.create("update", r#"{"memory":{"limit":67108864,"swap":67108864}}"#);
-    let child = spawn(&cgroup, "exec sleep 100");
-    for bytes in [134_217_728_u64, 33_554_432] {
-        let limits = format!(r#"{{"memory":{{"limit":{bytes},"swap":{bytes}}}}}"#);
-        cgroup.update(&parse(&limits)).expect("update");
-        let stats = cgroup.stats().expect("stats");
-        assert_eq!(stats.memory_limit_bytes, Some(bytes));
-    }
-    // A controller that the parent did not give so far.
+    // With a controller that the parent did not give so far.
     let limits = r#"{"cpu":{"cpus":"0"},"pids":{"limit":7},"unified":{"memory.high":"16777216"}}"#;
-    cgroup.update(&parse(limits)).expect("update");
-    assert_eq!(cgroup.stats().expect("stats").pids_limit, Some(7));
-    assert_eq!(file(&cgroup, "memory.high"), "16777216");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("status");
-    assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
-    cgroup.kill().expect("kill");
-    drop(child.wait_with_output());
-    cgroup.remove().expect("remove");
+    crate::support::limits_change(&scene, limits, |cgroup| {
+        assert_eq!(file(cgroup, "memory.high"), "16777216");
+    });
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A parent of its own for each test, removed with everything in it; processes inside a cgroup.
 
 use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -126,6 +127,95 @@ pub(crate) fn spawn(cgroup: &Cgroup, script: &str) -> Child {
 
 pub(crate) fn run(cgroup: &Cgroup, script: &str) -> Output {
     spawn(cgroup, script).wait_with_output().expect("wait")
+}
+
+/// A process over the memory limit is killed.
+pub(crate) fn killed_for_memory(scene: &Scene) -> Cgroup {
+    let cgroup = scene.create("memory", r#"{"memory":{"limit":16777216,"swap":16777216}}"#);
+    let script = "exec dd if=/dev/zero of=/dev/null bs=67108864 count=1";
+    let output = run(&cgroup, script);
+    assert_eq!(output.status.signal(), Some(9), "{}", stderr(&output));
+    assert!(cgroup.oom_kills().expect("count") >= 1);
+    let stats = cgroup.stats().expect("stats");
+    assert_eq!(stats.memory_limit_bytes, Some(16_777_216));
+    assert!(stats.memory_peak_bytes > Some(8 << 20), "{stats:?}");
+    cgroup
+}
+
+/// A process over the CPU quota is throttled; `look` sees the cgroup meanwhile.
+pub(crate) fn throttled(scene: &Scene, look: impl FnOnce(&Cgroup)) {
+    let limits = r#"{"cpu":{"quota":10000,"period":100000,"shares":512}}"#;
+    let cgroup = scene.create("cpu", limits);
+    let mut child = spawn(&cgroup, "while :; do :; done");
+    eventually("throttled", || {
+        let stats = cgroup.stats().expect("stats");
+        stats.cpu_throttled_periods.is_some_and(|n| n > 1)
+    });
+    assert!(cgroup.stats().expect("stats").cpu_throttled_ns > Some(0));
+    look(&cgroup);
+    cgroup.kill().expect("kill");
+    assert_eq!(child.wait().expect("wait").signal(), Some(9));
+    cgroup.remove().expect("remove");
+}
+
+/// A fork over the limit is refused.
+pub(crate) fn forks_are_refused(scene: &Scene) {
+    let cgroup = scene.create("pids", r#"{"pids":{"limit":3}}"#);
+    let script = "for i in 1 2 3 4 5; do sleep 100 > /dev/null 2>&1 & done";
+    let output = run(&cgroup, script);
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("fork"), "{}", stderr(&output));
+    assert_eq!(cgroup.stats().expect("stats").pids_limit, Some(3));
+    cgroup.kill().expect("kill");
+    cgroup.remove().expect("remove");
+}
+
+/// Memory limits go up and down while a process is inside; `more` has it on one CPU with seven
+/// processes, then `look` sees the cgroup.
+pub(crate) fn limits_change(scene: &Scene, more: &str, look: impl FnOnce(&mut Cgroup)) {
+    let mut cgroup = scene.create("update", r#"{"memory":{"limit":67108864,"swap":67108864}}"#);
+    let child = spawn(&cgroup, "exec sleep 100");
+    for bytes in [134_217_728_u64, 33_554_432] {
+        let limits = format!(r#"{{"memory":{{"limit":{bytes},"swap":{bytes}}}}}"#);
+        cgroup.update(&parse(&limits)).expect("update");
+        let stats = cgroup.stats().expect("stats");
+        assert_eq!(stats.memory_limit_bytes, Some(bytes));
+    }
+    cgroup.update(&parse(more)).expect("update");
+    assert_eq!(cgroup.stats().expect("stats").pids_limit, Some(7));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("status");
+    assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
+    look(&mut cgroup);
+    cgroup.kill().expect("kill");
+    drop(child.wait_with_output());
+    cgroup.remove().expect("remove");
+}
+
+/// The standard policy, one of one's own, and everything allowed.
+pub(crate) fn device_policies_hold(scene: &Scene) {
+    let cgroup = scene.create("std", "{}");
+    let output = run(
+        &cgroup,
+        "echo x > /dev/null && head -c 1 /dev/zero && head -c 1 /dev/kmsg",
+    );
+    assert!(stderr(&output).contains("not permitted"), "{output:?}");
+    assert!(stderr(&output).contains("kmsg"), "{output:?}");
+    let own = scene.create(
+        "own",
+        r#"{"devices":[{"allow":false,"access":"rwm"},
+            {"allow":true,"type":"c","major":1,"minor":11,"access":"r"}]}"#,
+    );
+    let output = run(
+        &own,
+        "echo x > /dev/null && (exec 3< /dev/kmsg) && ! (exec 3> /dev/kmsg)",
+    );
+    assert!(output.status.success(), "{output:?}");
+    let all = scene.create("all", r#"{"devices":[{"allow":true,"access":"rwm"}]}"#);
+    let output = run(&all, "exec 3<> /dev/kmsg");
+    assert!(output.status.success(), "{output:?}");
+    for cgroup in [cgroup, own, all] {
+        cgroup.remove().expect("remove");
+    }
 }
 
 /// A node that is made inside, allowed, refused again, and as before after a refused update; a

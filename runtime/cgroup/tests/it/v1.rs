@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use amphora_cgroup::{CgroupMounts, Handle, Version};
 
-use crate::support::{Scene, eventually, parse, run, spawn, stderr};
+use crate::support::{Scene, eventually, parse, run, spawn};
 
 fn scene() -> Option<Scene> {
     Scene::at("/sys/fs/cgroup", Version::V1)
@@ -14,16 +14,8 @@ fn scene() -> Option<Scene> {
 #[test]
 fn a_process_over_the_memory_limit_is_killed() {
     let Some(scene) = scene() else { return };
-    let cgroup = scene.create("memory", r#"{"memory":{"limit":16777216,"swap":16777216}}"#);
-    let output = run(
-        &cgroup,
-        "exec dd if=/dev/zero of=/dev/null bs=67108864 count=1",
-    );
-    assert_eq!(output.status.signal(), Some(9), "{}", stderr(&output));
-    assert!(cgroup.oom_kills().expect("count") >= 1);
+    let cgroup = crate::support::killed_for_memory(&scene);
     let stats = cgroup.stats().expect("stats");
-    assert_eq!(stats.memory_limit_bytes, Some(16_777_216));
-    assert!(stats.memory_peak_bytes > Some(8 << 20), "{stats:?}");
     assert!(stats.cpu_usage_ns > Some(0), "{stats:?}");
     cgroup.remove().expect("remove");
     cgroup.remove().expect("remove again");
@@ -32,35 +24,13 @@ fn a_process_over_the_memory_limit_is_killed() {
 #[test]
 fn a_process_over_the_cpu_quota_is_throttled() {
     let Some(scene) = scene() else { return };
-    let cgroup = scene.create(
-        "cpu",
-        r#"{"cpu":{"quota":10000,"period":100000,"shares":512}}"#,
-    );
-    let mut child = spawn(&cgroup, "while :; do :; done");
-    eventually("throttled", || {
-        cgroup
-            .stats()
-            .expect("stats")
-            .cpu_throttled_periods
-            .is_some_and(|n| n > 1)
-    });
-    assert!(cgroup.stats().expect("stats").cpu_throttled_ns > Some(0));
-    cgroup.kill().expect("kill");
-    assert_eq!(child.wait().expect("wait").signal(), Some(9));
-    cgroup.remove().expect("remove");
+    crate::support::throttled(&scene, |_| ());
 }
 
 #[test]
 fn a_fork_over_the_pids_limit_is_refused() {
     let Some(scene) = scene() else { return };
-    let cgroup = scene.create("pids", r#"{"pids":{"limit":3}}"#);
-    let script = "for i in 1 2 3 4 5; do sleep 100 > /dev/null 2>&1 & done";
-    let output = run(&cgroup, script);
-    assert!(!output.status.success());
-    assert!(stderr(&output).contains("fork"), "{}", stderr(&output));
-    assert_eq!(cgroup.stats().expect("stats").pids_limit, Some(3));
-    cgroup.kill().expect("kill");
-    cgroup.remove().expect("remove");
+    crate::support::forks_are_refused(&scene);
 }
 
 #[test]
@@ -80,29 +50,7 @@ fn cpusets_hold_tasks_to_a_cpu() {
 #[test]
 fn the_standard_device_policy_is_inherited() {
     let Some(scene) = scene() else { return };
-    let cgroup = scene.create("std", "{}");
-    let output = run(
-        &cgroup,
-        "echo x > /dev/null && head -c 1 /dev/zero && head -c 1 /dev/kmsg",
-    );
-    assert!(stderr(&output).contains("not permitted"), "{output:?}");
-    assert!(stderr(&output).contains("kmsg"), "{output:?}");
-    let own = scene.create(
-        "own",
-        r#"{"devices":[{"allow":false,"access":"rwm"},
-            {"allow":true,"type":"c","major":1,"minor":11,"access":"r"}]}"#,
-    );
-    let output = run(
-        &own,
-        "echo x > /dev/null && (exec 3< /dev/kmsg) && ! (exec 3> /dev/kmsg)",
-    );
-    assert!(output.status.success(), "{output:?}");
-    let all = scene.create("all", r#"{"devices":[{"allow":true,"access":"rwm"}]}"#);
-    let output = run(&all, "exec 3<> /dev/kmsg");
-    assert!(output.status.success(), "{output:?}");
-    for cgroup in [cgroup, own, all] {
-        cgroup.remove().expect("remove");
-    }
+    crate::support::device_policies_hold(&scene);
 }
 
 #[test]
@@ -194,33 +142,16 @@ fn a_refused_limit_leaves_nothing() {
 #[test]
 fn update_changes_limits_up_and_down() {
     let Some(scene) = scene() else { return };
-    let mut cgroup = scene.create("update", r#"{"memory":{"limit":67108864,"swap":67108864}}"#);
-    let child = spawn(&cgroup, "exec sleep 100");
-    for bytes in [134_217_728_u64, 33_554_432] {
-        let limits = format!(r#"{{"memory":{{"limit":{bytes},"swap":{bytes}}}}}"#);
-        cgroup.update(&parse(&limits)).expect("update");
-        assert_eq!(
-            cgroup.stats().expect("stats").memory_limit_bytes,
-            Some(bytes)
-        );
-    }
-    cgroup
-        .update(&parse(r#"{"cpu":{"cpus":"0"},"pids":{"limit":7}}"#))
-        .expect("update");
-    assert_eq!(cgroup.stats().expect("stats").pids_limit, Some(7));
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("status");
-    assert!(status.contains("Cpus_allowed_list:\t0\n"), "{status}");
-    let error = cgroup
-        .update(&parse(
-            r#"{"pids":{"limit":9},"blockIO":{"leafWeight":500}}"#,
-        ))
-        .expect_err("no scheduler of this kernel has it")
-        .to_string();
-    assert!(error.contains("blockIO.leafWeight"), "{error}");
-    assert_eq!(cgroup.stats().expect("stats").pids_limit, Some(7));
-    cgroup.kill().expect("kill");
-    drop(child.wait_with_output());
-    cgroup.remove().expect("remove");
+    let limits = r#"{"cpu":{"cpus":"0"},"pids":{"limit":7}}"#;
+    crate::support::limits_change(&scene, limits, |cgroup| {
+        let refused = r#"{"pids":{"limit":9},"blockIO":{"leafWeight":500}}"#;
+        let error = cgroup
+            .update(&parse(refused))
+            .expect_err("no scheduler of this kernel has it")
+            .to_string();
+        assert!(error.contains("blockIO.leafWeight"), "{error}");
+        assert_eq!(cgroup.stats().expect("stats").pids_limit, Some(7));
+    });
 }
 
 #[test]

@@ -107,28 +107,7 @@ fn a_limit_without_its_controller_names_it() {
 #[test]
 fn device_policies_are_programs() {
     let Some(scene) = scene() else { return };
-    let cgroup = scene.create("std", "{}");
-    let output = run(
-        &cgroup,
-        "echo x > /dev/null && head -c 1 /dev/zero && head -c 1 /dev/kmsg",
-    );
-    assert!(stderr(&output).contains("not permitted"), "{output:?}");
-    let own = scene.create(
-        "own",
-        r#"{"devices":[{"allow":false,"access":"rwm"},
-            {"allow":true,"type":"c","major":1,"minor":11,"access":"r"}]}"#,
-    );
-    let output = run(
-        &own,
-        "echo x > /dev/null && (exec 3< /dev/kmsg) && ! (exec 3> /dev/kmsg)",
-    );
-    assert!(output.status.success(), "{output:?}");
-    let all = scene.create("all", r#"{"devices":[{"allow":true,"access":"rwm"}]}"#);
-    let output = run(&all, "exec 3<> /dev/kmsg");
-    assert!(output.status.success(), "{output:?}");
-    for cgroup in [cgroup, own, all] {
-        cgroup.remove().expect("remove");
-    }
+    crate::support::device_policies_hold(&scene);
 }
 
 #[test]

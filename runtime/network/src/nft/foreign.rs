@@ -6,9 +6,10 @@
 use amphora_sys::netlink::{NetlinkError, Socket, attributes};
 use rustix::io::Errno;
 
-use amphora_sys::wire::{Batch, F_CREATE, F_DUMP};
+use amphora_sys::wire::{Batch, F_CREATE};
 
 use super::expressions::{Expressions, META_IIFNAME, META_OIFNAME, Verdict};
+use super::hooks::each_rule;
 use super::{Family, Transaction, Verb, kind, question};
 
 const FILTER: &str = "filter";
@@ -99,7 +100,7 @@ pub(crate) fn names_link(
     let mut name = link.as_bytes().to_vec();
     name.push(0);
     let mut found = false;
-    each_rule(socket, chain.family, chain.chain, |rule| {
+    each_rule(socket, chain.family, FILTER, Some(chain.chain), |rule| {
         found |= rule.windows(name.len()).any(|part| part == name);
     })?;
     Ok(found)
@@ -124,28 +125,6 @@ pub(crate) fn chain_names_link(
     }
 }
 
-/// Gives the attributes of every rule of a chain; none where the chain is not there.
-fn each_rule(
-    socket: &Socket,
-    family: Family,
-    chain: &str,
-    mut each: impl FnMut(&[u8]),
-) -> Result<(), NetlinkError> {
-    let ask = question(Verb::GetRule, family, F_DUMP, |a| {
-        a.text(1, FILTER);
-        a.text(2, chain);
-    });
-    let answer = socket.request(&ask.into_bytes(), &mut |m| {
-        if m.kind == kind(Verb::NewRule) {
-            each(m.payload.get(4..).unwrap_or_default());
-        }
-    });
-    match answer {
-        Err(error) if error.is(Errno::NOENT) => Ok(()),
-        other => other,
-    }
-}
-
 /// A rule of ours: its handle and all of it.
 type OurRule = (Vec<u8>, Vec<u8>);
 
@@ -154,7 +133,7 @@ fn our_rules(socket: &Socket, family: Family) -> Result<Vec<OurRule>, NetlinkErr
     const HANDLE: u16 = 3;
     const USERDATA: u16 = 7;
     let mut handles = Vec::new();
-    each_rule(socket, family, USER_CHAIN, |rule| {
+    each_rule(socket, family, FILTER, Some(USER_CHAIN), |rule| {
         let (mut handle, mut ours) = (None, false);
         for (kind, data) in attributes(rule) {
             match kind {

@@ -113,7 +113,8 @@ pub(crate) fn has_rule(
     Ok(found)
 }
 
-fn each_rule(
+/// Gives the attributes of every rule of a table, or of one chain; none where it is not there.
+pub(super) fn each_rule(
     socket: &Socket,
     family: Family,
     table: &str,

@@ -21,22 +21,15 @@ fn an_exited_container_leaves_bridge_and_table_only() {
 #[test]
 fn every_failed_step_undoes_those_before() {
     let world = World::new();
-    let mut step = 0;
-    loop {
-        world.networks.fail_at(step);
-        match world.try_attach(1, &["8080:80", "81"]) {
-            Err(error) => {
-                assert!(
-                    matches!(error, NetworkError::Injected(_)),
-                    "{}",
-                    chain(&error)
-                );
-                assert_eq!(world.counts(), [0, 0, 0, 0], "step {step}\n{}", ruleset());
-            }
-            Ok(_) => break,
-        }
-        step += 1;
-    }
+    let attach = || world.try_attach(1, &["8080:80", "81"]);
+    let step = world.fail_every_step(attach, |step, error| {
+        assert!(
+            matches!(error, NetworkError::Injected(_)),
+            "{}",
+            chain(error)
+        );
+        assert_eq!(world.counts(), [0, 0, 0, 0], "step {step}\n{}", ruleset());
+    });
     assert!(step >= 8, "only {step} steps");
 }
 

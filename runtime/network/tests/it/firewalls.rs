@@ -7,7 +7,7 @@ use std::time::Duration;
 use amphora_network::Attachment;
 
 use crate::networks::{join, joining, plain};
-use crate::world::{World, ask, elements, nft, output, refused, ruleset, serve, socket};
+use crate::world::{World, ask, echo, elements, nft, output, refused, ruleset, serve, socket};
 
 const UFW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/rulesets/ufw");
 const FIREWALLD: &str = concat!(
@@ -205,13 +205,7 @@ fn a_flushed_ruleset_is_repaired_and_told_once() {
     assert_eq!(world.networks.repair().unwrap(), None);
     let web = web(&world);
     let dns = world.attach(3, &["5353:53/udp"]);
-    let server = world.at(&dns.netns, || UdpSocket::bind("0.0.0.0:53").unwrap());
-    std::thread::spawn(move || {
-        let mut buffer = [0; 8];
-        while let Ok((n, peer)) = server.recv_from(&mut buffer) {
-            server.send_to(&buffer[..n], peer).unwrap();
-        }
-    });
+    echo(&world, &dns.netns);
     let answered = || {
         let client = UdpSocket::bind("0.0.0.0:0").unwrap();
         client.connect("127.0.0.1:5353").unwrap();

@@ -469,22 +469,15 @@ fn every_failed_step_of_a_create_leaves_nothing() {
     let world = World::new();
     make(&world, "other");
     let before = traces(&world);
-    let mut step = 0;
-    loop {
-        world.networks.fail_at(step);
-        match world.networks.create(&plain("blue")) {
-            Err(error) => {
-                assert!(
-                    matches!(error, NetworkError::Injected(_)),
-                    "{}",
-                    chain(&error)
-                );
-            }
-            Ok(_) => break,
-        }
+    let create = || world.networks.create(&plain("blue"));
+    let step = world.fail_every_step(create, |step, error| {
+        assert!(
+            matches!(error, NetworkError::Injected(_)),
+            "{}",
+            chain(error)
+        );
         assert_eq!(traces(&world), before, "step {step}");
-        step += 1;
-    }
+    });
     assert!(step >= 5, "only {step} steps");
 }
 
@@ -492,20 +485,13 @@ fn every_failed_step_of_a_create_leaves_nothing() {
 fn every_failed_step_of_a_removal_leaves_a_network_that_works() {
     let world = World::new();
     make(&world, "blue");
-    let mut step = 0;
-    loop {
-        world.networks.fail_at(step);
-        let removed = remove(&world, "blue");
-        world.networks.fail_at(usize::MAX);
-        if removed.is_ok() {
-            break;
-        }
+    let removal = || remove(&world, "blue");
+    let step = world.fail_every_step(removal, |_, _| {
         let one = join(&world, &joining(1, &["blue"], &["8080:80"]));
         serve(&world, Some(&one.netns), "[::]:80", "one");
         assert!(ask(&world, Some(&world.outside), "192.0.2.2:8080").is_some());
         world.exit(&one);
-        step += 1;
-    }
+    });
     assert!(step >= 4, "only {step} steps");
     assert_eq!(text(world.networks.find("blue")), "network blue not found");
 }
@@ -518,19 +504,13 @@ fn every_failed_step_of_two_networks_undoes_those_before() {
     let mut request = joining(1, &["blue", "red"], &["8080:80"]);
     request.networks[1].aliases = vec!["Web".to_owned()];
     let before = traces(&world);
-    let mut step = 0;
-    loop {
-        world.networks.fail_at(step);
-        let attached = {
-            let _quiet = quiet();
-            world.networks.attach(&request)
-        };
-        if attached.is_ok() {
-            break;
-        }
+    let attach = || {
+        let _quiet = quiet();
+        world.networks.attach(&request)
+    };
+    let step = world.fail_every_step(attach, |step, _| {
         assert_eq!(traces(&world), before, "step {step}");
-        step += 1;
-    }
+    });
     assert!(step >= 9, "only {step} steps");
     let alias = format!("run/networks/red/aliases/web/{}", id(1).hex());
     assert!(world.dir.join(alias).exists());
@@ -624,30 +604,16 @@ fn every_failed_step_of_a_live_change_undoes_those_before() {
         )
     };
     let before = state();
-    let mut steps = 0;
-    loop {
-        world.networks.fail_at(steps);
-        let done = connect(&world, &one, 1, "amber");
-        world.networks.fail_at(usize::MAX);
-        if done.is_ok() {
-            break;
-        }
-        assert_eq!(state(), before, "step {steps}");
-        steps += 1;
-    }
+    let connects = || connect(&world, &one, 1, "amber");
+    let steps = world.fail_every_step(connects, |step, _| {
+        assert_eq!(state(), before, "step {step}");
+    });
     assert!(steps >= 7, "only {steps} steps");
     let both = state();
-    let mut steps = 0;
-    loop {
-        world.networks.fail_at(steps);
-        let done = disconnect(&world, &one, 1, "amber");
-        world.networks.fail_at(usize::MAX);
-        if done.is_ok() {
-            break;
-        }
-        assert_eq!(state(), both, "step {steps}");
-        steps += 1;
-    }
+    let disconnects = || disconnect(&world, &one, 1, "amber");
+    let steps = world.fail_every_step(disconnects, |step, _| {
+        assert_eq!(state(), both, "step {step}");
+    });
     assert!(steps >= 4, "only {steps} steps");
     assert_eq!(state(), before);
 }

@@ -1,7 +1,7 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use crate::world::{World, ask, ip, nft, output, refused, ruleset, serve, socket, supervise};
+use crate::world::{World, ask, echo, ip, nft, output, refused, ruleset, serve, socket, supervise};
 
 #[test]
 fn a_published_port_is_reached_from_everywhere() {
@@ -116,13 +116,7 @@ fn a_container_cannot_reach_the_hosts_loopback() {
 fn udp_ports_are_published() {
     let world = World::new();
     let dns = world.attach(1, &["5353:53/udp"]);
-    let server = world.at(&dns.netns, || UdpSocket::bind("0.0.0.0:53").unwrap());
-    std::thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while let Ok((length, peer)) = server.recv_from(&mut buffer) {
-            server.send_to(&buffer[..length], peer).unwrap();
-        }
-    });
+    echo(&world, &dns.netns);
     let talk = |address: &str| {
         let client = UdpSocket::bind("0.0.0.0:0").unwrap();
         client

@@ -2,7 +2,7 @@
 //! "outside" at 192.0.2.1 and 2001:db8::1, and directories on tmpfs.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
@@ -82,6 +82,26 @@ impl World {
     pub fn more_ports(&self, n: u8, ports: &[&str]) -> Result<PortChange, NetworkError> {
         let _quiet = quiet();
         self.networks.more_ports(&id(n), &requests(ports))
+    }
+
+    /// Does `act` with each of its steps failing in turn, until it succeeds; `after` looks at what a
+    /// failed one has left. Returns how many steps failed.
+    pub fn fail_every_step<T>(
+        &self,
+        mut act: impl FnMut() -> Result<T, NetworkError>,
+        mut after: impl FnMut(usize, &NetworkError),
+    ) -> usize {
+        let mut step = 0;
+        loop {
+            self.networks.fail_at(step);
+            let done = act();
+            self.networks.fail_at(usize::MAX);
+            match done {
+                Ok(_) => return step,
+                Err(error) => after(step, &error),
+            }
+            step += 1;
+        }
     }
 
     /// What a supervisor does the moment its container has exited.
@@ -202,6 +222,17 @@ pub fn serve(world: &World, netns: Option<&OwnedFd>, address: &str, name: &'stat
             let mut client = client.unwrap();
             let peer = client.peer_addr().unwrap().ip();
             let _ = client.write_all(format!("{name} {peer}").as_bytes());
+        }
+    });
+}
+
+/// Sends every datagram back that comes to port 53 of a namespace.
+pub fn echo(world: &World, netns: &OwnedFd) {
+    let server = world.at(netns, || UdpSocket::bind("0.0.0.0:53").unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((n, peer)) = server.recv_from(&mut buffer) {
+            server.send_to(&buffer[..n], peer).unwrap();
         }
     });
 }
