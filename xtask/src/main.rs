@@ -7,6 +7,7 @@
 mod demo;
 mod edges;
 mod goldens;
+mod hot;
 mod machine;
 mod peers;
 mod setup;
@@ -28,6 +29,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   lint         fmt, clippy, tidy, and what there is of C-free crates on aarch64
   peers DIR    install the engines that benches compare with into DIR
   goldens DIR  record what docker says: its client here, its daemon of DIR, made by peers
+  hot COMMAND  add the functions that a run of amphora passes through to cli/amphora/hot.txt
   upgrade REV  run the upgrade tests with supervisors of a program built from REV
   machine [TEST... | -- COMMAND]
                boot a machine with systemd and pure cgroup v2 (qemu) and run in it the tests that
@@ -61,6 +63,7 @@ fn run() -> Result<()> {
         }
         Some("peers") => peers::run(&root, &rest),
         Some("goldens") => goldens::run(&root, &rest),
+        Some("hot") => hot::run(&root, &rest),
         Some("machine") => machine::run(&root, &rest),
         Some("upgrade") => upgrade::run(&root, &rest),
         _ => bail!("{USAGE}"),
