@@ -44,6 +44,7 @@ mod format;
 mod forms;
 mod goldens;
 mod health;
+mod hosts;
 mod images;
 mod init;
 mod limits;
