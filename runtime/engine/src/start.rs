@@ -278,11 +278,8 @@ impl Engine {
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
         let resolving = self.resolving(config)?;
-        let unled = claim
-            .as_ref()
-            .map(|c| self.lead_links(config, &c.endpoints));
-        mounts.extend(self.etc_files(config, claim.as_ref(), &resolving.text)?);
-        mounts.extend(self.joined_shm(config)?);
+        let (files, unled) = self.files_of(config, claim.as_ref(), &resolving.text)?;
+        mounts.extend(files);
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
         let mut supervise = self.supervise_config(config, release, cgroup.handle())?;
         let bundle = Bundle {
@@ -314,7 +311,7 @@ impl Engine {
         };
         let launching = waiting.hand_over(charge).map_err(EngineError::plain)?;
         let (client, hints) = self.let_go(launching, claim, bundle.netns.as_ref())?;
-        warnings.extend(hints.into_iter().chain(unled.into_iter().flatten()));
+        warnings.extend(hints.into_iter().chain(unled));
         undo.commit();
         Ok(Started {
             id: config.id,
@@ -404,6 +401,20 @@ impl Engine {
         self.layers
             .rootfs_over(Some(&skeleton), &config.layers, Some(writable))
             .map_err(EngineError::plain)
+    }
+
+    /// The files that a container finds made for it, and what could not be written for others that
+    /// are linked to it.
+    fn files_of(
+        &self,
+        config: &ContainerConfig,
+        claim: Option<&Claim>,
+        resolv: &str,
+    ) -> Result<(Vec<BundleMount>, Vec<String>)> {
+        let failed = claim.map(|c| self.lead_links(config, &c.endpoints));
+        let mut mounts = self.etc_files(config, claim, resolv)?;
+        mounts.extend(self.joined_shm(config)?);
+        Ok((mounts, failed.unwrap_or_default()))
     }
 
     /// Writes `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` on tmpfs and mounts them.
