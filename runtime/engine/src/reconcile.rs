@@ -6,6 +6,7 @@ use std::fs;
 use std::os::fd::AsFd;
 
 use amphora_spec::ContainerId;
+use amphora_spec::error::chain;
 use amphora_supervisor::{AdoptRequest, ExitRecord, State, Status, adopt};
 
 use crate::config::ContainerConfig;
@@ -126,11 +127,12 @@ impl Engine {
     fn adopt(&self, id: &ContainerId, lock: &Lock) -> Result<()> {
         self.refuse_elsewhere(id)?;
         let exe = Self::own_program()?;
-        let mut listeners = Vec::new();
-        if let Ok(Some(endpoint)) = self.networks.endpoint(id) {
-            // A port that somebody took meanwhile stays with the rules alone.
-            listeners = self.networks.listeners(&endpoint).unwrap_or_default();
-        }
+        let mut failed = Vec::new();
+        let listeners = self.networks.listeners(id, &mut failed);
+        let listeners = listeners.unwrap_or_else(|error| {
+            failed.push(error);
+            Vec::new()
+        });
         adopt(AdoptRequest {
             exe: &exe,
             argv: &SUPERVISE,
@@ -142,6 +144,15 @@ impl Engine {
             attach: None,
         })
         .map_err(EngineError::plain)?;
+        let name = self.config(id).map_or_else(|_| id.short(), |c| c.name);
+        for error in failed {
+            // The rules lead to the container all the same.
+            (self.options.warn)(&format!(
+                "container {name} lost its supervisor, and the new one does not have all of its \
+                 ports: {}",
+                chain(&error)
+            ));
+        }
         Ok(())
     }
 
@@ -193,6 +204,7 @@ mod tests {
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
         let options = || EngineOptions {
+            warn: |_| (),
             root: dir.join("root"),
             run_root: dir.join("run"),
             insecure_registries: Vec::new(),

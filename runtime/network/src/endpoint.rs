@@ -546,13 +546,28 @@ impl Networks {
         Ok(())
     }
 
-    /// Reserves the ports of a running container again, for a supervisor that takes over from a
-    /// lost one.
+    /// Reserves the ports of a running container again, those that lead nowhere too, for a
+    /// supervisor that takes over from a lost one. `failed` gets those that somebody took
+    /// meanwhile; rules lead them to the container all the same.
     ///
     /// # Errors
-    /// When somebody took a port meanwhile.
-    pub fn listeners(&self, endpoint: &Endpoint) -> Result<Vec<Listener>> {
-        reserve_published(&endpoint.ports, endpoint.address)
+    /// When the record cannot be read.
+    pub fn listeners(
+        &self,
+        id: &ContainerId,
+        failed: &mut Vec<NetworkError>,
+    ) -> Result<Vec<Listener>> {
+        let listing = self.listing(id)?;
+        let mut all = Vec::new();
+        for endpoint in &listing.endpoints {
+            all.extend(reserve_published(
+                &endpoint.ports,
+                endpoint.address,
+                failed,
+            )?);
+        }
+        all.extend(reserve_published(&listing.parked, NOWHERE, failed)?);
+        Ok(all)
     }
 }
 
