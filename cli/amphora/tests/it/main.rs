@@ -23,6 +23,7 @@ mod numbers;
 mod sandbox;
 mod turn;
 
+mod at_rest;
 mod beside;
 mod boot;
 mod both;

@@ -188,6 +188,12 @@ fn changed_ports_are_kept_over_restarts(image: &str) {
     }
 }
 
+/// The server's own address.
+fn inside(s: &Sandbox) -> String {
+    let address = &s.inspect("web")["NetworkSettings"]["IPAddress"];
+    address.as_str().expect("an address").to_owned()
+}
+
 fn what_cannot_be_published_live_changes_nothing(image: &str) {
     let s = Sandbox::ready();
     web(&s, image);
@@ -212,15 +218,9 @@ fn what_cannot_be_published_live_changes_nothing(image: &str) {
         1,
         "Error response from daemon: Bind for 0.0.0.0:8080 failed: port is already allocated",
     );
-    let shown = s.inspect("web");
-    let inside = &shown["NetworkSettings"]["IPAddress"].as_str().unwrap();
-    refused(
-        &["add", "web", "8081-8083:80-82"],
-        1,
-        &format!(
-            "Error response from daemon: failed to bind host port for 0.0.0.0:8083:{inside}:82/tcp: address already in use"
-        ),
-    );
+    let theirs = format!("0.0.0.0:8083:{}:82/tcp: address already in use", inside(&s));
+    let theirs = format!("Error response from daemon: failed to bind host port for {theirs}");
+    refused(&["add", "web", "8081-8083:80-82"], 1, &theirs);
     refused(
         &["add", "web", "203.0.113.7:8081:80"],
         1,
@@ -458,8 +458,7 @@ fn a_port_taken_meanwhile_is_told_by_whoever_takes_over(image: &str) {
     s.run(&[&run[..], &[image, "serve", "80", "answer"]].concat())
         .ok();
     serving(&s, "web");
-    let shown = s.inspect("web");
-    let inside = shown["NetworkSettings"]["IPAddress"].as_str().unwrap();
+    let inside = inside(&s);
     kill(supervisor_pid(&s, "web"));
     let host = TcpListener::bind("0.0.0.0:8080").unwrap();
     let told = format!(
