@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 
 use amphora_spec::ContainerId;
 use amphora_spec::error::chain;
-use amphora_supervisor::{AdoptRequest, ExitRecord, State, Status, adopt};
+use amphora_supervisor::{AdoptRequest, Config, ExitRecord, GoOnRequest, State, Status, adopt};
 
 use crate::config::ContainerConfig;
 use crate::files::{Lock, free_name, open_dir, unlink};
@@ -34,27 +34,35 @@ impl Engine {
         }
         let soon = state.as_ref().is_some_and(State::restarts_soon);
         let again = started || soon;
-        if let Some(state) = state.filter(|_| started) {
+        if let Some(state) = state.as_ref().filter(|_| started) {
             // Whatever its configuration says, or cannot say: it is alive.
             if state.init_alive().map_err(EngineError::plain)? {
                 return self.adopt(id, &lock).map(|()| true);
             }
             if let Ok(config) = self.config(id) {
-                self.record_lost(&config, &state)?;
+                self.record_lost(&config, state)?;
             }
         }
         let again = again && self.is_to_run(id, soon);
-        if again && self.guards_volumes() {
-            // Its start could wait for a volume that only the end of this one frees. The records
-            // still say that it is to run: the next command starts it.
-            return Ok(false);
+        let config = Config::read(open_dir(&run)?.as_fd());
+        let lost = config.ok().flatten().zip(state);
+        if again
+            && self.guards_volumes()
+            && let Some(lost) = lost
+        {
+            // Its start may wait for a volume that only the end of this one frees.
+            return self.go_on(&lock, lost).map(|()| true);
         }
         self.finish(id)?;
         drop(lock);
-        if again {
-            // What its supervisor would have done. A failure is on record as far as it can be,
-            // and the command at hand is about something else.
-            let _ = self.start(id, crate::Attach::None);
+        if again
+            && self.start(id, crate::Attach::None).is_err()
+            && let Some(lost) = lost
+            && self.is_to_run(id, soon)
+            && let Some(lock) = Lock::try_acquire(&run)?
+        {
+            // The command at hand is about something else: a supervisor of its own tries it again.
+            self.go_on(&lock, lost)?;
         }
         // Killed between lease and record, a start leaves an address that only its holder's
         // missing run directory tells to be free.
@@ -123,6 +131,21 @@ impl Engine {
         Ok(fs::read_link(&path).is_err())
     }
 
+    /// Has a supervisor run a container again whose own was killed, in its own time.
+    fn go_on(&self, lock: &Lock, lost: (Config, State)) -> Result<()> {
+        let exe = Self::own_program()?;
+        let (config, state) = lost;
+        amphora_supervisor::go_on(GoOnRequest {
+            exe: &exe,
+            run_dir: config.run_dir.clone(),
+            lock: lock.share()?,
+            config,
+            state,
+            cgroup: amphora_cgroup::supervisor_cgroup().ok(),
+        })
+        .map_err(EngineError::plain)
+    }
+
     /// Starts a supervisor for a container whose own was killed.
     fn adopt(&self, id: &ContainerId, lock: &Lock) -> Result<()> {
         self.refuse_elsewhere(id)?;
@@ -160,7 +183,7 @@ impl Engine {
     /// network namespace it would neither hold nor free.
     fn refuse_elsewhere(&self, id: &ContainerId) -> Result<()> {
         let dir = open_dir(&self.run_dir(id))?;
-        let config = amphora_supervisor::Config::read(dir.as_fd()).map_err(EngineError::plain)?;
+        let config = Config::read(dir.as_fd()).map_err(EngineError::plain)?;
         match config.and_then(|c| c.netns) {
             Some(its) if its != host_netns()? => Err(EngineError::State(format!(
                 "container {id} lost its supervisor, and its ports are in another network \

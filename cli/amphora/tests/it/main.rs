@@ -43,6 +43,7 @@ mod flags_run;
 mod foreground;
 mod format;
 mod forms;
+mod go_on;
 mod goldens;
 mod health;
 mod hosts;
