@@ -189,9 +189,10 @@ pub enum NetworkError {
 /// The container's address in front of its port, unless it leads nowhere.
 fn place(to: &SocketAddr) -> String {
     let nowhere = IpAddr::from(Ipv4Addr::BROADCAST);
-    (to.ip() != nowhere)
-        .then(|| format!("{}:", to.ip()))
-        .unwrap_or_default()
+    if to.ip() == nowhere {
+        return String::new();
+    }
+    format!("{}:", to.ip())
 }
 
 /// Why a host port could not be bound, in the words users know.

@@ -28,6 +28,7 @@ mod beside;
 mod boot;
 mod both;
 mod change;
+mod clones;
 mod commit;
 mod copy;
 mod crash;
