@@ -6,7 +6,8 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 
-const PACKAGES: [&str; 14] = [
+const PACKAGES: [&str; 16] = [
+    "btrfs-progs",
     "busybox-static",
     "crun",
     "docker-registry",
@@ -21,6 +22,7 @@ const PACKAGES: [&str; 14] = [
     "strace",
     "uidmap",
     "util-linux",
+    "xfsprogs",
 ];
 /// Debian 13 has the client of `docker.io` in a package of its own.
 const CLIENT: (&str, &str) = ("docker", "docker-cli");

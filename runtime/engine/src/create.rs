@@ -150,6 +150,7 @@ impl Engine {
             user: options.user.unwrap_or_else(|| defaults.user.clone()),
             hostname,
             domainname: options.domainname,
+            linked_by: Vec::new(),
             labels,
             annotations: options.annotations,
             exposed,

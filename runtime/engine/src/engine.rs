@@ -27,6 +27,8 @@ pub struct EngineOptions {
     pub insecure_registries: Vec<String>,
     /// What the configuration file says; its roots are not looked at.
     pub settings: crate::Settings,
+    /// Is told what is to be known of containers that a command is not about.
+    pub warn: fn(&str),
 }
 
 /// The engine.

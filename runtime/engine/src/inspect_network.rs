@@ -129,7 +129,7 @@ fn endpoint_json(
         "Gateway": text(endpoint.and_then(gateway)),
         "IPAddress": text(endpoint.map(|e| e.address.to_string())),
         "IPPrefixLen": endpoint.map_or(0, |e| e.prefix),
-        "IPv6Gateway": text(endpoint.and_then(|e| e.gateway6).map(|a| a.to_string())),
+        "IPv6Gateway": text(endpoint.and_then(gateway6)),
         "GlobalIPv6Address": text(endpoint.and_then(|e| e.address6).map(|a| a.to_string())),
         "GlobalIPv6PrefixLen": endpoint.map_or(0, |e| e.prefix6),
         "DNSNames": names,
@@ -138,5 +138,11 @@ fn endpoint_json(
 
 /// An internal network has none.
 fn gateway(endpoint: &Endpoint) -> Option<String> {
-    (!endpoint.gateway.is_unspecified()).then(|| endpoint.gateway.to_string())
+    let leads = !endpoint.internal && !endpoint.gateway.is_unspecified();
+    leads.then(|| endpoint.gateway.to_string())
+}
+
+fn gateway6(endpoint: &Endpoint) -> Option<String> {
+    let leads = endpoint.gateway6.filter(|_| !endpoint.internal);
+    leads.map(|gateway| gateway.to_string())
 }

@@ -8,7 +8,7 @@
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +28,7 @@ use crate::{Engine, EngineError, Result};
 
 const VERSION: u32 = 1;
 
-/// Longest that somebody else may be about to mount a volume, or at the files of a container at rest.
+/// Longest that somebody else may be about to mount a volume.
 const LOCK_LIMIT: Duration = Duration::from_secs(20);
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
@@ -47,6 +47,67 @@ impl Guard {
             count: Arc::clone(count),
         }
     }
+
+    /// Lets others in while this process has the volume, and says where they find it.
+    pub(crate) fn open_to_others(mut self, kept: &OwnedFd) -> std::io::Result<Opened> {
+        let mut text = String::new();
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.read_to_string(&mut text)?;
+        let mut record: Record = serde_json::from_str(&text)?;
+        let here = HeldAt {
+            pid: std::process::id(),
+            descriptor: kept.as_raw_fd(),
+        };
+        let namespace = record.namespace;
+        let there = |place: &HeldAt| *place != here && place.open(namespace).is_some();
+        record.at.retain(there);
+        record.at.push(here);
+        write_record(&mut self.file, &record)?;
+        let file = self.file.try_clone()?;
+        drop(self);
+        flock(&file, FlockOperation::Unlock)?;
+        Ok(Opened { file })
+    }
+}
+
+/// The lock of a volume's record, let go while this process has the volume.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    file: File,
+}
+
+impl Opened {
+    /// Keeps others out again: while the last of it is unmounted nobody may mount it anew. Whoever
+    /// has found it here meanwhile goes on with it.
+    pub(crate) fn close(&self) {
+        // What takes so long is no start that finds the volume here.
+        let _ = lock_within(&self.file, LOCK_LIMIT);
+    }
+}
+
+/// A process that holds the namespace for a while, and is no supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct HeldAt {
+    pid: u32,
+    descriptor: i32,
+}
+
+impl HeldAt {
+    /// The namespace, if it is this one and still held.
+    fn open(&self, namespace: (u64, u64)) -> Option<OwnedFd> {
+        let path = format!("/proc/{}/fd/{}", self.pid, self.descriptor);
+        let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let fd = opened.ok()?;
+        let stat = fstat(&fd).ok()?;
+        ((stat.st_dev, stat.st_ino) == namespace).then_some(fd)
+    }
+}
+
+fn write_record(file: &mut File, record: &Record) -> std::io::Result<()> {
+    let text = serde_json::to_vec(record)?;
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&text)
 }
 
 impl Drop for Guard {
@@ -63,6 +124,9 @@ struct Record {
     namespace: (u64, u64),
     /// Device and inode of the root of the file system.
     root: (u64, u64),
+    /// Who else holds it: commands that are at the files of containers at rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    at: Vec<HeldAt>,
 }
 
 impl Engine {
@@ -158,14 +222,9 @@ impl Engine {
             version: VERSION,
             namespace: look(&kept)?,
             root,
+            at: Vec::new(),
         };
-        let write = |file: &mut File| {
-            let text = serde_json::to_vec(&record)?;
-            file.set_len(0)?;
-            file.seek(SeekFrom::Start(0))?;
-            file.write_all(&text)
-        };
-        write(file).map_err(|e| EngineError::file("write", &path, e))?;
+        write_record(file, &record).map_err(|e| EngineError::file("write", &path, e))?;
         Ok(kept)
     }
 
@@ -177,6 +236,9 @@ impl Engine {
         record: &Record,
     ) -> Result<Option<OwnedFd>> {
         let (dev, ino) = record.namespace;
+        if let Some(kept) = record.at.iter().find_map(|at| at.open(record.namespace)) {
+            return Ok(Some(kept));
+        }
         for id in self.ids()?.into_iter().filter(|id| id != own) {
             let look = || match self.view(&id) {
                 Err(EngineError::NoSuchContainer(_)) => Ok(None),
@@ -298,7 +360,7 @@ fn forget_kept(run_root: &Path, name: &str) {
 fn lock_record(file: &File, path: &Path, name: &str) -> Result<()> {
     lock_within(file, LOCK_LIMIT).map_err(|e| match e {
         Errno::WOULDBLOCK => EngineError::Conflict(format!(
-            "volume {name} is busy: another start is about to mount it, or somebody is at the files of a stopped container that has it"
+            "volume {name} is busy: another start is about to mount it"
         )),
         e => EngineError::file("lock", path, e),
     })

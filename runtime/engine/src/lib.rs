@@ -24,6 +24,7 @@ mod exec;
 mod files;
 mod finish;
 mod health;
+mod hosts_file;
 mod id_map;
 mod image;
 mod image_facts;

@@ -17,8 +17,8 @@ pub(crate) struct Mounted {
     pub(crate) mounts: Vec<BundleMount>,
     /// Kept as long as the container runs.
     pub(crate) hold: Vec<OwnedFd>,
-    /// Kept until somebody answers for what `hold` keeps mounted.
-    pub(crate) guards: Vec<Guard>,
+    /// Kept until somebody answers for what `hold` keeps mounted; with the namespace that it is in.
+    pub(crate) guards: Vec<(Guard, OwnedFd)>,
 }
 
 /// A volume of a container, looked at and held.
@@ -101,8 +101,8 @@ impl Engine {
                 Some((_, kept)) => copy(kept)?,
                 None => {
                     let (guard, kept) = self.keep_volume(&config.id, &held.volume)?;
-                    done.guards.push(guard);
                     done.hold.push(copy(&kept)?);
+                    done.guards.push((guard, copy(&kept)?));
                     kept
                 }
             };

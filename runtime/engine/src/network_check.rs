@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use amphora_network::{NetworkAttachment, NetworkConfig};
 
 use crate::config::{ContainerConfig, HostConfig, NetworkMode};
+use crate::hosts_file::linked_names;
 use crate::{Engine, EngineError, Result};
 
 /// Refuses what does not go together with the network mode.
@@ -139,7 +140,8 @@ impl Engine {
 
     /// The addresses of the containers that a container is linked to, by alias and names. On the
     /// default network they must run; on others an alias that leads nowhere is none.
-    pub(crate) fn link_hosts(&self, host: &HostConfig) -> Result<Vec<(String, IpAddr)>> {
+    pub(crate) fn link_hosts(&self, linking: &ContainerConfig) -> Result<Vec<(String, IpAddr)>> {
+        let host = &linking.host;
         let mut hosts = Vec::new();
         for link in &host.links {
             let (target, alias) = link_parts(link);
@@ -150,14 +152,12 @@ impl Engine {
                     config.name
                 ))
             })?;
-            let mut names = vec![alias.to_owned()];
-            names.extend([config.hostname, config.name]);
-            names.dedup();
-            hosts.push((names.join(" "), address));
+            hosts.push((linked_names(alias, &config), address));
         }
         for asked in &host.networks {
             hosts.extend(self.aliases_of_others(asked));
         }
+        self.note_linking(linking)?;
         Ok(hosts)
     }
 

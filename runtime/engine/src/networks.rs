@@ -1,7 +1,6 @@
 //! Networks as the command line sees them, and containers that join and leave them.
 
 use std::cell::RefCell;
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -10,6 +9,7 @@ use amphora_network::{
     ConnectRequest, CreateNetwork, NetworkAttachment, NetworkConfig, NetworkError, Reached,
 };
 use amphora_spec::ContainerId;
+use amphora_spec::error::chain;
 use amphora_spec::release::Release;
 use amphora_supervisor::{Client, Config, Listener, PortsChange};
 
@@ -152,7 +152,7 @@ impl Engine {
         let network = self.network(&attachment.network)?;
         let id = self.find(container)?;
         self.reconcile_one(&id)?;
-        let _lock = self.lock_config(&id)?;
+        let lock = self.lock_config(&id)?;
         let mut config = self.config(&id)?;
         refuse_shared(&config, &network)?;
         crate::network_check::check_endpoint(attachment, &network)?;
@@ -191,20 +191,27 @@ impl Engine {
             // The failure that led here is the one to tell.
             let _ = self.keep_config(&before);
         })?;
-        // It is connected, whatever becomes of what it calls others.
-        let hosts = self.add_hosts(&id, &request.attachment);
-        let failed = hosts.err().map(|e| amphora_spec::error::chain(&e));
-        reached.hints.extend(failed);
+        // It is connected, whatever becomes of what is written in files.
+        let hosts = self.add_hosts(&config, &reached.endpoint, &request.attachment);
+        reached.hints.extend(hosts.err().map(|e| chain(&e)));
+        reached
+            .hints
+            .extend(self.lead_links(&config, &reached.endpoints));
+        // Nobody waits for two of these locks.
+        drop(lock);
+        let noted = self.note_linking(&config);
+        reached.hints.extend(noted.err().map(|e| chain(&e)));
         self.defer_network(&config, "connect", &reached.endpoint);
         self.flush_events();
         Ok(reached.hints)
     }
 
-    /// Takes a container out of a network, a running one at once.
+    /// Takes a container out of a network, a running one at once. Returns what of its files could
+    /// not be changed.
     ///
     /// # Errors
     /// It is not in the network, or a step failed.
-    pub fn disconnect_network(&self, container: &str, network: &str) -> Result<()> {
+    pub fn disconnect_network(&self, container: &str, network: &str) -> Result<Vec<String>> {
         let network = self.network(network)?;
         let id = self.find(container)?;
         self.reconcile_one(&id)?;
@@ -217,26 +224,25 @@ impl Engine {
                 config.host.network = NetworkMode::Bridge;
                 config.host.networks.clear();
                 config.host.unconnected = true;
-                return self.keep_config(&config);
+                return self.keep_config(&config).map(|()| Vec::new());
             }
             _ => {}
         }
         let mut all = config.host.attachments();
-        let before = all.len();
-        all.retain(|a| !names(a, &network));
-        if all.len() == before {
+        let asked = all.iter().position(|a| names(a, &network));
+        let Some(asked) = asked.map(|at| all.remove(at)) else {
             return Err(plain(NetworkError::NotConnected {
                 container: id.hex(),
                 network: network.name,
             }));
-        }
+        };
         let last = config.clone();
         config.host.unconnected = all.is_empty();
         config.host.networks = all;
         let running = self.running(&id)?;
         self.keep_config(&config)?;
         let Some(running) = running else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         let mut tell = |to: &Reached| self.tell(&running, to);
         let netns = running.netns.as_fd();
@@ -244,25 +250,10 @@ impl Engine {
         let reached = left.map_err(plain).inspect_err(|_| {
             let _ = self.keep_config(&last);
         })?;
+        let hosts = self.remove_hosts(&config, &reached.endpoint, &asked);
         self.defer_network(&config, "disconnect", &reached.endpoint);
         self.flush_events();
-        Ok(())
-    }
-
-    /// Writes what a running container calls others into the hosts file that it sees.
-    fn add_hosts(&self, id: &ContainerId, asked: &NetworkAttachment) -> Result<()> {
-        let hosts = self.aliases_of_others(asked);
-        if hosts.is_empty() {
-            return Ok(());
-        }
-        let path = self.run_dir(id).join("etc/hosts");
-        let text: String = hosts
-            .iter()
-            .map(|(name, address)| format!("{address}\t{name}\n"))
-            .collect();
-        let file = std::fs::OpenOptions::new().append(true).open(&path);
-        file.and_then(|mut file| file.write_all(text.as_bytes()))
-            .map_err(|e| EngineError::file("write", &path, e))
+        Ok(hosts.err().map(|e| chain(&e)).into_iter().collect())
     }
 
     /// A container that runs and can be changed; `None` for one at rest.

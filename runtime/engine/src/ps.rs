@@ -370,6 +370,7 @@ mod tests {
 
     fn open(dir: &std::path::Path, run: &std::path::Path) -> Engine {
         let options = EngineOptions {
+            warn: |_| (),
             root: dir.join("root"),
             run_root: run.join("run"),
             insecure_registries: Vec::new(),

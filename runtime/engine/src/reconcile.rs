@@ -6,7 +6,8 @@ use std::fs;
 use std::os::fd::AsFd;
 
 use amphora_spec::ContainerId;
-use amphora_supervisor::{AdoptRequest, ExitRecord, State, Status, adopt};
+use amphora_spec::error::chain;
+use amphora_supervisor::{AdoptRequest, Config, ExitRecord, GoOnRequest, State, Status, adopt};
 
 use crate::config::ContainerConfig;
 use crate::files::{Lock, free_name, open_dir, unlink};
@@ -33,27 +34,35 @@ impl Engine {
         }
         let soon = state.as_ref().is_some_and(State::restarts_soon);
         let again = started || soon;
-        if let Some(state) = state.filter(|_| started) {
+        if let Some(state) = state.as_ref().filter(|_| started) {
             // Whatever its configuration says, or cannot say: it is alive.
             if state.init_alive().map_err(EngineError::plain)? {
                 return self.adopt(id, &lock).map(|()| true);
             }
             if let Ok(config) = self.config(id) {
-                self.record_lost(&config, &state)?;
+                self.record_lost(&config, state)?;
             }
         }
         let again = again && self.is_to_run(id, soon);
-        if again && self.guards_volumes() {
-            // Its start could wait for a volume that only the end of this one frees. The records
-            // still say that it is to run: the next command starts it.
-            return Ok(false);
+        let config = Config::read(open_dir(&run)?.as_fd());
+        let lost = config.ok().flatten().zip(state);
+        if again
+            && self.guards_volumes()
+            && let Some(lost) = lost
+        {
+            // Its start may wait for a volume that only the end of this one frees.
+            return self.go_on(&lock, lost).map(|()| true);
         }
         self.finish(id)?;
         drop(lock);
-        if again {
-            // What its supervisor would have done. A failure is on record as far as it can be,
-            // and the command at hand is about something else.
-            let _ = self.start(id, crate::Attach::None);
+        if again
+            && self.start(id, crate::Attach::None).is_err()
+            && let Some(lost) = lost
+            && self.is_to_run(id, soon)
+            && let Some(lock) = Lock::try_acquire(&run)?
+        {
+            // The command at hand is about something else: a supervisor of its own tries it again.
+            self.go_on(&lock, lost)?;
         }
         // Killed between lease and record, a start leaves an address that only its holder's
         // missing run directory tells to be free.
@@ -122,15 +131,31 @@ impl Engine {
         Ok(fs::read_link(&path).is_err())
     }
 
+    /// Has a supervisor run a container again whose own was killed, in its own time.
+    fn go_on(&self, lock: &Lock, lost: (Config, State)) -> Result<()> {
+        let exe = Self::own_program()?;
+        let (config, state) = lost;
+        amphora_supervisor::go_on(GoOnRequest {
+            exe: &exe,
+            run_dir: config.run_dir.clone(),
+            lock: lock.share()?,
+            config,
+            state,
+            cgroup: amphora_cgroup::supervisor_cgroup().ok(),
+        })
+        .map_err(EngineError::plain)
+    }
+
     /// Starts a supervisor for a container whose own was killed.
     fn adopt(&self, id: &ContainerId, lock: &Lock) -> Result<()> {
         self.refuse_elsewhere(id)?;
         let exe = Self::own_program()?;
-        let mut listeners = Vec::new();
-        if let Ok(Some(endpoint)) = self.networks.endpoint(id) {
-            // A port that somebody took meanwhile stays with the rules alone.
-            listeners = self.networks.listeners(&endpoint).unwrap_or_default();
-        }
+        let mut failed = Vec::new();
+        let listeners = self.networks.listeners(id, &mut failed);
+        let listeners = listeners.unwrap_or_else(|error| {
+            failed.push(error);
+            Vec::new()
+        });
         adopt(AdoptRequest {
             exe: &exe,
             argv: &SUPERVISE,
@@ -142,6 +167,15 @@ impl Engine {
             attach: None,
         })
         .map_err(EngineError::plain)?;
+        let name = self.config(id).map_or_else(|_| id.short(), |c| c.name);
+        for error in failed {
+            // The rules lead to the container all the same.
+            (self.options.warn)(&format!(
+                "container {name} lost its supervisor, and the new one does not have all of its \
+                 ports: {}",
+                chain(&error)
+            ));
+        }
         Ok(())
     }
 
@@ -149,7 +183,7 @@ impl Engine {
     /// network namespace it would neither hold nor free.
     fn refuse_elsewhere(&self, id: &ContainerId) -> Result<()> {
         let dir = open_dir(&self.run_dir(id))?;
-        let config = amphora_supervisor::Config::read(dir.as_fd()).map_err(EngineError::plain)?;
+        let config = Config::read(dir.as_fd()).map_err(EngineError::plain)?;
         match config.and_then(|c| c.netns) {
             Some(its) if its != host_netns()? => Err(EngineError::State(format!(
                 "container {id} lost its supervisor, and its ports are in another network \
@@ -193,6 +227,7 @@ mod tests {
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).unwrap();
         let options = || EngineOptions {
+            warn: |_| (),
             root: dir.join("root"),
             run_root: dir.join("run"),
             insecure_registries: Vec::new(),

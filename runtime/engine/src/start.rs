@@ -6,9 +6,7 @@ use std::path::Path;
 
 use amphora_cgroup::Cgroup;
 use amphora_executor::{Bundle, BundleMount, Module, SeccompChoice};
-use amphora_network::{
-    AttachRequest, Claim, Endpoint, Firewall, Networks, PortRequest, Protocol, files,
-};
+use amphora_network::{AttachRequest, Claim, Firewall, Networks, PortRequest, Protocol, files};
 use amphora_spec::ContainerId;
 use amphora_spec::release::Release;
 use amphora_spec::runtime::Resources;
@@ -19,6 +17,7 @@ use crate::boot::{WORK, remove_work};
 use crate::config::{ContainerConfig, CreateOptions, NetworkMode};
 use crate::files::{Lock, ensure_dir, write};
 use crate::finish::{put_exit_aside, remove_cgroup, remove_failed, settle_exit};
+use crate::hosts_file::{addresses, own_names};
 use crate::resolving;
 use crate::spec_builder::{self, StartFacts};
 use crate::undo::Undo;
@@ -279,8 +278,8 @@ impl Engine {
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
         let resolving = self.resolving(config)?;
-        mounts.extend(self.etc_files(config, claim.as_ref(), &resolving.text)?);
-        mounts.extend(self.joined_shm(config)?);
+        let (files, unled) = self.files_of(config, claim.as_ref(), &resolving.text)?;
+        mounts.extend(files);
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
         let mut supervise = self.supervise_config(config, release, cgroup.handle())?;
         let bundle = Bundle {
@@ -312,7 +311,7 @@ impl Engine {
         };
         let launching = waiting.hand_over(charge).map_err(EngineError::plain)?;
         let (client, hints) = self.let_go(launching, claim, bundle.netns.as_ref())?;
-        warnings.extend(hints);
+        warnings.extend(hints.into_iter().chain(unled));
         undo.commit();
         Ok(Started {
             id: config.id,
@@ -404,6 +403,20 @@ impl Engine {
             .map_err(EngineError::plain)
     }
 
+    /// The files that a container finds made for it, and what could not be written for others that
+    /// are linked to it.
+    fn files_of(
+        &self,
+        config: &ContainerConfig,
+        claim: Option<&Claim>,
+        resolv: &str,
+    ) -> Result<(Vec<BundleMount>, Vec<String>)> {
+        let failed = claim.map(|c| self.lead_links(config, &c.endpoints));
+        let mut mounts = self.etc_files(config, claim, resolv)?;
+        mounts.extend(self.joined_shm(config)?);
+        Ok((mounts, failed.unwrap_or_default()))
+    }
+
     /// Writes `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` on tmpfs and mounts them.
     fn etc_files(
         &self,
@@ -417,15 +430,11 @@ impl Engine {
         let dir = self.run_dir(&config.id).join("etc");
         ensure_dir(&dir, 0o755)?;
         let endpoints = claim.map_or(&[][..], |c| &c.endpoints);
-        let addresses = |n: &Endpoint| {
-            let v6 = n.address6.map(IpAddr::from);
-            std::iter::once(IpAddr::from(n.address)).chain(v6)
-        };
         let own: Vec<IpAddr> = endpoints.iter().flat_map(addresses).collect();
         let network = claim.and_then(Claim::endpoint);
         let gateway = network.map(|n| IpAddr::from(n.gateway));
         let mut extra = extra_hosts(&config.host.extra_hosts, gateway)?;
-        extra.extend(self.link_hosts(&config.host)?);
+        extra.extend(self.link_hosts(config)?);
         let hosts = if config.host.network == NetworkMode::Host {
             // Copies: what the container writes there is not the machine's.
             let mut hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
@@ -434,14 +443,7 @@ impl Engine {
             }
             hosts
         } else {
-            let full = format!("{}.{}", config.hostname, config.domainname);
-            let both = [full.as_str(), config.hostname.as_str()];
-            let names = if config.domainname.is_empty() {
-                &both[1..]
-            } else {
-                &both
-            };
-            files::hosts(&own, names, &extra)
+            files::hosts(&own, &own_names(config).join(" "), &extra)
         };
         write(&dir.join("hosts"), hosts.as_bytes())?;
         write(&dir.join("resolv.conf"), resolv.as_bytes())?;

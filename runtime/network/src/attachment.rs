@@ -249,7 +249,15 @@ pub(crate) const RECORD: u32 = 2;
 /// Says whose gateway is the default route: of the networks that lead anywhere the one with the
 /// highest priority, then one with both families, then the first by name. As Docker.
 pub(crate) fn gateway_of(endpoints: &[Endpoint]) -> Option<usize> {
-    let leads = |e: &Endpoint| !e.internal;
+    first_of(endpoints, |e| !e.internal)
+}
+
+/// The same for IPv6, which not all networks have.
+fn gateway6_of(endpoints: &[Endpoint]) -> Option<usize> {
+    first_of(endpoints, |e| !e.internal && e.way_out6().is_some())
+}
+
+fn first_of(endpoints: &[Endpoint], leads: impl Fn(&Endpoint) -> bool) -> Option<usize> {
     let rank = |e: &Endpoint| {
         (
             std::cmp::Reverse(e.gw_priority),
@@ -259,6 +267,14 @@ pub(crate) fn gateway_of(endpoints: &[Endpoint]) -> Option<usize> {
     };
     let all = endpoints.iter().enumerate().filter(|(_, e)| leads(e));
     all.min_by_key(|(_, e)| rank(e)).map(|(at, _)| at)
+}
+
+/// The default routes of a container, one a family: whose link they go through, and the gateway.
+pub(crate) fn ways_out(endpoints: &[Endpoint]) -> impl Iterator<Item = (usize, IpAddr)> {
+    let v4 = gateway_of(endpoints).and_then(|at| Some((at, endpoints.get(at)?.gateway.into())));
+    let v6 =
+        gateway6_of(endpoints).and_then(|at| Some((at, endpoints.get(at)?.way_out6()?.into())));
+    v4.into_iter().chain(v6)
 }
 
 impl Endpoint {
@@ -315,24 +331,21 @@ impl Endpoint {
         self.ports.iter().filter_map(entry).collect()
     }
 
-    /// What its namespace is told of it; `leads`: the default route leads to it.
-    pub(crate) fn inside(&self, index: u32, leads: bool) -> Inside {
+    /// What its namespace is told of it; `gateways`: where default routes lead through it.
+    pub(crate) fn inside(&self, index: u32, gateways: Vec<IpAddr>) -> Inside {
         let v6 = self.address6.map(|a| (a, self.prefix6));
         Inside {
             index,
             address: (self.address, self.prefix),
             v6,
-            gateways: if leads { self.gateways() } else { Vec::new() },
+            gateways,
             reach: self.reach.map(|subnet| (subnet, self.gateway)),
         }
     }
 
-    /// Gateways of its families.
-    pub(crate) fn gateways(&self) -> Vec<IpAddr> {
-        let v6 = self.gateway6.filter(|_| self.address6.is_some());
-        std::iter::once(IpAddr::from(self.gateway))
-            .chain(v6.map(IpAddr::from))
-            .collect()
+    /// Its IPv6 gateway, if it has an address to come from.
+    fn way_out6(&self) -> Option<Ipv6Addr> {
+        self.gateway6.filter(|_| self.address6.is_some())
     }
 }
 
@@ -383,6 +396,30 @@ mod tests {
             ..endpoint("z", 0, false)
         };
         assert_eq!(lead(&[a, dual]).unwrap(), "z");
+    }
+
+    #[test]
+    fn each_family_has_a_default_route_of_its_own() {
+        let dual = |name: &str, priority, internal| Endpoint {
+            address6: Some("fd00::2".parse().unwrap()),
+            gateway6: Some("fd00::1".parse().unwrap()),
+            ..endpoint(name, priority, internal)
+        };
+        let ways = |all: &[Endpoint]| {
+            let found = ways_out(all).map(|(at, to)| (all[at].network.clone(), to.is_ipv6()));
+            let texts = found.map(|(name, v6)| format!("{name}{}", if v6 { '6' } else { '4' }));
+            texts.collect::<Vec<_>>().join(" ")
+        };
+        let (a, z) = (endpoint("a", 1, false), dual("z", 0, false));
+        assert_eq!(ways(&[a.clone(), z.clone()]), "a4 z6");
+        assert_eq!(ways(&[a.clone(), dual("y", 0, true), z.clone()]), "a4 z6");
+        assert_eq!(ways(&[a.clone(), dual("b", 0, false), z.clone()]), "a4 b6");
+        assert_eq!(
+            ways(&[dual("b", 0, false), dual("c", 2, false), z]),
+            "c4 c6"
+        );
+        assert_eq!(ways(&[a]), "a4");
+        assert_eq!(ways(&[dual("y", 0, true)]), "");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use crate::address::parse_hardware_address;
 pub use crate::attachment::Endpoint;
-use crate::attachment::{Listing, NetworkAttachment, RECORD, gateway_of, name_link};
+use crate::attachment::{Listing, NetworkAttachment, RECORD, gateway_of, name_link, ways_out};
 use crate::config::{DEFAULT_NETWORK, Driver, NetworkConfig};
 use crate::conntrack;
 use crate::ensure::{Host, host_has_ipv6, random_hex};
@@ -443,13 +443,13 @@ impl Networks {
             undo,
             ..
         } = claim;
-        let gateway = gateway_of(endpoints);
         let mut wired = Vec::new();
         for (at, (endpoint, place)) in endpoints.iter().zip(&*places).enumerate() {
             self.step()?;
             let nth = u32::try_from(at).unwrap_or(0);
             let index = self.link(host, place, endpoint, netns, Some(nth), undo)?;
-            wired.push(endpoint.inside(index, gateway == Some(at)));
+            let through = ways_out(endpoints).filter(|(which, _)| *which == at);
+            wired.push(endpoint.inside(index, through.map(|(_, to)| to).collect()));
         }
 
         self.step()?;
@@ -463,7 +463,7 @@ impl Networks {
         for (config, _) in places.iter().filter(|(c, _)| bridged(c)) {
             hints.extend(self.ensure_accepted(&host.nft, config)?);
         }
-        let leading = gateway.and_then(|at| places.get(at));
+        let leading = gateway_of(endpoints).and_then(|at| places.get(at));
         let leading = leading.filter(|(c, _)| bridged(c));
         hints.extend(host.repaired.get().then(|| REPAIRED.to_owned()));
         Ok(Firewall {
@@ -546,13 +546,28 @@ impl Networks {
         Ok(())
     }
 
-    /// Reserves the ports of a running container again, for a supervisor that takes over from a
-    /// lost one.
+    /// Reserves the ports of a running container again, those that lead nowhere too, for a
+    /// supervisor that takes over from a lost one. `failed` gets those that somebody took
+    /// meanwhile; rules lead them to the container all the same.
     ///
     /// # Errors
-    /// When somebody took a port meanwhile.
-    pub fn listeners(&self, endpoint: &Endpoint) -> Result<Vec<Listener>> {
-        reserve_published(&endpoint.ports, endpoint.address)
+    /// When the record cannot be read.
+    pub fn listeners(
+        &self,
+        id: &ContainerId,
+        failed: &mut Vec<NetworkError>,
+    ) -> Result<Vec<Listener>> {
+        let listing = self.listing(id)?;
+        let mut all = Vec::new();
+        for endpoint in &listing.endpoints {
+            all.extend(reserve_published(
+                &endpoint.ports,
+                endpoint.address,
+                failed,
+            )?);
+        }
+        all.extend(reserve_published(&listing.parked, NOWHERE, failed)?);
+        Ok(all)
     }
 }
 

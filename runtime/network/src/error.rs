@@ -1,7 +1,7 @@
 //! What can go wrong with a network.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use amphora_spec::error::io_kind;
@@ -67,10 +67,12 @@ pub enum NetworkError {
         source: io::Error,
     },
     /// A host port cannot be had.
-    #[error("failed to bind host port {address}/{protocol}")]
+    #[error("failed to bind host port for {address}:{}{}/{protocol}", place(.to), .to.port())]
     Bind {
         /// The host address and port.
         address: SocketAddr,
+        /// Where it was to lead.
+        to: SocketAddr,
         /// Its protocol.
         protocol: Protocol,
         /// Why not.
@@ -182,6 +184,15 @@ pub enum NetworkError {
     /// A failure made by a test.
     #[error("injected failure at step {0}")]
     Injected(usize),
+}
+
+/// The container's address in front of its port, unless it leads nowhere.
+fn place(to: &SocketAddr) -> String {
+    let nowhere = IpAddr::from(Ipv4Addr::BROADCAST);
+    if to.ip() == nowhere {
+        return String::new();
+    }
+    format!("{}:", to.ip())
 }
 
 /// Why a host port could not be bound, in the words users know.

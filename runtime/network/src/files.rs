@@ -9,7 +9,7 @@ const PUBLIC: [&str; 2] = ["8.8.8.8", "8.8.4.4"];
 /// Returns `/etc/hosts`: the usual local names, extra `name -> address` entries, and the
 /// container's own addresses with its names.
 #[must_use]
-pub fn hosts(own: &[IpAddr], names: &[&str], extra: &[(String, IpAddr)]) -> String {
+pub fn hosts(own: &[IpAddr], names: &str, extra: &[(String, IpAddr)]) -> String {
     let mut text = String::from(
         "127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -22,7 +22,7 @@ pub fn hosts(own: &[IpAddr], names: &[&str], extra: &[(String, IpAddr)]) -> Stri
         let _ = writeln!(text, "{address}\t{name}");
     }
     for address in own {
-        let _ = writeln!(text, "{address}\t{}", names.join(" "));
+        let _ = writeln!(text, "{address}\t{names}");
     }
     text
 }
@@ -203,7 +203,7 @@ mod tests {
     fn hosts_end_with_the_container() {
         let own = ["172.17.0.2".parse().unwrap(), "fd00::2".parse().unwrap()];
         let extra = [("db".to_owned(), "10.0.0.9".parse().unwrap())];
-        let text = hosts(&own, &["web", "0123456789ab"], &extra);
+        let text = hosts(&own, "web 0123456789ab", &extra);
         assert!(text.starts_with("127.0.0.1\tlocalhost\n::1\t"));
         assert!(
             text.ends_with(

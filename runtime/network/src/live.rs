@@ -7,7 +7,7 @@ use std::os::fd::BorrowedFd;
 use amphora_spec::ContainerId;
 use amphora_spec::release::Release;
 
-use crate::attachment::{Endpoint, Listing, NetworkAttachment, gateway_of};
+use crate::attachment::{Endpoint, Listing, NetworkAttachment, gateway_of, ways_out};
 use crate::endpoint::{Undo, configure, inside};
 use crate::ensure::{Host, look};
 use crate::error::{NetworkError, Result, kernel, netlink};
@@ -84,7 +84,7 @@ impl Networks {
         self.add_names(&endpoint, undo)?;
         let index = self.link(host, &place, &endpoint, request.netns, None, undo)?;
         self.step()?;
-        configure(request.netns, &id, &[endpoint.inside(index, false)])?;
+        configure(request.netns, &id, &[endpoint.inside(index, Vec::new())])?;
         self.move_gateway(request.netns, &before, &after, undo)?;
         self.move_ports(host, &before, &after, undo)?;
         self.step()?;
@@ -205,22 +205,35 @@ impl Networks {
         after: &Listing,
         undo: &mut Vec<Undo>,
     ) -> Result<()> {
-        let leading =
-            |l: &Listing| gateway_of(&l.endpoints).and_then(|at| l.endpoints.get(at).cloned());
-        let (from, to) = (leading(before), leading(after));
-        if from.as_ref().map(|e| &e.id) == to.as_ref().map(|e| &e.id) {
+        let ways = |l: &Listing| -> Vec<(Endpoint, IpAddr)> {
+            let found = ways_out(&l.endpoints);
+            found
+                .filter_map(|(at, to)| Some((l.endpoints.get(at)?.clone(), to)))
+                .collect()
+        };
+        let (from, to) = (ways(before), ways(after));
+        let lacks = |all: &[(Endpoint, IpAddr)], (e, to): &(Endpoint, IpAddr)| {
+            !all.iter()
+                .any(|(other, there)| other.id == e.id && there == to)
+        };
+        let gone: Vec<_> = from.iter().filter(|way| lacks(&to, way)).collect();
+        let new: Vec<_> = to.iter().filter(|way| lacks(&from, way)).collect();
+        if gone.is_empty() && new.is_empty() {
             return Ok(());
         }
         self.step()?;
         let socket = inside(netns)?;
-        let routes = |e: Option<Endpoint>| -> Result<Routes> {
-            let Some(e) = e else { return Ok(Vec::new()) };
-            // A link that the container took away itself leads nowhere.
-            let link = route::link(&socket, &e.interface).map_err(netlink(look(&e.interface)))?;
-            let all = link.map(|l| e.gateways().into_iter().map(move |g| (l.index, g)));
-            Ok(all.into_iter().flatten().collect())
+        let routes = |ways: Vec<&(Endpoint, IpAddr)>| -> Result<Routes> {
+            let mut routes = Vec::new();
+            for (e, to) in ways {
+                // A link that the container took away itself leads nowhere.
+                let name = &e.interface;
+                let link = route::link(&socket, name).map_err(netlink(look(name)))?;
+                routes.extend(link.map(|link| (link.index, *to)));
+            }
+            Ok(routes)
         };
-        let (from, to) = (routes(from)?, routes(to)?);
+        let (from, to) = (routes(gone)?, routes(new)?);
         let fd = netns.try_clone_to_owned();
         let fd = fd.map_err(kernel("hold a network namespace"))?;
         undo.push(Undo::Gateways(fd, to.clone(), from.clone()));

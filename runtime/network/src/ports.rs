@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
 
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, bind, getsockname, listen, shutdown,
@@ -15,7 +16,7 @@ use rustix::net::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{BindFailure, NetworkError, Result};
+use crate::error::{BindFailure, NetworkError, Result, kernel};
 
 /// `IPPROTO_SCTP`.
 const SCTP: u32 = 132;
@@ -137,7 +138,11 @@ pub(crate) fn reserve(
     for turn in 0..=CHOICES {
         for (request, place) in requests.iter().zip(&mut had) {
             if choice(request) == turn && (turn > 0 || seen.insert(request)) {
-                *place = Some(reserve_one(request, &host_addresses(request, dual))?);
+                *place = Some(reserve_one(
+                    request,
+                    &host_addresses(request, dual),
+                    inside,
+                )?);
             }
         }
     }
@@ -173,15 +178,25 @@ const fn choice(request: &PortRequest) -> u8 {
 }
 
 /// Reserves ports again that were published before, for a container whose supervisor was lost.
+/// In the place of one that somebody took meanwhile stands a descriptor on which nothing happens;
+/// `failed` is told why.
 pub(crate) fn reserve_published(
     published: &[PublishedPort],
     inside: Ipv4Addr,
+    failed: &mut Vec<NetworkError>,
 ) -> Result<Vec<Listener>> {
     make_room(published.len());
     let mut listeners = Vec::new();
     for port in published {
         let address = SocketAddr::new(port.host_ip, port.host_port);
-        let (_, fd) = take(address, port.protocol)?;
+        let to = SocketAddr::new(inside.into(), port.container_port);
+        let fd = match take(address, port.protocol, to) {
+            Ok((_, fd)) => fd,
+            Err(error) => {
+                failed.push(error);
+                eventfd(0, EventfdFlags::CLOEXEC).map_err(kernel("hold the place of a port"))?
+            }
+        };
         let target = is_served(port, inside);
         listeners.push(Listener { fd, target });
     }
@@ -223,12 +238,13 @@ fn host_addresses(request: &PortRequest, dual: bool) -> Vec<IpAddr> {
 
 type Reserved = (u16, Vec<OwnedFd>);
 
-fn reserve_one(request: &PortRequest, addresses: &[IpAddr]) -> Result<Reserved> {
+fn reserve_one(request: &PortRequest, addresses: &[IpAddr], inside: Ipv4Addr) -> Result<Reserved> {
     let protocol = request.protocol;
+    let to = SocketAddr::new(inside.into(), request.container_port);
     match (request.host_port, request.host_port_end) {
         (Some(first), Some(last)) if last > first => {
             for port in first..=last {
-                match reserve_port(addresses, port, protocol) {
+                match reserve_port(addresses, port, protocol, to) {
                     Err(NetworkError::Bind {
                         source: BindFailure::InUse,
                         ..
@@ -242,11 +258,11 @@ fn reserve_one(request: &PortRequest, addresses: &[IpAddr]) -> Result<Reserved> 
                 protocol,
             })
         }
-        (Some(port), _) => reserve_port(addresses, port, protocol),
+        (Some(port), _) => reserve_port(addresses, port, protocol, to),
         (None, _) => {
             let mut tries = 0;
             loop {
-                match reserve_port(addresses, 0, protocol) {
+                match reserve_port(addresses, 0, protocol, to) {
                     Err(NetworkError::Bind {
                         source: BindFailure::InUse,
                         ..
@@ -261,22 +277,28 @@ fn reserve_one(request: &PortRequest, addresses: &[IpAddr]) -> Result<Reserved> 
 }
 
 /// Takes the same port on every address; port 0 means the one the kernel picks for the first.
-fn reserve_port(addresses: &[IpAddr], port: u16, protocol: Protocol) -> Result<Reserved> {
+fn reserve_port(
+    addresses: &[IpAddr],
+    port: u16,
+    protocol: Protocol,
+    to: SocketAddr,
+) -> Result<Reserved> {
     let mut port = port;
     let mut sockets = Vec::with_capacity(addresses.len());
     for address in addresses {
-        let (bound, socket) = take(SocketAddr::new(*address, port), protocol)?;
+        let (bound, socket) = take(SocketAddr::new(*address, port), protocol, to)?;
         port = bound;
         sockets.push(socket);
     }
     Ok((port, sockets))
 }
 
-fn take(address: SocketAddr, protocol: Protocol) -> Result<(u16, OwnedFd)> {
+fn take(address: SocketAddr, protocol: Protocol, to: SocketAddr) -> Result<(u16, OwnedFd)> {
     bound_socket(address, protocol).map_err(|errno| match errno {
         Errno::PROTONOSUPPORT if protocol == Protocol::Sctp => NetworkError::NoSctp,
         errno => NetworkError::Bind {
             address,
+            to,
             protocol,
             source: errno.into(),
         },
@@ -369,7 +391,9 @@ mod tests {
         let error = reserve(&[request(Some(port))], INSIDE, false).unwrap_err();
         assert_eq!(
             chain(&error),
-            format!("failed to bind host port 0.0.0.0:{port}/tcp: address already in use")
+            format!(
+                "failed to bind host port for 0.0.0.0:{port}:172.17.0.2:80/tcp: address already in use"
+            )
         );
         assert_eq!(error.kind(), ErrorKind::Conflict);
         let server = std::net::TcpListener::bind(("0.0.0.0", port));
@@ -470,7 +494,7 @@ mod tests {
         let error = reserve(&[wanted], INSIDE, false).unwrap_err();
         assert_eq!(
             chain(&error),
-            "failed to bind host port 203.0.113.77:80/tcp: cannot assign requested address"
+            "failed to bind host port for 203.0.113.77:80:172.17.0.2:80/tcp: cannot assign requested address"
         );
     }
 }

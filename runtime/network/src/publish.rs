@@ -212,6 +212,7 @@ impl Networks {
             address,
             protocol,
             source: BindFailure::InUse,
+            ..
         } = &error
         else {
             return error;

@@ -219,10 +219,16 @@ fn answer(client: BorrowedFd<'_>, id: &str) -> bool {
     }
 }
 
+/// The arguments of a supervisor that goes on with the container of a run directory.
+pub(crate) fn words<'a>(config: &Config, run_dir: &'a str) -> Vec<&'a str> {
+    let mut words = vec!["amphora", "supervise", AGAIN, run_dir];
+    words.extend(config.ahead().words());
+    words
+}
+
 fn execute_again(pause: &Pause<'_>) -> Result<(), SupervisorError> {
     let run_dir = pause.config.run_dir.to_string_lossy().into_owned();
-    let mut words = vec!["amphora", "supervise", AGAIN, &run_dir];
-    words.extend(pause.config.ahead().words());
+    let mut words = words(pause.config, &run_dir);
     let base = shared_base::word(&pause.config.run_dir);
     words.extend(base.as_deref());
     if pause.cause == Cause::Unhealthy {

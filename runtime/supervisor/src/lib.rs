@@ -15,6 +15,7 @@ mod config;
 mod error;
 mod events;
 mod files;
+mod go_on;
 
 mod client;
 mod exec;
@@ -68,6 +69,7 @@ pub use events::{
 };
 pub use exec::{ExecConfig, ExecRecord, ExecRequest};
 pub use exit::ExitRecord;
+pub use go_on::{GoOnRequest, go_on};
 pub use health::{
     HealthAction, HealthConfig, HealthPhase, HealthRecord, HealthResult, HealthStatus, health_time,
 };

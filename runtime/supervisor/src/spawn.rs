@@ -14,7 +14,6 @@ use crate::client::{AttachMode, Client};
 use crate::config::Config;
 use crate::files::open_dir;
 use crate::handover::{Mode as StartMode, Outgoing};
-use crate::start::HANDOVER_FD;
 use crate::waiting::{Ahead, Charge, Waiting};
 
 /// What a container is started with.
@@ -151,12 +150,12 @@ pub fn adopt(request: AdoptRequest<'_>) -> Result<Adopted, SupervisorError> {
     })
 }
 
-/// Starts the program, with the socket and nothing else of ours.
+/// Starts the program, with one descriptor and nothing else of ours.
 pub(crate) fn execute(
     exe: &OwnedFd,
     argv: &[&str],
     cgroup: Option<&SupervisorCgroup>,
-    socket: BorrowedFd<'_>,
+    given: (BorrowedFd<'_>, i32),
 ) -> Result<Launched, SupervisorError> {
     let malformed = |_| SupervisorError::Malformed {
         what: "supervisor arguments",
@@ -179,7 +178,7 @@ pub(crate) fn execute(
         program: exe.as_fd(),
         args: &args,
         env: &[],
-        fds: &[(null, 0), (null, 1), (null, 2), (socket, HANDOVER_FD)],
+        fds: &[(null, 0), (null, 1), (null, 2), given],
         cgroup: cgroup.and_then(|c| c.launch.as_ref()).map(AsFd::as_fd),
         cgroup_tasks: &tasks,
     })

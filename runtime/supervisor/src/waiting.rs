@@ -21,7 +21,7 @@ use crate::frame::Frame;
 use crate::handover::{Mode, Outgoing};
 use crate::shared_base;
 use crate::spawn::{Spawned, execute};
-use crate::start::KILL;
+use crate::start::{HANDOVER_FD, KILL};
 
 /// Argument of a supervisor that makes the container's network namespace.
 pub(crate) const NETNS: &str = "netns";
@@ -164,7 +164,7 @@ impl<'a> Waiting<'a> {
         let base = shared_base::word(run_dir);
         let more = ahead.words().iter().copied().chain(base.as_deref());
         let argv: Vec<&str> = argv.iter().copied().chain(more).collect();
-        let launched = execute(exe, &argv, cgroup, theirs.as_fd())?;
+        let launched = execute(exe, &argv, cgroup, (theirs.as_fd(), HANDOVER_FD))?;
         Ok(Self {
             process: Process {
                 launched: Some(launched),

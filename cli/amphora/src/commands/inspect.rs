@@ -169,9 +169,11 @@ fn run(engine: &Engine, kind: Kind, format: Option<&str>, size: bool, names: &[S
             found.push(object);
             return Ok(());
         };
-        let value = Value::from_json(&object, MAPS, SLICES);
-        let line = template
-            .execute(&value, Mode::Rows)
+        let execute = |object: &serde_json::Value| {
+            template.execute(&Value::from_json(object, MAPS, SLICES), Mode::Rows)
+        };
+        let line = execute(&object)
+            .or_else(|error| unsaid(object).map_or(Err(error), |whole| execute(&whole)))
             .map_err(|e| Failure::Local(crate::format::parsing_error(&e)))?;
         out.push_str(&line);
         out.push('\n');
@@ -188,6 +190,18 @@ fn run(engine: &Engine, kind: Kind, format: Option<&str>, size: bool, names: &[S
         Some(_) => ui::raw(&out),
     }
     outcome
+}
+
+/// A volume with the fields that Docker's type has, and JSON leaves out where they are empty: a
+/// template may name them.
+fn unsaid(mut object: serde_json::Value) -> Option<serde_json::Value> {
+    let map = object
+        .as_object_mut()
+        .filter(|map| map.contains_key("Mountpoint"))?;
+    for field in ["ClusterVolume", "Status", "UsageData"] {
+        map.insert(field.to_owned(), serde_json::Value::Null);
+    }
+    Some(object)
 }
 
 /// Doubles the indentation.

@@ -288,6 +288,7 @@ fn open_with(
             .map_err(|e| Failure::Local(format!("invalid path \"{}\": {e}", p.display())))
     };
     let options = EngineOptions {
+        warn: |text| crate::ui::warnings([text]),
         root: absolute(root)?,
         run_root: absolute(run_root)?,
         insecure_registries: global.insecure_registry.clone(),

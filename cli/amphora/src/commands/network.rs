@@ -106,7 +106,8 @@ pub(crate) fn network(engine: impl FnOnce() -> Outcome<Engine>, command: Network
                 // What containers that ended have left in it goes with a look at it.
                 engine.inspect_network(&args.network)?;
             }
-            Ok(engine.disconnect_network(&args.container, &args.network)?)
+            ui::warnings(engine.disconnect_network(&args.container, &args.network)?);
+            Ok(())
         }
         Network::Inspect(args) => {
             super::inspect::other(&engine, super::inspect::Kind::Network, &args.what)

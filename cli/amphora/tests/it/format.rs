@@ -32,6 +32,32 @@ fn inspect(s: &Sandbox, template: &str) -> String {
     text
 }
 
+/// Docker's type has fields that its JSON leaves out.
+#[test]
+fn templates_name_what_a_volume_does_not_say() {
+    let s = Sandbox::ready();
+    s.run(&["volume", "create", "vol"]).ok();
+    for (template, want) in [
+        ("{{.Status}}", "map[]"),
+        ("{{json .Status}} {{len .Status}}", "null 0"),
+        ("{{.Status.x}}", "<no value>"),
+        ("{{.UsageData}} {{.ClusterVolume}}", "<nil> <nil>"),
+        ("{{.Name}} {{.Labels}}", "vol map[]"),
+    ] {
+        for words in [&["volume", "inspect"][..], &["inspect"]] {
+            let all = [words, &["-f", template, "vol"]].concat();
+            assert_eq!(s.run(&all).ok(), format!("{want}\n"), "{template}");
+        }
+    }
+    let json = s
+        .run(&["volume", "inspect", "-f", "{{json .}}", "vol"])
+        .ok();
+    assert!(!json.contains("Status"), "{json}");
+    s.run(&["volume", "inspect", "-f", "{{.Nope}}", "vol"])
+        .fails(1, "Nope");
+    s.run(&["volume", "rm", "vol"]).ok();
+}
+
 #[test]
 fn inspect_templates() {
     let s = Sandbox::ready();

@@ -15,6 +15,7 @@ both!(
     an_internal_network_has_no_way_out,
     the_network_of_another_container_is_shared,
     names_of_servers_and_hosts_are_written_down,
+    each_family_has_its_own_way_out,
 );
 
 /// Runs the words of a line.
@@ -287,6 +288,19 @@ fn an_internal_network_has_no_way_out(image: &str) {
     };
     unanswered(&s, image, "--network inner", &outside, &answered);
     assert_eq!(ok(&s, "network inspect -f {{.Internal}} inner"), "true\n");
+    // Nothing leads there, though the network has the address.
+    let shown = s.inspect("in");
+    let shown = &shown["NetworkSettings"]["Networks"]["inner"];
+    assert_eq!(
+        (&shown["Gateway"], &shown["IPv6Gateway"]),
+        (&json!(""), &json!(""))
+    );
+    assert_ne!(shown["GlobalIPv6Address"], "");
+    let shown = s.inspect("out");
+    assert_eq!(
+        shown["NetworkSettings"]["Networks"]["outer"]["Gateway"],
+        "192.168.78.1"
+    );
     if image == "probe-linux" {
         let routes = ok(
             &s,
@@ -586,6 +600,60 @@ fn the_way_out_is_the_one_with_the_highest_priority() {
         red
     );
     gone(&s, "blue red");
+}
+
+/// Where a network has no IPv6, or no way out, IPv6 goes by way of the next one.
+fn each_family_has_its_own_way_out(image: &str) {
+    let s = Sandbox::ready();
+    ok(
+        &s,
+        "network create --ipv6=false --subnet 192.168.77.0/24 blue",
+    );
+    ok(
+        &s,
+        "network create --subnet 192.168.78.0/24 --subnet fd00:78::/64 red",
+    );
+    ok(
+        &s,
+        "network create --internal --subnet 192.168.79.0/24 --subnet fd00:79::/64 inner",
+    );
+    let line = "run -d --name one --network name=blue,gw-priority=1 --network inner --network red";
+    ok(&s, &format!("{line} {image} serve 7000 one"));
+    serving(&s, "one");
+    let ways = || {
+        let pid = s.inspect("one")["State"]["Pid"].to_string();
+        let of = |family| {
+            let text = tool(&["nsenter", "-t", &pid, "-n", "ip", family, "route"]);
+            let ways = text.lines().filter_map(|l| l.strip_prefix("default via "));
+            let ways = ways.filter_map(|l| l.split(' ').next().map(str::to_owned));
+            ways.collect::<Vec<_>>().join(" ")
+        };
+        format!("{} {}", of("-4"), of("-6"))
+    };
+    assert_eq!(ways(), "192.168.77.1 fd00:78::1");
+    // One that ranks higher takes over what it has.
+    ok(
+        &s,
+        "network create --subnet 192.168.80.0/24 --subnet fd00:80::/64 green",
+    );
+    ok(&s, "network connect green one");
+    assert_eq!(ways(), "192.168.77.1 fd00:80::1");
+    ok(&s, "network disconnect green one");
+    assert_eq!(ways(), "192.168.77.1 fd00:78::1");
+    ok(&s, "network connect --gw-priority 2 green one");
+    assert_eq!(ways(), "192.168.80.1 fd00:80::1");
+    ok(&s, "network disconnect green one");
+    assert_eq!(ways(), "192.168.77.1 fd00:78::1");
+    ok(&s, "network disconnect blue one");
+    assert_eq!(ways(), "192.168.78.1 fd00:78::1");
+    ok(&s, "network disconnect red one");
+    assert_eq!(ways(), " ");
+    ok(&s, "network connect blue one");
+    assert_eq!(ways(), "192.168.77.1 ");
+    ok(&s, "network connect red one");
+    ok(&s, "restart -t 0 one");
+    assert_eq!(ways(), "192.168.78.1 fd00:78::1");
+    gone(&s, "blue red inner green");
 }
 
 #[test]

@@ -173,7 +173,7 @@ fn taken(out: Output, code: i32, n: usize) {
     let address = format!("127.0.0.1:{}", port(n));
     let known = [
         format!("Bind for {address} failed: port is already allocated"),
-        format!("failed to bind host port {address}/tcp: address already in use"),
+        format!("failed to bind host port for {address}:172.17.0."),
     ];
     let told = known
         .iter()

@@ -19,6 +19,8 @@ both!(
     a_flushed_ruleset_is_repaired_by_the_next_command,
     a_closed_firewall_is_told_by_starts_and_info,
     ports_move_with_the_network,
+    a_port_taken_meanwhile_is_told_by_whoever_takes_over,
+    ports_that_lead_nowhere_are_taken_over_too,
 );
 
 #[test]
@@ -186,6 +188,12 @@ fn changed_ports_are_kept_over_restarts(image: &str) {
     }
 }
 
+/// The server's own address.
+fn inside(s: &Sandbox) -> String {
+    let address = &s.inspect("web")["NetworkSettings"]["IPAddress"];
+    address.as_str().expect("an address").to_owned()
+}
+
 fn what_cannot_be_published_live_changes_nothing(image: &str) {
     let s = Sandbox::ready();
     web(&s, image);
@@ -210,11 +218,9 @@ fn what_cannot_be_published_live_changes_nothing(image: &str) {
         1,
         "Error response from daemon: Bind for 0.0.0.0:8080 failed: port is already allocated",
     );
-    refused(
-        &["add", "web", "8081-8083:80-82"],
-        1,
-        "Error response from daemon: failed to bind host port 0.0.0.0:8083/tcp: address already in use",
-    );
+    let theirs = format!("0.0.0.0:8083:{}:82/tcp: address already in use", inside(&s));
+    let theirs = format!("Error response from daemon: failed to bind host port for {theirs}");
+    refused(&["add", "web", "8081-8083:80-82"], 1, &theirs);
     refused(
         &["add", "web", "203.0.113.7:8081:80"],
         1,
@@ -337,13 +343,18 @@ fn busy_ports_are_told_and_nothing_is_left(image: &str) {
             &["8081:80", "8080:81"][..],
             "Bind for 0.0.0.0:8080 failed: port is already allocated",
         ),
+        (&["8081-8083:80-82"], ":82/tcp: address already in use"),
         (
             &["8081-8083:80-82"],
-            "failed to bind host port 0.0.0.0:8083/tcp: address already in use",
+            "failed to bind host port for 0.0.0.0:8083:172.17.0.",
         ),
         (
             &["8081:80", "5353:53/udp"],
-            "failed to bind host port 0.0.0.0:5353/udp: address already in use",
+            "failed to bind host port for 0.0.0.0:5353:172.17.0.",
+        ),
+        (
+            &["8081:80", "5353:53/udp"],
+            ":53/udp: address already in use",
         ),
         (
             &["8081:80", "8080-8080:80"],
@@ -437,4 +448,63 @@ fn ports_move_with_the_network(image: &str) {
         free(port);
     }
     s.run(&["network", "rm", "blue"]).ok();
+}
+
+fn a_port_taken_meanwhile_is_told_by_whoever_takes_over(image: &str) {
+    let s = Sandbox::ready();
+    let run = [
+        "run", "-d", "--name", "web", "-p", "8080:80", "-p", "8081:80",
+    ];
+    s.run(&[&run[..], &[image, "serve", "80", "answer"]].concat())
+        .ok();
+    serving(&s, "web");
+    let inside = inside(&s);
+    kill(supervisor_pid(&s, "web"));
+    let host = TcpListener::bind("0.0.0.0:8080").unwrap();
+    let told = format!(
+        "WARNING: container web lost its supervisor, and the new one does not have all of its \
+         ports: failed to bind host port for 0.0.0.0:8080:{inside}:80/tcp: address already in use\n"
+    );
+    assert_eq!(s.run(&["ps", "-q"]).stderr, told);
+    // It is told once; the other ports, and the other family, are as they were.
+    assert_eq!(s.run(&["ps", "-q"]).stderr, "");
+    TcpListener::bind("0.0.0.0:8081").expect_err("not reserved again");
+    for address in ["127.0.0.1:8081", "[::1]:8081", "[::1]:8080"] {
+        assert_eq!(ask(address).expect(address), "answer\n");
+    }
+    s.run(&["port", "rm", "web", "8080:80"]).ok();
+    assert_eq!(ask("127.0.0.1:8081").unwrap(), "answer\n");
+    drop(host);
+    free(8080);
+    s.run(&["rm", "-f", "web"]).ok();
+    free(8081);
+}
+
+fn ports_that_lead_nowhere_are_taken_over_too(image: &str) {
+    let s = Sandbox::ready();
+    s.run(&["network", "create", "--internal", "inner"]).ok();
+    s.run(&["network", "create", "blue"]).ok();
+    let run = [
+        "run",
+        "-d",
+        "--name",
+        "web",
+        "--network",
+        "inner",
+        "-p",
+        "8080:80",
+    ];
+    s.run(&[&run[..], &[image, "serve", "80", "answer"]].concat())
+        .ok();
+    serving(&s, "web");
+    TcpListener::bind("0.0.0.0:8080").expect_err("not reserved");
+    kill(supervisor_pid(&s, "web"));
+    assert_eq!(s.run(&["ps", "-q"]).stderr, "");
+    TcpListener::bind("0.0.0.0:8080").expect_err("not reserved again");
+    s.run(&["network", "connect", "blue", "web"]).ok();
+    reached(8080);
+    assert_eq!(ask("[::1]:8080").unwrap(), "answer\n");
+    s.run(&["rm", "-f", "web"]).ok();
+    free(8080);
+    s.run(&["network", "rm", "inner", "blue"]).ok();
 }

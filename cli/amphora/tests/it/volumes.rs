@@ -33,7 +33,7 @@ fn sh(s: &Sandbox, flags: &[&str], script: &str) -> Output {
     s.run(&args)
 }
 
-fn tmpfs_volume(s: &Sandbox, name: &str, options: &str) {
+pub(crate) fn tmpfs_volume(s: &Sandbox, name: &str, options: &str) {
     let o = format!("o={options}");
     s.run(&[
         "volume",

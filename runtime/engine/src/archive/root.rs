@@ -14,7 +14,7 @@ use crate::boot::WORK_IDLE;
 use crate::config::ContainerConfig;
 use crate::container::Status;
 use crate::files::{Lock, open_dir, remove_tree};
-use crate::kept::Guard;
+use crate::kept::Opened;
 use crate::{Engine, EngineError, Result};
 
 /// The root of a container, held for one operation. Of a container that does not run, the lock is
@@ -25,8 +25,8 @@ pub(crate) struct ContainerRoot {
     /// Keeps root and volumes together.
     namespace: Option<OwnedFd>,
     volumes: Vec<OwnedFd>,
-    /// Until the last of it is unmounted nobody else may mount what they stand for anew.
-    guards: Vec<Guard>,
+    /// Where others find those of the volumes that are file systems of their own.
+    kept: Vec<(Opened, OwnedFd)>,
     idle: Option<(Lock, PathBuf)>,
 }
 
@@ -39,11 +39,17 @@ impl ContainerRoot {
 
 impl Drop for ContainerRoot {
     fn drop(&mut self) {
+        for (opened, _) in &self.kept {
+            opened.close();
+        }
         // Mounts first, so that nothing is busy.
         drop(self.fd.take());
         drop(self.namespace.take());
         self.volumes.clear();
-        self.guards.clear();
+        let kept = std::mem::take(&mut self.kept);
+        // All namespaces before the first lock.
+        let (_opened, namespaces): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
+        drop(namespaces);
         if let Some((lock, work)) = self.idle.take() {
             // What stays is removed by the next start or removal.
             let _ = remove_tree(&work);
@@ -69,7 +75,7 @@ impl Engine {
                     fd: Some(fd),
                     namespace: None,
                     volumes: Vec::new(),
-                    guards: Vec::new(),
+                    kept: Vec::new(),
                     idle: None,
                 });
             }
@@ -92,7 +98,7 @@ impl Engine {
             fd: None,
             namespace: None,
             volumes: Vec::new(),
-            guards: Vec::new(),
+            kept: Vec::new(),
             idle: Some((lock, work)),
         };
         let mut config = self.config(&config.id)?;
@@ -103,7 +109,11 @@ impl Engine {
         let made = self.mount_volumes(&config, fd.as_fd())?;
         let mounts = made.mounts;
         root.volumes = made.hold;
-        root.guards = made.guards;
+        for (guard, kept) in made.guards {
+            let opened = guard.open_to_others(&kept);
+            let opened = opened.map_err(EngineError::io("failed to share a volume"))?;
+            root.kept.push((opened, kept));
+        }
         if !mounts.is_empty() {
             let mut sorted: Vec<(CString, &OwnedFd)> = Vec::with_capacity(mounts.len());
             for mount in &mounts {
