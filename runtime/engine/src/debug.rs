@@ -123,10 +123,16 @@ impl Engine {
             plan,
             attach: options.attach.mode(),
         };
-        Ok(Debugging {
-            session: self.hand_over(id, &request)?,
-            scratch,
-        })
+        match self.hand_over(id, &request) {
+            Ok(session) => Ok(Debugging { session, scratch }),
+            Err(nothing_runs @ (EngineError::Exec(..) | EngineError::State(_))) => {
+                Err(nothing_runs)
+            }
+            Err(error) => {
+                scratch.keep();
+                Err(error)
+            }
+        }
     }
 
     fn debug_bundle(

@@ -80,7 +80,13 @@ impl Engine {
                 client,
             }),
             Err(SupervisorError::Launch { message, kind, .. }) => Err(not_started(&message, kind)),
-            Err(SupervisorError::Lost(_) | SupervisorError::NotRunning(_)) => Err(not_running(id)),
+            Err(SupervisorError::NotRunning(_)) => Err(not_running(id)),
+            Err(lost @ SupervisorError::Lost(_)) => {
+                self.reconcile_one(id)?;
+                running(&self.view(id)?)?;
+                // Its supervisor was killed, and may have begun.
+                Err(EngineError::plain(lost))
+            }
             Err(e) => Err(EngineError::plain(e)),
         }
     }

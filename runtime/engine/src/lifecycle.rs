@@ -68,7 +68,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Sends a signal to a running container's init.
+    /// Sends a signal to a running container's init. Behind a kill it has ended, as with Docker.
     ///
     /// # Errors
     /// [`EngineError::State`] when it is not running; an unknown signal.
@@ -90,7 +90,13 @@ impl Engine {
                 view.config.name, view.config.id
             )));
         }
-        self.send(&view, number)
+        let supervisor = if number == KILL {
+            self.supervisor(&view)?
+        } else {
+            None
+        };
+        self.send(&view, number)?;
+        supervisor.map_or(Ok(()), |supervisor| self.wait_gone(id, &supervisor))
     }
 
     /// Signals the run that `view` shows, and lets it go on where it is to end. A pause comes before

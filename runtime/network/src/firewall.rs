@@ -104,9 +104,7 @@ pub(crate) fn nft_hints(
                 nft::chain_names_link(socket, chain.family, user, link).map_err(look())?
         {
             if !named {
-                let remedy =
-                    ["in", "out"].map(|way| format!("\"ufw route allow {way} on {link}\""));
-                hints.push(hint(&format!("ufw (table \"{table}\")"), &remedy));
+                hints.push(ufw_hint(table, link));
             }
             continue;
         }
@@ -155,6 +153,11 @@ const fn ufw_chain(family: nft::Family) -> Option<&'static str> {
     }
 }
 
+fn ufw_hint(table: &str, link: &str) -> String {
+    let remedy = ["in", "out"].map(|way| format!("\"ufw route allow {way} on {link}\""));
+    hint(&format!("ufw (table \"{table}\")"), &remedy)
+}
+
 /// Says which chains in the forward hook, of whatever table, drop what the bridge `link` forwards.
 /// One that cannot be looked at is passed over.
 fn hook_hints(socket: &Socket, link: &str, ipv6: bool) -> Vec<String> {
@@ -189,6 +192,12 @@ fn hook_hints(socket: &Socket, link: &str, ipv6: bool) -> Vec<String> {
             _ => "ip6tables",
         };
         if (at.table.as_str(), at.chain.as_str()) == ("filter", "FORWARD") && family != "inet" {
+            if let Some(user) = ufw_chain(at.family)
+                && let Ok(Some(_)) = nft::chain_names_link(socket, at.family, user, link)
+            {
+                hints.push(ufw_hint(&table, link));
+                continue;
+            }
             let remedy =
                 ["-i", "-o"].map(|way| format!("\"{program} -I FORWARD {way} {link} -j ACCEPT\""));
             hints.push(hint(&format!("table \"{table}\""), &remedy));

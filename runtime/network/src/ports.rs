@@ -118,7 +118,7 @@ pub struct Listener {
     /// The socket, of the host's network namespace.
     pub fd: OwnedFd,
     /// For a listening socket: where an accepted client is connected to, from the host's network
-    /// namespace. `None` for a socket that only reserves its port.
+    /// namespace, or datagrams are handed on to. `None` for a socket that only reserves its port.
     pub target: Option<SocketAddr>,
 }
 
@@ -225,7 +225,7 @@ pub(crate) fn is_served(port: &PublishedPort, inside: Ipv4Addr) -> Option<Socket
 /// Only IPv6 sockets serve: rules cannot lead `::1` anywhere, and whatever else they miss (a
 /// network without IPv6) still reaches the container.
 const fn serves(host_ip: IpAddr, protocol: Protocol) -> bool {
-    host_ip.is_ipv6() && matches!(protocol, Protocol::Tcp)
+    host_ip.is_ipv6() && matches!(protocol, Protocol::Tcp | Protocol::Udp)
 }
 
 fn host_addresses(request: &PortRequest, dual: bool) -> Vec<IpAddr> {

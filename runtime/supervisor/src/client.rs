@@ -216,7 +216,7 @@ impl Client {
         loop {
             match self.next()? {
                 ClientEvent::Exit(status) => return Ok(status),
-                ClientEvent::Lost => return Err(SupervisorError::Lost(self.run_dir.clone())),
+                ClientEvent::Lost => return Err(self.lost()),
                 _ => {}
             }
         }
@@ -253,7 +253,7 @@ impl Client {
                         "the container has ended".to_owned(),
                     ));
                 }
-                ClientEvent::Lost => return Err(SupervisorError::Lost(self.run_dir.clone())),
+                ClientEvent::Lost => return Err(self.lost()),
                 _ => {}
             }
         }
@@ -313,6 +313,10 @@ impl Client {
 
     pub(crate) fn note_skipped(&mut self, bytes: u64) {
         self.skipped += bytes;
+    }
+
+    pub(crate) fn lost(&self) -> SupervisorError {
+        SupervisorError::Lost(self.run_dir.clone())
     }
 
     pub(crate) fn early(&self) -> bool {

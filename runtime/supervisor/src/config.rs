@@ -161,7 +161,7 @@ impl Default for LogConfig {
 /// What a handed-over socket is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
-    /// Accept here and splice to this address of the container; `None`: only hold the socket, so
+    /// Accept here and splice to this address of the container, or relay datagrams; `None`: only hold the socket, so
     /// that nobody else takes its port.
     pub target: Option<SocketAddr>,
 }

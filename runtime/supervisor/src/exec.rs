@@ -245,10 +245,14 @@ impl Client {
     /// The same over a connection that is there, and that is the session's from then on.
     ///
     /// # Errors
-    /// As [`Client::exec`].
+    /// As [`Client::exec`]; [`SupervisorError::Lost`] when the supervisor goes without a word: the
+    /// process may run.
     pub fn exec_here(&mut self, request: &ExecRequest) -> Result<i32, SupervisorError> {
         send(self.as_fd(), request)?;
         let n = self.receive()?;
+        if n == 0 {
+            return Err(self.lost());
+        }
         match self.message(n) {
             Some(Frame::Started(pid)) => Ok(pid),
             Some(Frame::Failed { kind, errno, text }) => Err(SupervisorError::Launch {
@@ -257,10 +261,10 @@ impl Client {
                 kind: kind_from(kind),
             }),
             Some(Frame::Error(text)) => Err(SupervisorError::Refused(text.to_owned())),
-            Some(Frame::Exit { .. }) | None => Err(SupervisorError::Refused(
+            Some(Frame::Exit { .. }) => Err(SupervisorError::Refused(
                 "the container has ended".to_owned(),
             )),
-            Some(_) => Err(malformed("message", "it makes no sense here")),
+            _ => Err(malformed("message", "it makes no sense here")),
         }
     }
 }

@@ -40,6 +40,7 @@ mod jsonlog;
 mod name_server;
 mod ports;
 mod probes;
+mod relay;
 mod release;
 mod remote;
 mod restart;

@@ -12,7 +12,7 @@ use amphora_sys::channel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
-use rustix::net::{getsockname, sockopt};
+use rustix::net::{SocketType, getsockname, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::SupervisorError;
@@ -66,13 +66,31 @@ fn malformed(why: &str) -> SupervisorError {
     }
 }
 
+/// Where the datagrams of each socket go that comes with a change.
+type Targets = Vec<Option<SocketAddr>>;
+
+/// Takes the targets of datagrams out of a change: they come behind it, where a supervisor does not
+/// look that would accept connections on those sockets. It only holds them.
+fn set_apart(mut change: PortsChange, sockets: &[OwnedFd]) -> (PortsChange, Targets) {
+    let given = change.given.iter_mut().zip(sockets);
+    let targets = given
+        .map(|(listener, socket)| {
+            let datagrams = sockopt::socket_type(socket) == Ok(SocketType::DGRAM);
+            listener.target.take_if(|_| datagrams)
+        })
+        .collect();
+    (change, targets)
+}
+
 fn send(
     socket: BorrowedFd<'_>,
     change: &PortsChange,
     sockets: &[OwnedFd],
 ) -> Result<(), SupervisorError> {
     let failed = |e: std::io::Error| SupervisorError::Kernel("hand over the change of ports", e);
-    let bytes = postcard::to_allocvec(&(VERSION, change)).map_err(|e| malformed(&e.to_string()))?;
+    let (change, targets) = set_apart(change.clone(), sockets);
+    let bytes = postcard::to_allocvec(&(VERSION, change, targets))
+        .map_err(|e| malformed(&e.to_string()))?;
     let length = u32::try_from(bytes.len()).map_err(|_| malformed("it is too large"))?;
     let file =
         rustix::fs::memfd_create("ports", MemfdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
@@ -117,9 +135,15 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(PortsChange, Vec<OwnedFd>), Superv
     if version != VERSION {
         return Err(malformed("unknown version"));
     }
-    let change: PortsChange = postcard::from_bytes(rest).map_err(|_| bad())?;
+    let (mut change, rest) = postcard::take_from_bytes::<PortsChange>(rest).map_err(|_| bad())?;
     if change.given.len() != fds.len() {
         return Err(bad());
+    }
+    if !rest.is_empty() {
+        let targets: Targets = postcard::from_bytes(rest).map_err(|_| bad())?;
+        for (listener, target) in change.given.iter_mut().zip(targets) {
+            listener.target = listener.target.or(target);
+        }
     }
     Ok((change, fds))
 }
@@ -187,7 +211,8 @@ impl Server {
                 self.parts.hold.push(socket);
                 continue;
             };
-            let gate = self.splices.listen(&self.epoll, socket, target);
+            let gate = rustix::io::ioctl_fionbio(&socket, true);
+            let gate = gate.and_then(|()| self.splices.listen(&self.epoll, socket, target));
             match gate {
                 Ok(gate) => opened.push(gate),
                 Err(e) => {
@@ -300,5 +325,26 @@ mod tests {
         assert_eq!((arrived, fds.len()), (change.clone(), 1));
         send(here.as_fd(), &change, &[]).unwrap();
         assert!(receive(there.as_fd()).is_err(), "a socket is missing");
+    }
+
+    #[test]
+    fn one_that_knows_no_datagrams_only_holds_their_sockets() {
+        let target = Some("172.17.0.2:53".parse().unwrap());
+        let change = PortsChange {
+            given: vec![Listener { target }; 2],
+            ..PortsChange::default()
+        };
+        let udp = OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let tcp = OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
+        let sockets = [udp, tcp];
+        let (older, targets) = set_apart(change.clone(), &sockets);
+        let told: Vec<_> = older.given.iter().map(|l| l.target).collect();
+        assert_eq!((told, &targets), (vec![None, target], &vec![target, None]));
+        // What it reads, and what one without datagrams sends.
+        let bytes = postcard::to_allocvec(&(older.clone(), targets)).unwrap();
+        assert_eq!(postcard::from_bytes::<PortsChange>(&bytes).unwrap(), older);
+        let (here, there) = channel::pair().unwrap();
+        send(here.as_fd(), &change, &sockets).unwrap();
+        assert_eq!(receive(there.as_fd()).unwrap().0, change);
     }
 }

@@ -29,6 +29,7 @@ pub(crate) const TOKEN_CLIENT: u64 = 1 << 16;
 pub(crate) const TOKEN_LISTENER: u64 = 2 << 16;
 pub(crate) const TOKEN_SPLICE: u64 = 3 << 16;
 pub(crate) const TOKEN_NAMES: u64 = 5 << 16;
+pub(crate) const TOKEN_RELAY: u64 = 6 << 16;
 const EVENTS: usize = 32;
 /// Quiet time after which buffers are given back.
 const IDLE: Timespec = Timespec {
@@ -161,6 +162,7 @@ impl Server {
                 (false, false) => None,
             };
             let timeout = self.names_timeout(self.health_timeout(timeout));
+            let timeout = self.splices.relay.timeout(timeout);
             let n = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
                 Ok(n) => n,
                 Err(Errno::INTR) => continue,
@@ -180,6 +182,7 @@ impl Server {
             }
             self.splices.pump_hot(&self.epoll);
             self.splices.retry(&self.epoll);
+            self.splices.relay.tick();
         }
     }
 
@@ -191,6 +194,7 @@ impl Server {
         if let Some(names) = &mut self.names {
             names.release();
         }
+        self.splices.relay.release();
         for session in self.sessions.iter_mut().flatten() {
             session.release_pages();
         }
@@ -203,6 +207,7 @@ impl Server {
             TOKEN_CLIENT => self.client_event(index, flags),
             TOKEN_LISTENER => self.splices.accept(&self.epoll, index),
             TOKEN_SPLICE => self.splices.pump(&self.epoll, index),
+            TOKEN_RELAY => self.splices.relay_back(index),
             TOKEN_NAMES => self.names_event(token, flags),
             TOKEN_SESSION => {
                 let part = token & ((1 << PART_BITS) - 1);

@@ -2,6 +2,7 @@
 //! kernel's address translation does not reach `::1`.
 //!
 //! Bytes go socket → pipe → socket inside the kernel; a pipe is the only buffer a direction has.
+//! Datagrams are handed on by the [`Relay`].
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,7 +12,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
-    socket_error,
+    socket_error, socket_type,
 };
 use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, accept_with, connect, shutdown, socket_with,
@@ -19,6 +20,7 @@ use rustix::net::{
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 
 use crate::clock;
+use crate::relay::Relay;
 use crate::server::{TOKEN_LISTENER, TOKEN_SPLICE};
 
 /// Most spliced connections at a time; further ones wait in the listener's backlog.
@@ -40,6 +42,8 @@ const RETRY_NS: u64 = clock::NANOS;
 struct Gate {
     socket: OwnedFd,
     target: SocketAddr,
+    /// Its datagrams are relayed; it has no connections.
+    datagrams: bool,
 }
 
 #[derive(Debug)]
@@ -67,6 +71,7 @@ struct Half {
 pub(crate) struct Splices {
     gates: Vec<Option<Gate>>,
     connections: Vec<Option<Connection>>,
+    pub(crate) relay: Relay,
     full: bool,
     /// When to look for descriptors again: no connection of ours may be there to end.
     retry_at: Option<u64>,
@@ -79,18 +84,19 @@ enum Outcome {
 }
 
 impl Splices {
-    /// Starts accepting; returns what ends it again ([`Splices::unlisten`]).
+    /// Starts accepting on a socket that does not wait; returns what ends it again
+    /// ([`Splices::unlisten`]).
     pub(crate) fn listen(
         &mut self,
         epoll: &OwnedFd,
         socket: OwnedFd,
         target: SocketAddr,
     ) -> Result<usize, Errno> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
+        let datagrams = socket_type(&socket)? == SocketType::DGRAM;
         let free = self.gates.iter().position(Option::is_none);
         let index = free.unwrap_or(self.gates.len());
         let token = EventData::new_u64(TOKEN_LISTENER + index as u64);
-        let flags = if self.full {
+        let flags = if self.full && !datagrams {
             EventFlags::empty()
         } else {
             EventFlags::IN
@@ -100,7 +106,11 @@ impl Splices {
             self.gates.push(None);
         }
         if let Some(place) = self.gates.get_mut(index) {
-            *place = Some(Gate { socket, target });
+            *place = Some(Gate {
+                socket,
+                target,
+                datagrams,
+            });
         }
         Ok(index)
     }
@@ -110,22 +120,26 @@ impl Splices {
         if let Some(place) = self.gates.get_mut(gate) {
             *place = None;
         }
+        self.relay.end(gate);
     }
 
     /// Has listeners lead elsewhere from the next connection on.
     pub(crate) fn retarget(&mut self, moved: &[(SocketAddr, SocketAddr)]) {
-        for gate in self.gates.iter_mut().flatten() {
+        for (index, gate) in self.gates.iter_mut().enumerate() {
+            let Some(gate) = gate else { continue };
             if let Some((_, to)) = moved.iter().find(|(from, _)| *from == gate.target) {
                 gate.target = *to;
+                self.relay.end(index);
             }
         }
     }
 
     /// Closes every listener of which `goes` holds.
     pub(crate) fn unlisten_if(&mut self, goes: impl Fn(&OwnedFd) -> bool) {
-        for place in &mut self.gates {
+        for (index, place) in self.gates.iter_mut().enumerate() {
             if place.as_ref().is_some_and(|gate| goes(&gate.socket)) {
                 *place = None;
+                self.relay.end(index);
             }
         }
     }
@@ -135,8 +149,13 @@ impl Splices {
         self.connections.iter().flatten().any(|c| c.hot)
     }
 
-    /// Accepts one connection of a listener.
+    /// Accepts one connection of a listener, or hands its datagrams on.
     pub(crate) fn accept(&mut self, epoll: &OwnedFd, gate: usize) {
+        if let Some(Some(from)) = self.gates.get(gate)
+            && from.datagrams
+        {
+            return self.relay.there(epoll, gate, &from.socket, from.target);
+        }
         let used = self.connections.iter().flatten().count();
         if used >= SPLICES_MAX {
             self.watch_gates(epoll, false);
@@ -172,6 +191,14 @@ impl Splices {
         }
     }
 
+    /// Hands back what the container has answered to a client.
+    pub(crate) fn relay_back(&mut self, index: usize) {
+        let gate = self.relay.gate_of(index);
+        if let Some(Some(gate)) = gate.and_then(|gate| self.gates.get(gate)) {
+            self.relay.back(index, &gate.socket);
+        }
+    }
+
     /// Without descriptors the listeners would be ready forever.
     fn pause(&mut self, epoll: &OwnedFd) {
         self.watch_gates(epoll, false);
@@ -199,7 +226,9 @@ impl Splices {
             EventFlags::empty()
         };
         for (i, gate) in self.gates.iter().enumerate() {
-            let Some(gate) = gate else { continue };
+            let Some(gate) = gate.as_ref().filter(|g| !g.datagrams) else {
+                continue;
+            };
             let token = EventData::new_u64(TOKEN_LISTENER + i as u64);
             let _ = epoll::modify(epoll, &gate.socket, token, flags);
         }
@@ -237,6 +266,9 @@ impl Splices {
         for connection in self.connections.iter_mut().flatten() {
             let _ = connection.pump();
         }
+        let gates = &self.gates;
+        self.relay
+            .drain(|gate| Some(&gates.get(gate)?.as_ref()?.socket));
     }
 }
 

@@ -19,13 +19,22 @@ const INFO_BYTES: usize = 84;
 /// Where `struct ipt_get_entries` has the size, and where the rules start.
 const SIZE_AT: usize = NAME_BYTES;
 const ENTRIES_AT: usize = 40;
-/// `underflow[NF_INET_FORWARD]` in the information: where the chain's policy is.
-const FORWARD_POLICY_AT: usize = NAME_BYTES + 4 + 5 * 4 + 2 * 4;
+/// `hook_entry[NF_INET_FORWARD]` in the information: where the chain's first rule is. Its last one
+/// is its policy.
+const FORWARD_AT: usize = NAME_BYTES + 4 + 2 * 4;
 const INFO_SIZE_AT: usize = INFO_BYTES - 4;
-/// The verdict lies after the target's header.
+/// In a target: its name behind its size, and its verdict behind its header.
+const TARGET_NAME_AT: usize = 2;
+const TARGET_NAME_BYTES: usize = 29;
 const VERDICT_AT: usize = 32;
-/// `-NF_DROP - 1`.
+/// `-NF_DROP - 1`, `-NF_ACCEPT - 1`, `XT_RETURN`; from 0 on it is where a chain begins.
 const DROP: i32 = -1;
+const ACCEPT: i32 = -2;
+const RETURN: i32 = -5;
+/// Most rules that are looked at: chains may lead to the same ones over and over.
+const STEPS_MAX: usize = 100_000;
+/// Most chains one inside the other.
+const DEPTH_MAX: usize = 64;
 /// A table that keeps changing is asked for again this often.
 const TRIES: usize = 4;
 
@@ -41,7 +50,30 @@ pub enum Family {
 /// Where things are in a rule (`struct ipt_entry`, `struct ip6t_entry`).
 struct Layout {
     links: usize,
+    /// Its flags, of which `goto` leads on for good.
+    flags: usize,
+    goto: u8,
+    /// Where what it asks of addresses, links and protocol ends.
+    questions: usize,
     target_offset: usize,
+    /// Its own length: matches follow, and then the target.
+    length: usize,
+}
+
+/// What a rule does with every packet.
+enum Step {
+    Drop,
+    Accept,
+    Return,
+    Lead { to: usize, returns: bool },
+}
+
+/// Where a chain leaves a packet that no rule asks for.
+#[derive(PartialEq, Eq)]
+enum End {
+    Dropped,
+    Accepted,
+    Back,
 }
 
 impl Family {
@@ -57,11 +89,19 @@ impl Family {
         match self {
             Self::V4 => Layout {
                 links: 16,
+                flags: 82,
+                goto: 2,
+                questions: 84,
                 target_offset: 88,
+                length: 112,
             },
             Self::V6 => Layout {
                 links: 64,
+                flags: 131,
+                goto: 4,
+                questions: 136,
                 target_offset: 140,
+                length: 168,
             },
         }
     }
@@ -79,7 +119,7 @@ impl Family {
 pub struct Filter {
     family: Family,
     rules: Vec<u8>,
-    forward_policy: usize,
+    forward: usize,
 }
 
 impl Filter {
@@ -113,18 +153,74 @@ impl Filter {
             return Ok(Some(Self {
                 family,
                 rules: entries.split_off(ENTRIES_AT),
-                forward_policy: usize_of(u32_at(&info, FORWARD_POLICY_AT).ok_or(Errno::PROTO)?),
+                forward: usize_of(u32_at(&info, FORWARD_AT).ok_or(Errno::PROTO)?),
             }));
         }
         Err(Errno::AGAIN.into())
     }
 
-    /// Says whether chain `FORWARD` drops what none of its rules decides.
+    /// Says whether chain `FORWARD` drops what its rules ask nothing of, by itself or in a chain
+    /// that it leads everything to.
     #[must_use]
     pub fn drops_forwarded(&self) -> bool {
-        let rule = self.rules.get(self.forward_policy..).unwrap_or_default();
-        let target = u16_at(rule, self.family.layout().target_offset).map_or(0, usize::from);
-        u32_at(rule, target + VERDICT_AT).map(u32::cast_signed) == Some(DROP)
+        let mut left = STEPS_MAX;
+        self.end_of(self.forward, DEPTH_MAX, &mut left) == End::Dropped
+    }
+
+    /// Follows a chain. What makes no sense, or is too much, is taken to come back.
+    fn end_of(&self, chain: usize, depth: usize, left: &mut usize) -> End {
+        let layout = self.family.layout();
+        let mut at = chain;
+        while let Some(rule) = self.rules.get(at..).filter(|_| *left > 0) {
+            *left -= 1;
+            let Some(next) = u16_at(rule, layout.target_offset + 2).filter(|n| *n > 0) else {
+                break;
+            };
+            match self.step(rule) {
+                Some(Step::Drop) => return End::Dropped,
+                Some(Step::Accept) => return End::Accepted,
+                Some(Step::Return) => break,
+                Some(Step::Lead { to, returns }) => {
+                    let end = match depth.checked_sub(1) {
+                        Some(depth) => self.end_of(to, depth, left),
+                        None => End::Back,
+                    };
+                    if end != End::Back || !returns {
+                        return end;
+                    }
+                }
+                None => {}
+            }
+            at += usize::from(next);
+        }
+        End::Back
+    }
+
+    /// What a rule does, if it asks nothing of the packet.
+    fn step(&self, rule: &[u8]) -> Option<Step> {
+        let layout = self.family.layout();
+        let mut questions = rule.get(..layout.questions)?.to_vec();
+        let flags = std::mem::take(questions.get_mut(layout.flags)?);
+        let target = usize::from(u16_at(rule, layout.target_offset)?);
+        let asks = flags & !layout.goto != 0 || questions.iter().any(|byte| *byte != 0);
+        if asks || target != layout.length {
+            return None;
+        }
+        let target = rule.get(target..)?;
+        let name = target.get(TARGET_NAME_AT..TARGET_NAME_AT + TARGET_NAME_BYTES)?;
+        match name.split(|b| *b == 0).next()? {
+            b"REJECT" => Some(Step::Drop),
+            b"" => match u32_at(target, VERDICT_AT)?.cast_signed() {
+                DROP => Some(Step::Drop),
+                ACCEPT => Some(Step::Accept),
+                RETURN => Some(Step::Return),
+                to => Some(Step::Lead {
+                    to: usize::try_from(to).ok()?,
+                    returns: flags & layout.goto == 0,
+                }),
+            },
+            _ => None,
+        }
     }
 
     /// Says whether any rule is about this link, by its full name.

@@ -21,6 +21,7 @@ both!(
     network_none,
     tmpfs_mount,
     signals_end_it,
+    what_is_killed_has_ended,
     name_is_free_at_once,
     create_start_wait,
     kill_and_restart,
@@ -461,7 +462,12 @@ fn network_none(image: &str) {
 
 /// Sends a datagram to a server and returns its answer.
 pub(crate) fn ask_udp(address: &str) -> std::io::Result<String> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let any = if address.starts_with('[') {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    };
+    let socket = std::net::UdpSocket::bind(any)?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
     socket.connect(address)?;
     socket.send(b"hello")?;
@@ -477,7 +483,7 @@ fn published_udp_ports(image: &str) {
     let serve = [image, "serve-udp", "53", "answer"];
     s.run(&[&publish[..], &serve].concat()).ok();
     serving(&s, "dns");
-    for address in ["127.0.0.1:5353", "192.0.2.1:5353"] {
+    for address in ["127.0.0.1:5353", "[::1]:5353", "192.0.2.1:5353"] {
         assert_eq!(ask_udp(address).expect(address), "answer\n");
     }
     let port = s.run(&["port", "dns"]).ok();
@@ -506,6 +512,28 @@ fn tmpfs_mount(image: &str) {
     .ok();
     let relative = s.run(&["run", "--rm", "--tmpfs", "t", image]);
     relative.fails(125, "mount path must be absolute");
+}
+
+fn what_is_killed_has_ended(image: &str) {
+    let s = Sandbox::ready();
+    for n in 0..5 {
+        let run = [
+            "run",
+            "-d",
+            "--name",
+            "kk",
+            "--restart",
+            "always",
+            image,
+            "sleep",
+            "600",
+        ];
+        s.run(&run).ok();
+        let signal = if n % 2 == 0 { "KILL" } else { "9" };
+        s.run(&["kill", "-s", signal, "kk"]).ok();
+        assert_eq!(s.inspect("kk")["State"]["ExitCode"], 137);
+        s.run(&["rm", "kk"]).ok();
+    }
 }
 
 fn signals_end_it(image: &str) {

@@ -12,6 +12,7 @@ both!(
     a_shell_at_a_terminal,
     tools_have_the_rights_of_the_container,
     what_a_lost_session_writes_stays,
+    what_may_have_begun_stays,
 );
 
 /// The default toolbox, from a local archive.
@@ -239,6 +240,31 @@ fn what_a_lost_session_writes_stays(image: &str) {
     assert_eq!(wait_for(&mut child), 1);
     let session = std::fs::read_dir(&scratch).unwrap().flatten().next();
     assert!(session.unwrap().path().join("work/work").is_dir());
+    s.run(&["rm", "-f", "ll"]).ok();
+    assert!(!scratch.exists());
+}
+
+/// The supervisor is killed before it has said whether the tools run.
+fn what_may_have_begun_stays(image: &str) {
+    let s = with_tools();
+    s.run(&["run", "-d", "--name", "ll", image, "sleep", "600"])
+        .ok();
+    let id = s.inspect("ll")["Id"].as_str().unwrap().to_owned();
+    let scratch = s.run_root().join("containers").join(id).join("debug");
+    let supervisor = supervisor_pid(&s, "ll");
+    let pid = rustix::process::Pid::from_raw(supervisor).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let mut child = s.command(&["debug", "ll", "sleep", "601"]).spawn().unwrap();
+    // The one thing it waits for with nothing but a socket of its own.
+    let wait = format!("/proc/{}/wchan", child.id());
+    wait_until("the client to wait", Duration::from_secs(20), || {
+        std::fs::read_to_string(&wait).is_ok_and(|place| place.contains("skb"))
+    });
+    kill(supervisor);
+    assert_eq!(wait_for(&mut child), 1);
+    let session = std::fs::read_dir(&scratch).unwrap().flatten().next();
+    assert!(session.unwrap().path().join("work/work").is_dir());
+    assert!(s.run(&["ps", "-q"]).ok().lines().count() == 1);
     s.run(&["rm", "-f", "ll"]).ok();
     assert!(!scratch.exists());
 }

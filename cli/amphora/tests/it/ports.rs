@@ -21,6 +21,7 @@ both!(
     ports_move_with_the_network,
     a_port_taken_meanwhile_is_told_by_whoever_takes_over,
     ports_that_lead_nowhere_are_taken_over_too,
+    datagrams_reach_a_port_over_both_loopbacks,
 );
 
 #[test]
@@ -507,4 +508,34 @@ fn ports_that_lead_nowhere_are_taken_over_too(image: &str) {
     s.run(&["rm", "-f", "web"]).ok();
     free(8080);
     s.run(&["network", "rm", "inner", "blue"]).ok();
+}
+
+fn datagrams_reach_a_port_over_both_loopbacks(image: &str) {
+    let s = Sandbox::ready();
+    let run = ["run", "-d", "--name", "dns", "-p", "[::1]:5354:53/udp"];
+    s.run(&[&run[..], &[image, "serve-udp", "53", "answer"]].concat())
+        .ok();
+    serving(&s, "dns");
+    assert_eq!(ask_udp("[::1]:5354").unwrap(), "answer\n");
+    s.run(&["port", "add", "dns", "5353:53/udp"]).ok();
+    let asked = |when: &str| {
+        for address in ["127.0.0.1:5353", "[::1]:5353", "[::1]:5354"] {
+            assert_eq!(ask_udp(address).expect(when), "answer\n", "{address}");
+        }
+    };
+    asked("live");
+    s.run(&["network", "create", "other"]).ok();
+    s.run(&["network", "connect", "other", "dns"]).ok();
+    s.run(&["network", "disconnect", "bridge", "dns"]).ok();
+    asked("at another address");
+    kill(supervisor_pid(&s, "dns"));
+    s.run(&["ps"]).ok();
+    asked("with another supervisor");
+    s.run(&["port", "rm", "dns", "5353:53/udp"]).ok();
+    assert!(ask_udp("[::1]:5353").is_err());
+    UdpSocket::bind("[::]:5353").unwrap();
+    assert_eq!(ask_udp("[::1]:5354").unwrap(), "answer\n");
+    s.run(&["rm", "-f", "dns"]).ok();
+    UdpSocket::bind("[::1]:5354").unwrap();
+    s.run(&["network", "rm", "other"]).ok();
 }

@@ -5,15 +5,16 @@ use amphora_sys::wire::F_DUMP;
 use rustix::io::Errno;
 
 use super::foreign::FORWARD_CHAINS;
-use super::{Family, TABLE, Verb, kind, question};
+use super::{Family, TABLE, Verb, kind, question, walk};
 
 const TABLE_NAME: u16 = 1;
 /// `NF_INET_FORWARD`.
 const FORWARD: u32 = 2;
 /// `NF_DROP`.
-const DROP: u32 = 0;
+pub(super) const DROP: u32 = 0;
 
-/// A chain in the forward hook that drops what none of its rules accepts.
+/// A chain in the forward hook that drops what none of its rules accepts, by its policy, or by a
+/// rule in it or in a chain that it leads everything to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Closed {
     pub(crate) family: Family,
@@ -39,13 +40,7 @@ pub(crate) fn closed(socket: &Socket) -> Result<Vec<Closed>, NetlinkError> {
     let mut found = Vec::new();
     for Hooked { at, drops } in hooked {
         let seen = at.table == "filter" && FORWARD_CHAINS.contains(&(at.family, at.chain.as_str()));
-        let mut drops = drops && !seen;
-        if !drops {
-            each_rule(socket, at.family, &at.table, Some(&at.chain), |rule| {
-                drops |= drops_all(rule);
-            })?;
-        }
-        if drops {
+        if !(drops && seen) && walk::drops(socket, &at, drops)? {
             found.push(at);
         }
     }
@@ -138,48 +133,10 @@ pub(super) fn each_rule(
     }
 }
 
-/// Says whether a rule drops or rejects, without asking anything of the packet.
-fn drops_all(rule: &[u8]) -> bool {
-    const EXPRESSIONS: u16 = 4;
-    let Some((_, list)) = attributes(rule).find(|(kind, _)| *kind == EXPRESSIONS) else {
-        return false;
-    };
-    for (_, expression) in attributes(list) {
-        let part = |kind: u16| {
-            attributes(expression)
-                .find(|(k, _)| *k == kind)
-                .map(|(_, d)| d)
-        };
-        let data = part(2).unwrap_or_default();
-        match part(1).and_then(text).as_deref() {
-            Some("counter" | "log") => {}
-            Some("reject") => return true,
-            Some("immediate") => return verdict(data) == Some(DROP),
-            Some("target") => {
-                let target = attributes(data).find(|(kind, _)| *kind == 1);
-                let target = target.and_then(|(_, name)| text(name));
-                return matches!(target.as_deref(), Some("REJECT" | "DROP"));
-            }
-            _ => return false,
-        }
-    }
-    false
-}
-
-/// The verdict that an expression `immediate` puts.
-fn verdict(data: &[u8]) -> Option<u32> {
-    let within = |bytes, wanted: u16| {
-        attributes(bytes)
-            .find(|(kind, _)| *kind == wanted)
-            .map(|(_, inner)| inner)
-    };
-    be32(within(within(within(data, 2)?, 2)?, 1)?)
-}
-
-fn be32(data: &[u8]) -> Option<u32> {
+pub(super) fn be32(data: &[u8]) -> Option<u32> {
     data.try_into().ok().map(u32::from_be_bytes)
 }
 
-fn text(data: &[u8]) -> Option<String> {
+pub(super) fn text(data: &[u8]) -> Option<String> {
     String::from_utf8(data.strip_suffix(b"\0")?.to_vec()).ok()
 }

@@ -5,6 +5,7 @@ mod expressions;
 mod foreign;
 mod hooks;
 mod table;
+mod walk;
 
 pub(crate) use elements::{Element, add, change, delete, port_element, remove_batch};
 pub(crate) use foreign::{

@@ -57,6 +57,12 @@ fn remedies(hints: &[String]) -> Vec<String> {
     commands.map(str::to_owned).collect()
 }
 
+/// Chains that others lead to: one that drops in the end, one that comes back, one that accepts.
+const LEADS: &str = "chain pit { drop; }; \
+    chain lead { ct state invalid drop; jump back; goto pit; accept; }; \
+    chain back { tcp dport 1 drop; return; drop; }; \
+    chain pass { jump back; accept; };";
+
 #[test]
 fn a_drop_in_any_forward_hook_is_told_and_can_be_mended() {
     let world = World::new();
@@ -74,7 +80,16 @@ fn a_drop_in_any_forward_hook_is_told_and_can_be_mended() {
         ("ip mine", "FORWARD", "counter drop;", &[0, 2]),
         ("ip6 mine", "gate", "tcp dport 1 accept; drop;", &[1, 3]),
         ("inet filter", "forward", "reject;", &[0, 1, 2, 3]),
+        (
+            "inet mine",
+            "gate",
+            "jump back; jump lead; accept;",
+            &[0, 1, 2, 3],
+        ),
+        ("ip mine", "gate", "counter goto lead;", &[0, 2]),
+        ("ip6 mine", "gate", "policy drop; goto back;", &[1, 3]),
     ] {
+        nft(&format!("table {table} {{ {LEADS} }}"));
         nft(&format!(
             "table {table} {{ chain {chain} {{ {hook} {rules} }}; }}"
         ));
@@ -97,6 +112,19 @@ fn a_drop_in_any_forward_hook_is_told_and_can_be_mended() {
         commands.iter().for_each(|command| sh(command));
         passes(&world, &web);
         nft(&format!("delete table {table}"));
+    }
+    for rules in [
+        "tcp dport 1 jump lead;",
+        "jump back;",
+        "goto back; drop;",
+        "jump pass; drop;",
+        "policy drop; jump pass;",
+    ] {
+        nft(&format!(
+            "table inet mine {{ {LEADS} chain gate {{ {hook} {rules} }}; }}"
+        ));
+        passes(&world, &web);
+        nft("delete table inet mine");
     }
     // What drops something else is nobody's business.
     nft(&format!(
@@ -165,6 +193,30 @@ fn ufw_that_denies_is_told_in_its_own_words() {
         }
     }
     passes(&world, &web);
+}
+
+#[test]
+fn ufw_that_rejects_in_a_chain_of_its_own_is_told_in_its_words() {
+    let world = World::new();
+    let web = web(&world);
+    let ufw = |policy: &str| {
+        for (family, program) in [("", "iptables"), ("6", "ip6tables")] {
+            sh(&format!(
+                "sed 's/^:FORWARD DROP/:FORWARD {policy}/' {UFW}.{program} | {program}-restore && \
+                 {program} -A ufw{family}-reject-forward -j REJECT"
+            ));
+        }
+    };
+    // The chain comes first, or the policy would have dropped anyway: told once.
+    for policy in ["ACCEPT", "DROP"] {
+        ufw(policy);
+        let hints = world.networks.hints().unwrap();
+        assert_eq!(hints.len(), 2, "{hints:?}");
+        assert!(hints.iter().all(|hint| hint.starts_with("ufw (table")));
+        for (from, to) in ways(&world, &web) {
+            assert!(refused(&world, Some(from), to), "{to}");
+        }
+    }
 }
 
 #[test]

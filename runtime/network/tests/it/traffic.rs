@@ -220,6 +220,49 @@ fn a_legacy_filter_that_drops_is_told() {
         follow(&world, &hints);
         assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
         assert!(ask(&world, Some(&world.outside), outside).is_some());
+        sh(&world, &format!("{program} -P FORWARD ACCEPT"));
+        sh(&world, &format!("{program} -F"));
+        for (rules, closed) in [
+            (
+                "-A FORWARD -m conntrack --ctstate INVALID -j DROP; -A FORWARD -j REJECT",
+                true,
+            ),
+            ("-A FORWARD -j LEAD; -A LEAD -j PIT; -A PIT -j DROP", true),
+            (
+                "-A FORWARD -g LEAD; -A LEAD -p tcp -j RETURN; -A LEAD -p udp -j DROP; -A FORWARD -j DROP",
+                false,
+            ),
+            (
+                "-A FORWARD -j LEAD; -A LEAD -j RETURN; -A LEAD -j DROP",
+                false,
+            ),
+            (
+                "-A FORWARD -j LEAD; -A LEAD -j ACCEPT; -A FORWARD -j DROP",
+                false,
+            ),
+            (
+                "-A FORWARD -i elsewhere0 -j PIT; -A FORWARD -p tcp --dport 1 -j PIT; -A PIT -j DROP",
+                false,
+            ),
+        ] {
+            for command in ["-N LEAD", "-N PIT"].into_iter().chain(rules.split("; ")) {
+                sh(&world, &format!("{program} {command}"));
+            }
+            let hints = world.networks.hints().unwrap();
+            assert_eq!(hints.len(), usize::from(closed), "{rules}: {hints:?}");
+            assert_eq!(
+                refused(&world, Some(&world.outside), outside),
+                closed,
+                "{rules}"
+            );
+            if closed {
+                follow(&world, &hints);
+                assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
+                assert!(ask(&world, Some(&world.outside), outside).is_some());
+            }
+            sh(&world, &format!("{program} -F"));
+            sh(&world, &format!("{program} -X"));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Connections accepted on the host and spliced to the container.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 
 use amphora_supervisor::*;
@@ -19,6 +19,7 @@ pub(crate) const ALL: &[Case] = &[
         "a_spliced_port_recovers_from_a_full_descriptor_table",
         shortage,
     ),
+    ("datagrams_are_relayed_and_answered", datagrams),
     ("a_held_port_stays_taken_until_the_end", held),
 ];
 
@@ -44,15 +45,18 @@ fn start(
     target: Option<std::net::SocketAddr>,
 ) -> (Spawned, std::net::SocketAddr) {
     let listener = TcpListener::bind("[::1]:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
+    (start_with(test, target, listener.into()), address)
+}
+
+fn start_with(test: &mut TestBox, target: Option<SocketAddr>, listener: OwnedFd) -> Spawned {
     test.config.listeners = vec![Listener { target }];
-    let listeners = vec![OwnedFd::from(listener)];
-    let spawned = spawn(SpawnRequest {
-        listeners,
+    spawn(SpawnRequest {
+        listeners: vec![listener],
         ..test.request(shell("exec sleep 1000"))
     })
-    .unwrap();
-    (spawned, address)
+    .unwrap()
 }
 
 fn stop(test: &TestBox, spawned: &Spawned) {
@@ -135,4 +139,46 @@ fn held() {
     assert!(TcpListener::bind(address).is_err());
     stop(&test, &spawned);
     TcpListener::bind(address).unwrap();
+}
+
+/// A socket that has asked, with an answer that is its own question's.
+fn ask(client: &UdpSocket, text: &[u8]) {
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.send(text).unwrap();
+    let mut answer = vec![0; 64 << 10];
+    let n = client.recv(&mut answer).unwrap();
+    assert!(answer[..n] == *text, "{n} of {}", text.len());
+}
+
+fn datagrams() {
+    let mut test = TestBox::new();
+    let container = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let target = container.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut bytes = vec![0; 64 << 10];
+        while let Ok((n, from)) = container.recv_from(&mut bytes) {
+            let _ = container.send_to(&bytes[..n], from);
+        }
+    });
+    let gate = UdpSocket::bind("[::1]:0").unwrap();
+    let address = gate.local_addr().unwrap();
+    let spawned = start_with(&mut test, Some(target), gate.into());
+    // More clients than are remembered, and each over again.
+    let clients: Vec<UdpSocket> = (0..200)
+        .map(|_| {
+            let client = UdpSocket::bind("[::1]:0").unwrap();
+            client.connect(address).unwrap();
+            client
+        })
+        .collect();
+    for round in 0..2 {
+        for (n, client) in clients.iter().enumerate() {
+            ask(client, format!("{round} {n}").as_bytes());
+        }
+    }
+    for len in [0, 1, 65_000] {
+        ask(&clients[0], &vec![7; len]);
+    }
+    stop(&test, &spawned);
+    assert!(UdpSocket::bind(address).is_ok());
 }
