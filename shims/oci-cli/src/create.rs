@@ -319,8 +319,11 @@ impl Gates {
         (no_pivot, devices): (bool, bool),
     ) -> Result<Self> {
         let hooked = hooks::before_pivot(given).next().is_some();
-        // Without the host's tree there is no moment when both trees are there.
-        let early = if devices || (no_pivot && hooked) {
+        // Without a cgroup nothing but the record leads to the process: should we be killed before
+        // that is written, it ends. Without the host's tree there is no moment when both trees are
+        // there.
+        let alone = container.record.cgroup_inodes.is_empty();
+        let early = if alone || devices || (no_pivot && hooked) {
             let (read, write) = pipe()?;
             plan.await_before_root(read, write.as_fd());
             Some(write)
@@ -367,14 +370,10 @@ fn launch(
     };
     let pending = start_from(plan, base.as_ref()).map_err(RuncError::Launch)?;
     let mut moved = None;
-    if container.record.cgroup_inodes.is_empty() {
-        // Nothing but the record leads to it, should we be killed.
-        note(container, &pending)?;
-        container.save()?;
-    }
     if let Some(release) = gates.early {
         pending.wait_ready().map_err(RuncError::Launch)?;
         note(container, &pending)?;
+        container.save()?;
         if !devices.is_empty() {
             moved = Some(netdev::attach(devices, container.record.pid)?);
         }
