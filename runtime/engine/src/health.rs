@@ -401,12 +401,4 @@ mod tests {
         let restart = host(HealthAction::Restart, true);
         assert!(configure(Some(check), None, &restart).is_err());
     }
-
-    #[test]
-    fn the_parent_of_a_process_is_found() {
-        let own = i32::try_from(std::process::id()).unwrap();
-        let parent_pid = rustix::process::getppid().unwrap();
-        assert_eq!(parent(own), parent_pid.as_raw_nonzero().get());
-        assert_eq!(parent(0), 0);
-    }
 }
