@@ -184,14 +184,6 @@ fn exceeded(timeout: Duration, output: &Output) -> String {
     }
 }
 
-/// The parent of a process; 0 when it is gone.
-fn parent(pid: i32) -> i32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let field = rest.split(' ').nth(1);
-    field.and_then(|f| f.parse().ok()).unwrap_or(0)
-}
-
 /// What Docker shows once nobody checks any more: not healthy, whatever it was.
 fn over(mut record: HealthRecord) -> HealthRecord {
     record.status = HealthStatus::Unhealthy;
@@ -345,25 +337,28 @@ impl Engine {
             Err(EngineError::State(_)) => return None,
             Err(e) => return Some((NO_CODE, amphora_spec::error::chain(&e))),
         };
-        let pid = match client.exec_here(&request) {
-            Ok(pid) => pid,
-            Err(SupervisorError::Launch { message, kind, .. }) => {
-                return Some((NO_CODE, not_started(&message, kind).to_string()));
-            }
-            Err(_) => return None,
-        };
-        let process = pidfd::start_time(pid)
-            .and_then(|start| pidfd::open(pid, start))
-            .ok()
-            .flatten();
-        let ours = view.state.as_ref().map(|s| s.supervisor_pid) == Some(parent(pid));
-        Check {
+        let mut born = (0, None);
+        let told = client.exec_told(&request, |pid, start| {
+            born = (pid, pidfd::open(pid, start).ok().flatten());
+        });
+        let (pid, process) = born;
+        let check = Check {
             engine: self,
             client,
-            process: process.filter(|_| ours),
+            process,
             pid,
+        };
+        match told {
+            Ok(_) => check.follow(view, timeout),
+            Err(SupervisorError::Launch { message, kind, .. }) => {
+                Some((NO_CODE, not_started(&message, kind).to_string()))
+            }
+            Err(_) => {
+                // Its supervisor was killed before it could say that the program runs.
+                check.kill();
+                None
+            }
         }
-        .follow(view, timeout)
     }
 }
 
@@ -405,13 +400,5 @@ mod tests {
         assert!(configure(Some(none), Some(&check), &kill).is_err());
         let restart = host(HealthAction::Restart, true);
         assert!(configure(Some(check), None, &restart).is_err());
-    }
-
-    #[test]
-    fn the_parent_of_a_process_is_found() {
-        let own = i32::try_from(std::process::id()).unwrap();
-        let parent_pid = rustix::process::getppid().unwrap();
-        assert_eq!(parent(own), parent_pid.as_raw_nonzero().get());
-        assert_eq!(parent(0), 0);
     }
 }

@@ -248,8 +248,25 @@ impl Client {
     /// As [`Client::exec`]; [`SupervisorError::Lost`] when the supervisor goes without a word: the
     /// process may run.
     pub fn exec_here(&mut self, request: &ExecRequest) -> Result<i32, SupervisorError> {
+        self.exec_told(request, |_, _| ())
+    }
+
+    /// The same over a connection that the session ends with; `born` is told its process id, and
+    /// when that was made in clock ticks since boot, before the process does anything of its own.
+    ///
+    /// # Errors
+    /// As [`Client::exec_here`].
+    pub fn exec_told(
+        &mut self,
+        request: &ExecRequest,
+        mut born: impl FnMut(i32, u64),
+    ) -> Result<i32, SupervisorError> {
         send(self.as_fd(), request)?;
-        let n = self.receive()?;
+        let mut n = self.receive()?;
+        if let Some(Frame::Born { pid, start }) = self.message(n) {
+            born(pid, start);
+            n = self.receive()?;
+        }
         if n == 0 {
             return Err(self.lost());
         }

@@ -1,6 +1,6 @@
 //! Exec sessions in the loop: launched, served, reaped, concluded.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use amphora_spec::{Classify, ErrorKind};
 use amphora_sys::launch::{LaunchError, Launched, Parked};
@@ -8,6 +8,7 @@ use amphora_sys::pidfd::{self, Exit};
 use amphora_sys::{LaunchPlan, launch};
 use rustix::event::epoll::{self, EventFlags};
 use rustix::net::SendFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::SupervisorError;
 use crate::error::kind_number;
@@ -99,7 +100,11 @@ impl Server {
             stdio::pipes(open_stdin)?
         };
         ends.give(&mut plan);
+        let release = if bound { Some(bind(&mut plan)?) } else { None };
         let pending = launch::start(&plan).map_err(|e| launch_error(&e))?;
+        if let (Some(release), Some(client)) = (release, self.clients.get(client)) {
+            tell_born(client.socket.as_fd(), pending.launched().pid, &release);
+        }
         let child = pending.park();
         epoll::add(
             &self.epoll,
@@ -426,4 +431,21 @@ fn failed_code(error: &LaunchError) -> i32 {
         ErrorKind::CommandNotFound => NOT_FOUND,
         _ => NOT_EXECUTABLE,
     }
+}
+
+/// Has a check wait until its maker knows of it: who is killed before has it end by itself, who is
+/// killed after leaves it to the maker.
+fn bind(plan: &mut LaunchPlan) -> Result<OwnedFd, SupervisorError> {
+    let made = pipe_with(PipeFlags::CLOEXEC);
+    let (release, writer) = made.map_err(SupervisorError::kernel("make a pipe"))?;
+    plan.await_told(release, writer.as_fd());
+    Ok(writer)
+}
+
+/// A maker that is gone, or a process that has failed, is seen as that of any other session.
+fn tell_born(maker: BorrowedFd<'_>, pid: i32, release: &OwnedFd) {
+    if let Ok(start) = pidfd::start_time(pid) {
+        let _ = Frame::Born { pid, start }.send(maker, SendFlags::DONTWAIT);
+    }
+    let _ = rustix::io::write(release, &[1]);
 }

@@ -84,6 +84,13 @@ pub(crate) enum Frame<'a> {
     Error(&'a str),
     /// Supervisor: the last `Stdin` is written, the next one may come.
     StdinReady,
+    /// Supervisor, to the maker of a check: the process of the check, which begins only now.
+    Born {
+        /// Its process id.
+        pid: i32,
+        /// When it was made, in clock ticks since boot.
+        start: u64,
+    },
     /// Supervisor, to whoever started it: init runs; 0 when it had ended already (adoption).
     Started(i32),
     /// Supervisor, to whoever started it: nothing runs and nothing is left.
@@ -147,6 +154,12 @@ impl<'a> Frame<'a> {
             }
             Self::Error(text) => (0x44, None, cut(text).as_bytes()),
             Self::StdinReady => (0x45, None, &[]),
+            Self::Born { pid, start } => {
+                let mut out = vec![0x4b];
+                out.extend(pid.to_le_bytes());
+                out.extend(start.to_le_bytes());
+                return out;
+            }
             Self::Started(pid) => (0x46, Some(*pid), &[]),
             Self::Failed { kind, errno, text } => {
                 let mut out = vec![0x47, *kind];
@@ -198,6 +211,10 @@ impl<'a> Frame<'a> {
             },
             0x44 => Self::Error(std::str::from_utf8(rest).ok()?),
             0x45 => Self::StdinReady,
+            0x4b => Self::Born {
+                pid: number(0)?,
+                start: u64::from_le_bytes(rest.get(4..12)?.try_into().ok()?),
+            },
             0x46 => Self::Started(number(0)?),
             0x47 => Self::Failed {
                 kind: *rest.first()?,
@@ -288,6 +305,10 @@ mod tests {
             },
             Frame::Error("no"),
             Frame::StdinReady,
+            Frame::Born {
+                pid: 42,
+                start: 1 << 40,
+            },
             Frame::Started(42),
             Frame::Failed {
                 kind: 3,
@@ -309,6 +330,7 @@ mod tests {
             &[0x47, 1],
             &[0x08, 1, 0, 2],
             &[0x4a, 1],
+            &[0x4b, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
             &[0x0e, 1, 2, 3, 4, 5, 6, 7, 8, 9],
             &[0x99],
         ] {

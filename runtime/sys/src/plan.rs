@@ -500,6 +500,14 @@ impl LaunchPlan {
         self.ops.insert(at, Op::Await { release });
     }
 
+    /// As [`LaunchPlan::await_byte`]; `writer` is the parent's end of the pipe: the child closes its
+    /// copy, so that it sees the end of a parent that was killed, and ends too.
+    pub fn await_told(&mut self, release: OwnedFd, writer: BorrowedFd<'_>) {
+        self.await_byte(release);
+        // Before other descriptors may take its number.
+        self.ops.insert(0, Op::Forget(writer.as_raw_fd()));
+    }
+
     /// Has the child wait for a byte from `release` when it has its namespaces and nothing in them
     /// has been changed yet.
     ///

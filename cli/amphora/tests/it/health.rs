@@ -20,6 +20,7 @@ both!(
     an_image_says_what_is_checked,
     paused_containers_are_not_checked,
     checks_survive_their_supervisor,
+    a_check_that_is_being_started_goes_with_its_supervisor,
     unhealthy_containers_are_killed_stopped_and_restarted,
 );
 
@@ -386,14 +387,40 @@ fn checks_survive_their_supervisor(kind: &str) {
         let now = inside(&before);
         now.len() == 2 && now != first
     });
-    // Its maker is told of it a moment after it is there, and without that knows nothing to end.
-    std::thread::sleep(Duration::from_millis(500));
     kill(supervisor);
     // The check goes with it, before anybody looks.
     wait_until("the check to go", SLOW, || inside(&before).len() == 1);
     assert_eq!(health(&s)["Status"], "healthy");
     assert_eq!(s.inspect("box")["State"]["Pid"], before);
     wait_until("the next check", SLOW, || processes(&s) == 2);
+    s.run(&["rm", "-f", "box"]).ok();
+}
+
+/// Whatever has been told of it by then.
+fn a_check_that_is_being_started_goes_with_its_supervisor(kind: &str) {
+    let s = world(kind, &Value::Null);
+    let flags = ["--health-cmd", "/probe sleep 600"];
+    let more = ["--health-interval", "20ms", "--health-timeout", "1h"];
+    start(&s, &[&flags[..], &more].concat());
+    let init = s.inspect("box")["State"]["Pid"].clone();
+    for step in 0..25_u64 {
+        let supervisor = crate::restart::supervisor(&s, "box");
+        wait_until("what makes a check", SLOW, || {
+            program_of(supervisor).is_some()
+        });
+        let begun = std::time::Instant::now();
+        // It takes some milliseconds from here until the check runs.
+        let moment = Duration::from_micros(400 * step);
+        while begun.elapsed() < moment {
+            std::hint::spin_loop();
+        }
+        kill(supervisor);
+        wait_until("the check to go", SLOW, || {
+            program_of(supervisor).is_none() && inside(&init).len() == 1
+        });
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(inside(&init).len(), 1, "step {step}");
+    }
     s.run(&["rm", "-f", "box"]).ok();
 }
 

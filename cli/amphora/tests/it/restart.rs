@@ -19,7 +19,7 @@ fn count(s: &Sandbox, name: &str) -> u64 {
     s.inspect(name)["RestartCount"].as_u64().unwrap()
 }
 
-fn supervisor(s: &Sandbox, name: &str) -> i32 {
+pub(crate) fn supervisor(s: &Sandbox, name: &str) -> i32 {
     let id = s.inspect(name)["Id"].as_str().unwrap().to_owned();
     let record = s.run_root().join("containers").join(id).join("state");
     let bytes = std::fs::read(record).unwrap();
