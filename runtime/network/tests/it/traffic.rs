@@ -191,6 +191,31 @@ fn a_filter_that_drops_without_a_user_chain_is_told() {
     }
 }
 
+/// Rules of iptables, and whether they close the way to a container.
+const LEGACY: [(&str, bool); 6] = [
+    (
+        "-A FORWARD -m conntrack --ctstate INVALID -j DROP; -A FORWARD -j REJECT",
+        true,
+    ),
+    ("-A FORWARD -j LEAD; -A LEAD -j PIT; -A PIT -j DROP", true),
+    (
+        "-A FORWARD -g LEAD; -A LEAD -p tcp -j RETURN; -A LEAD -p udp -j DROP; -A FORWARD -j DROP",
+        false,
+    ),
+    (
+        "-A FORWARD -j LEAD; -A LEAD -j RETURN; -A LEAD -j DROP",
+        false,
+    ),
+    (
+        "-A FORWARD -j LEAD; -A LEAD -j ACCEPT; -A FORWARD -j DROP",
+        false,
+    ),
+    (
+        "-A FORWARD -i elsewhere0 -j PIT; -A FORWARD -p tcp --dport 1 -j PIT; -A PIT -j DROP",
+        false,
+    ),
+];
+
 #[test]
 fn a_legacy_filter_that_drops_is_told() {
     let world = World::new();
@@ -222,29 +247,7 @@ fn a_legacy_filter_that_drops_is_told() {
         assert!(ask(&world, Some(&world.outside), outside).is_some());
         sh(&world, &format!("{program} -P FORWARD ACCEPT"));
         sh(&world, &format!("{program} -F"));
-        for (rules, closed) in [
-            (
-                "-A FORWARD -m conntrack --ctstate INVALID -j DROP; -A FORWARD -j REJECT",
-                true,
-            ),
-            ("-A FORWARD -j LEAD; -A LEAD -j PIT; -A PIT -j DROP", true),
-            (
-                "-A FORWARD -g LEAD; -A LEAD -p tcp -j RETURN; -A LEAD -p udp -j DROP; -A FORWARD -j DROP",
-                false,
-            ),
-            (
-                "-A FORWARD -j LEAD; -A LEAD -j RETURN; -A LEAD -j DROP",
-                false,
-            ),
-            (
-                "-A FORWARD -j LEAD; -A LEAD -j ACCEPT; -A FORWARD -j DROP",
-                false,
-            ),
-            (
-                "-A FORWARD -i elsewhere0 -j PIT; -A FORWARD -p tcp --dport 1 -j PIT; -A PIT -j DROP",
-                false,
-            ),
-        ] {
+        for (rules, closed) in LEGACY {
             for command in ["-N LEAD", "-N PIT"].into_iter().chain(rules.split("; ")) {
                 sh(&world, &format!("{program} {command}"));
             }
