@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use crate::runc::{World, logged};
-use crate::sandbox::{path, wait_for, wait_until};
+use crate::sandbox::{wait_for, wait_until};
 
 const SOON: Duration = Duration::from_secs(10);
 
