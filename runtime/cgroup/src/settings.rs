@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use amphora_spec::runtime::Resources;
-use serde_json::Value;
 
 use crate::dir::Dir;
 use crate::{CgroupError, Version};
@@ -64,27 +63,6 @@ pub(crate) fn from_resources(
             version,
         })
     };
-    let parts = [
-        ("", Some(&resources.unknown)),
-        (
-            "memory.",
-            resources.memory.as_ref().map(|part| &part.unknown),
-        ),
-        ("cpu.", resources.cpu.as_ref().map(|part| &part.unknown)),
-        (
-            "blockIO.",
-            resources.block_io.as_ref().map(|part| &part.unknown),
-        ),
-        (
-            "network.",
-            resources.network.as_ref().map(|part| &part.unknown),
-        ),
-    ];
-    for (prefix, unknown) in parts {
-        if let Some((key, _)) = unknown.into_iter().flatten().find(|(_, value)| asks(value)) {
-            return unsupported(format!("{prefix}{key}"));
-        }
-    }
     if version == Version::V1 && !resources.unified.is_empty() {
         return unsupported("unified".to_owned());
     }
@@ -118,18 +96,6 @@ fn pids(out: &mut Vec<Setting>, resources: &Resources, exists: bool) {
         _ => return,
     };
     add(out, "pids", "pids.max", value, "linux.resources.pids.limit");
-}
-
-/// Whether a value that is not understood asks for anything.
-fn asks(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::Bool(true) => true,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => items.iter().any(asks),
-        Value::Object(fields) => fields.values().any(asks),
-    }
 }
 
 pub(crate) fn add(

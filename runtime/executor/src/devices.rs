@@ -52,21 +52,13 @@ impl Mounts<'_> {
         attr: u64,
     ) -> Result {
         let failed = || ExecutorError::kernel("make the file system of \"/dev\"");
-        let mut data = Vec::new();
-        for (key, value) in &options.data {
-            let value = match (key.as_str(), value) {
-                ("uid", Some(id)) => Some(translated("uid", id, &users.uids)?),
-                ("gid", Some(id)) => Some(translated("gid", id, &users.gids)?),
-                (_, value) => value.clone(),
-            };
-            data.push((key.as_str(), value));
-        }
-        if !data.iter().any(|(key, _)| *key == "mode") {
-            data.push(("mode", Some("755".to_owned())));
+        let mut data = outside_data("/dev", users, options)?;
+        if !data.iter().any(|(key, _)| key == "mode") {
+            data.push(("mode".to_owned(), Some("755".to_owned())));
         }
         let data: Vec<_> = data
             .iter()
-            .map(|(key, value)| (*key, value.as_deref()))
+            .map(|(key, value)| (key.as_str(), value.as_deref()))
             .collect();
         let source = Some(mount.source.as_str()).filter(|source| !source.is_empty());
         let dev = new_fs(c"tmpfs", source.or(Some("tmpfs")), &data, attr).map_err(failed())?;
@@ -81,6 +73,18 @@ impl Mounts<'_> {
         let (mount, keep) = (self.plan.add_fd(dev), Reg::Dev);
         self.op(Op::AttachFs { mount, at, keep });
         Ok(())
+    }
+
+    /// The options of a file system that is made outside, and whose it is if they do not say.
+    pub(crate) fn translated_owner(
+        &self,
+        path: &str,
+        users: &Users,
+        options: &Options,
+    ) -> Result<(Options, (u32, u32))> {
+        let mut options = options.clone();
+        options.data = outside_data(path, users, &options)?;
+        Ok((options, self.outside(users, (0, 0))))
     }
 
     /// Ids outside, or those of who makes the tree when the namespace does not have them.
@@ -303,13 +307,29 @@ impl Mounts<'_> {
     }
 }
 
-fn translated(key: &str, id: &str, ids: &Ids) -> Result<String> {
-    let found = id.parse().ok().and_then(|id| ids.host(id));
-    found.map(|id| id.to_string()).ok_or_else(|| {
-        ExecutorError::Invalid(format!(
-            "mounts: \"/dev\": {key}={id} is not mapped in the user namespace"
-        ))
-    })
+/// What a file system at `path` is told when it is made outside: its ids are those of there.
+fn outside_data(
+    path: &str,
+    users: &Users,
+    options: &Options,
+) -> Result<Vec<(String, Option<String>)>> {
+    let translated = |key: &str, id: &str, ids: &Ids| {
+        let found = id.parse().ok().and_then(|id| ids.host(id));
+        found.map(|id| id.to_string()).ok_or_else(|| {
+            ExecutorError::Invalid(format!(
+                "mounts: \"{path}\": {key}={id} is not mapped in the user namespace"
+            ))
+        })
+    };
+    let one = |(key, value): &(String, Option<String>)| {
+        let value = match (key.as_str(), value) {
+            ("uid", Some(id)) => Some(translated("uid", id, &users.uids)?),
+            ("gid", Some(id)) => Some(translated("gid", id, &users.gids)?),
+            (_, value) => value.clone(),
+        };
+        Ok((key.clone(), value))
+    };
+    options.data.iter().map(one).collect()
 }
 
 /// Makes a node below a file system nobody else has touched.

@@ -205,9 +205,9 @@ impl<'a> Mounts<'a> {
                 mount.kind
             )));
         }
-        if kind == Kind::Tmpfs && options.copy_up {
+        if kind == Kind::Tmpfs && options.copy_up && !users.privileged {
             return Err(ExecutorError::unsupported(format!(
-                "mounts: \"{path}\": tmpcopyup in a user namespace"
+                "mounts: \"{path}\": tmpcopyup without the host's rights"
             )));
         }
         Ok(())
@@ -338,6 +338,10 @@ impl<'a> Mounts<'a> {
             let options = options::parse(&other.options);
             from = match kind(other, &options) {
                 Some(Kind::Remount) => continue,
+                // They belong to others there than where they come from.
+                Some(Kind::Bind) if options.ids.is_some() || !other.uid_mappings.is_empty() => {
+                    return refused(&place);
+                }
                 Some(Kind::Bind) => {
                     let source = new_fs::Covered::Host(&other.source);
                     Some((source, format!("./{rest}")))
@@ -347,7 +351,15 @@ impl<'a> Mounts<'a> {
                 _ => return refused(&place),
             };
         }
-        let made = new_fs::copied(path, mount, options, self.bundle, from)?;
+        // Made outside: what is copied keeps its owners, whom the container sees as before.
+        let ours = self
+            .users
+            .map(|users| self.translated_owner(path, users, options));
+        let ours = ours.transpose()?;
+        let options = ours.as_ref().map_or(options, |(options, _)| options);
+        let owner = ours.as_ref().map(|(_, owner)| *owner);
+        let begin = new_fs::Beginning { from, owner };
+        let made = new_fs::copied(path, mount, options, self.bundle, begin)?;
         self.attach(path, made)?;
         let at = self.place(path, Create::No)?;
         self.propagate(at, options);

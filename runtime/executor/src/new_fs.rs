@@ -66,17 +66,28 @@ pub(crate) enum Covered<'a> {
     Host(&'a str),
 }
 
-/// Makes a tmpfs for `path` with what lies at a path below `from`.
+/// What a file system begins with.
+pub(crate) struct Beginning<'a> {
+    /// The files that it gets: where they lie, and the path below.
+    pub(crate) from: Option<(Covered<'a>, String)>,
+    /// Whose it is when there are none; else the caller's.
+    pub(crate) owner: Option<(u32, u32)>,
+}
+
+/// Makes a tmpfs for `path`.
 pub(crate) fn copied(
     path: &str,
     mount: &Mount,
     options: &Options,
     bundle: &Bundle,
-    from: Option<(Covered<'_>, String)>,
+    Beginning { from, owner }: Beginning<'_>,
 ) -> Result<OwnedFd> {
     let failed = || ExecutorError::kernel(format!("copy what is at \"{path}\""));
     let attr = options.attr.set | options.recursive_attr.set;
-    let made = open(mount, options, &bundle.spec, Vec::new(), attr & !RDONLY);
+    let owner = owner.map(|(uid, gid)| [("uid", uid.to_string()), ("gid", gid.to_string())]);
+    let owner = owner.iter().flatten();
+    let more = owner.map(|(key, id)| (*key, Some(id.as_str()))).collect();
+    let made = open(mount, options, &bundle.spec, more, attr & !RDONLY);
     let made = made.map_err(ExecutorError::kernel(format!("mount tmpfs for \"{path}\"")))?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;

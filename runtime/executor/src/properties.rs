@@ -4,7 +4,6 @@ use amphora_spec::runtime::{IoPriority, Personality, Process, Scheduler, Spec};
 use amphora_sys::plan::{LaunchPlan, Op};
 use amphora_sys::properties::Scheduling;
 
-use crate::validate::unknown;
 use crate::{ExecutorError, lsm};
 
 type Result<T = ()> = std::result::Result<T, ExecutorError>;
@@ -62,7 +61,6 @@ fn devices(spec: &Spec) -> Result {
         name.len() < 16 && !matches!(name, "" | "." | "..") && name.chars().all(letter)
     };
     for (name, device) in devices {
-        unknown(&format!("linux.netDevices.{name}."), &device.unknown)?;
         let own = Some(&device.name).filter(|own| !own.is_empty());
         if let Some(name) = [Some(name), own]
             .into_iter()
@@ -84,7 +82,6 @@ fn process(process: &Process) -> Result {
         io_priority(wanted)?;
     }
     if let Some(wanted) = &process.exec_cpu_affinity {
-        unknown("process.execCPUAffinity.", &wanted.unknown)?;
         cpu_mask(&wanted.initial)?;
         cpu_mask(&wanted.last)?;
     }
@@ -115,7 +112,6 @@ pub(crate) fn steps(spec: &Spec, joins: bool, plan: &mut LaunchPlan) -> Result {
 }
 
 fn personality(wanted: &Personality) -> Result<u32> {
-    unknown("linux.personality.", &wanted.unknown)?;
     if let Some(flag) = wanted.flags.first() {
         return Err(ExecutorError::unsupported(format!(
             "linux.personality.flags: {flag}"
@@ -131,7 +127,6 @@ fn personality(wanted: &Personality) -> Result<u32> {
 }
 
 fn scheduling(wanted: &Scheduler) -> Result<Scheduling> {
-    unknown("process.scheduler.", &wanted.unknown)?;
     let field = |detail: &str| format!("process.scheduler.{detail}");
     let named = |name: &&(&str, u32)| name.0 == wanted.policy;
     let Some((_, policy)) = POLICIES.iter().find(named) else {
@@ -179,7 +174,6 @@ fn scheduling(wanted: &Scheduler) -> Result<Scheduling> {
 }
 
 fn io_priority(wanted: &IoPriority) -> Result<u32> {
-    unknown("process.ioPriority.", &wanted.unknown)?;
     let class = match wanted.class.as_str() {
         "IOPRIO_CLASS_RT" => 1,
         "IOPRIO_CLASS_BE" => 2,
@@ -281,7 +275,6 @@ mod tests {
                 r#"{"policy":"SCHED_IDLE","flags":["X"]}"#,
                 "scheduler.flags",
             ),
-            (r#"{"policy":"SCHED_IDLE","more":1}"#, "scheduler.more"),
         ] {
             let text = scheduler(json).unwrap_err().to_string();
             assert!(text.contains(part), "{text}");

@@ -23,7 +23,7 @@ pub fn validate(bundle: &Bundle) -> Result {
     if !version.is_empty() && !version.starts_with("1.") {
         return invalid(format!("ociVersion: \"{version}\" is not a version 1"));
     }
-    unknown("", &spec.unknown)?;
+    not_honoured("", &spec.unknown)?;
     text("hostname", &spec.hostname)?;
     text("domainname", &spec.domainname)?;
     namespaces(spec)?;
@@ -38,8 +38,12 @@ pub fn validate(bundle: &Bundle) -> Result {
     linux(&spec.linux)
 }
 
-/// Refuses fields nobody understands, unless they say nothing.
-pub(crate) fn unknown(prefix: &str, fields: &BTreeMap<String, serde_json::Value>) -> Result {
+/// Properties that the specification has and that nothing here honours. What it does not know either
+/// is ignored (config.md, "Extensibility"), and so is what is for other platforms than Linux.
+const NOT_HONOURED: [&str; 3] = ["linux.intelRdt", "linux.memoryPolicy", "vm"];
+
+/// Refuses those, unless they say nothing.
+fn not_honoured(prefix: &str, fields: &BTreeMap<String, serde_json::Value>) -> Result {
     use serde_json::Value;
     let says_something = |value: &Value| match value {
         Value::Null => false,
@@ -48,8 +52,12 @@ pub(crate) fn unknown(prefix: &str, fields: &BTreeMap<String, serde_json::Value>
         Value::Object(map) => !map.is_empty(),
         Value::Bool(_) | Value::Number(_) => true,
     };
-    match fields.iter().find(|(_, value)| says_something(value)) {
-        Some((name, _)) => Err(ExecutorError::unsupported(format!("{prefix}{name}"))),
+    let asked = |(name, value): (&String, &Value)| {
+        let name = format!("{prefix}{name}");
+        (says_something(value) && NOT_HONOURED.contains(&&*name)).then_some(name)
+    };
+    match fields.iter().find_map(asked) {
+        Some(name) => Err(ExecutorError::unsupported(name)),
         None => Ok(()),
     }
 }
@@ -173,7 +181,6 @@ fn sysctl(namespaces: &[Namespace], name: &str, value: &str) -> Result {
 }
 
 fn process(process: &Process) -> Result {
-    unknown("process.", &process.unknown)?;
     absolute("process.cwd", &process.cwd)?;
     process
         .args
@@ -273,15 +280,7 @@ fn check_mount(mount: &Mount) -> Result {
 }
 
 fn linux(linux: &Linux) -> Result {
-    unknown("linux.", &linux.unknown)?;
-    let resources = &linux.resources;
-    unknown("linux.resources.", &resources.unknown)?;
-    if let Some(memory) = &resources.memory {
-        unknown("linux.resources.memory.", &memory.unknown)?;
-    }
-    if let Some(cpu) = &resources.cpu {
-        unknown("linux.resources.cpu.", &cpu.unknown)?;
-    }
+    not_honoured("linux.", &linux.unknown)?;
     if let Some(seccomp) = &linux.seccomp {
         crate::seccomp::compile(seccomp)?;
     }

@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use crate::null::null_default;
-use crate::runtime::Unknown;
 
 /// `process.scheduler`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -32,9 +31,6 @@ pub struct Scheduler {
     /// Nanoseconds, of the deadline policy.
     #[serde(skip_serializing_if = "is_zero")]
     pub period: u64,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
@@ -50,9 +46,6 @@ pub struct IoPriority {
     /// 0 (first) to 7.
     #[serde(skip_serializing_if = "is_zero")]
     pub priority: i32,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `process.execCPUAffinity`: of processes that join the container, not of its first.
@@ -65,9 +58,6 @@ pub struct ExecCpuAffinity {
     /// CPU list of the program.
     #[serde(rename = "final", skip_serializing_if = "String::is_empty")]
     pub last: String,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `linux.personality`.
@@ -82,9 +72,6 @@ pub struct Personality {
         deserialize_with = "null_default"
     )]
     pub flags: Vec<String>,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `linux.netDevices.*`: an interface of the host that moves into the container.
@@ -94,7 +81,4 @@ pub struct NetDevice {
     /// Its name there, if another.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }

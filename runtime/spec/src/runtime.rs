@@ -1,7 +1,8 @@
 //! The OCI runtime specification's `config.json` (1.2), the part the engine produces and consumes.
 //!
-//! Serde names are those of the specification. A field the executor does not implement is refused
-//! by name in `validate`, never ignored; fields unknown here land in `unknown` for that purpose.
+//! Serde names are those of the specification. A property that it has and the executor does not
+//! implement is refused by name in `validate`, never ignored: where there are such, what is unknown
+//! here lands in `unknown`. What the specification does not know either is ignored, as it wants.
 
 use std::collections::BTreeMap;
 
@@ -42,7 +43,7 @@ pub const RLIMITS: [&str; 16] = [
     "stack",
 ];
 
-/// Fields that are not understood, by name.
+/// Properties that are not understood, by name.
 pub type Unknown = BTreeMap<String, serde_json::Value>;
 
 /// `config.json`.
@@ -187,9 +188,6 @@ pub struct Process {
     /// SELinux label.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub selinux_label: String,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `process.consoleSize`.
@@ -456,9 +454,6 @@ pub struct Resources {
         deserialize_with = "null_default"
     )]
     pub unified: BTreeMap<String, String>,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `linux.resources.devices[]`.
@@ -511,9 +506,6 @@ pub struct Memory {
     /// A limit below the present use is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check_before_update: Option<bool>,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `linux.resources.cpu`.
@@ -547,9 +539,6 @@ pub struct Cpu {
     /// Memory node list.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mems: String,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `linux.resources.pids`.
@@ -583,9 +572,6 @@ pub struct NetworkMarks {
         deserialize_with = "null_default"
     )]
     pub priorities: Vec<InterfacePriority>,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `linux.resources.network.priorities[]`.
@@ -652,9 +638,6 @@ pub struct BlockIo {
         deserialize_with = "null_default"
     )]
     pub throttle_write_iops_device: Vec<ThrottleDevice>,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// A weight for one block device.
@@ -717,9 +700,6 @@ pub struct Seccomp {
         deserialize_with = "null_default"
     )]
     pub syscalls: Vec<SeccompRule>,
-    /// Fields that are not understood.
-    #[serde(flatten)]
-    pub unknown: Unknown,
 }
 
 /// `linux.seccomp.syscalls[]`.

@@ -14,6 +14,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use crate::args::Parsed;
 use crate::error::{Result, RuncError};
+use crate::notify::Notify;
 
 const SIGWINCH: i32 = 28;
 /// Signals that the process gets in our place.
@@ -135,7 +136,12 @@ impl Foreground {
     }
 
     /// Copies and forwards until the process has ended; its code as a shell has it.
-    pub(crate) fn follow(self, process: &OwnedFd, console: Console) -> Result<u8> {
+    pub(crate) fn follow(
+        self,
+        process: &OwnedFd,
+        console: Console,
+        mut notify: Option<Notify>,
+    ) -> Result<u8> {
         let terminal = console.terminal()?;
         // Nobody has it open for the moment; somebody may again.
         let mut hung_up = false;
@@ -156,13 +162,22 @@ impl Foreground {
                     fds.push(PollFd::new(&stdin, PollFlags::IN));
                 }
             }
+            if let Some(notify) = &notify {
+                fds.push(PollFd::from_borrowed_fd(notify.fd(), PollFlags::IN));
+            }
             match poll(&mut fds, hung_up.then_some(&AGAIN)) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(RuncError::file("failed to wait")(errno)),
             }
-            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let mut ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             drop(fds);
+            ready.truncate(ready.len() - usize::from(notify.is_some()));
             let ready = |index: usize| ready.get(index).copied().unwrap_or(false);
+            notify = notify.filter(|notify| {
+                // Who waits for the container is us. That a manager does not hear it is not its failure.
+                let own = rustix::process::getpid().as_raw_nonzero().get();
+                matches!(notify.hear(own), Ok(false))
+            });
             if ready(1) {
                 self.forward(process.as_fd(), terminal.as_ref())?;
             }

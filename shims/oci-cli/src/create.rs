@@ -17,8 +17,11 @@ use crate::args::{Flag, Order, Parsed, parse};
 use crate::console::{Console, Foreground};
 use crate::error::{Result, RuncError};
 use crate::listener::Agent;
+use crate::notify::Notify;
 use crate::state::{Container, Record, Status, write_file};
-use crate::{Code, Context, activation, bundle, delete, exec, hooks, listener, netdev, scope};
+use crate::{
+    Code, Context, activation, bundle, delete, exec, hooks, listener, netdev, notify, scope,
+};
 
 const CREATE: &[Flag] = &[
     Flag::value("bundle", Some('b')),
@@ -127,14 +130,18 @@ pub(crate) fn run(context: &Context<'_>, words: &[String]) -> Code {
     let hooks = wanted.spec.hooks.clone().unwrap_or_default();
     let foreground = (!detach).then(Foreground::new).transpose()?;
     let (mut container, process) = make(context, &wanted, &console)?;
-    if let Err(error) = begin(context, &mut container, &wanted.spec) {
-        let _ = delete::destroy(context, container, &hooks);
-        return Err(error);
-    }
+    let notify = match begin(context, &mut container, &wanted.spec) {
+        Ok(notify) => notify,
+        Err(error) => {
+            let _ = delete::destroy(context, container, &hooks);
+            return Err(error);
+        }
+    };
     let Some(foreground) = foreground else {
+        follow_ready(context, &container, &process, notify);
         return Ok(0);
     };
-    let ended = foreground.follow(&process, console)?;
+    let ended = foreground.follow(&process, console, notify)?;
     if parsed.on("keep") {
         return Ok(ended);
     }
@@ -193,6 +200,7 @@ fn make(
         .ok_or(RuncError::NoSuchContainer)?;
     container.save_config(&wanted.config)?;
     container.save()?;
+    notify::announce(container, &mut spec)?;
     let unit = container.record.systemd.clone();
     let place = unit.map(|unit| scope::start(container, &unit, &spec));
     let place = place.transpose()?;
@@ -465,7 +473,29 @@ pub(crate) fn start(context: &Context<'_>, words: &[String]) -> Code {
     if spec.hooks.as_ref().is_some_and(inside) {
         context.out_of_reach()?;
     }
-    begin(context, &mut container, &spec).map(|()| 0)
+    let notify = begin(context, &mut container, &spec)?;
+    if notify.is_some()
+        && let Some(process) = container.process()?
+    {
+        follow_ready(context, &container, &process, notify);
+    }
+    Ok(0)
+}
+
+/// Stays until the container has said that it is ready, where a service manager wants to know. It runs:
+/// that nobody hears it is told, and changes nothing.
+fn follow_ready(
+    context: &Context<'_>,
+    container: &Container,
+    process: &OwnedFd,
+    notify: Option<Notify>,
+) {
+    let Some(notify) = notify else { return };
+    if let Err(error) = notify.follow(process.as_fd(), container.record.pid) {
+        context
+            .log
+            .warning(&format!("failed to tell NOTIFY_SOCKET: {error}"));
+    }
 }
 
 /// Runs the hooks `startContainer`. They may take as long as they like: nobody else is kept from the
@@ -487,11 +517,12 @@ fn run_inside(
 }
 
 /// Lets the process go on. Whoever asks for the container after that need not wait for us.
-fn begin(context: &Context<'_>, container: &mut Container, spec: &Spec) -> Result {
+fn begin(context: &Context<'_>, container: &mut Container, spec: &Spec) -> Result<Option<Notify>> {
     let hooks = spec.hooks.clone().unwrap_or_default();
     if !hooks.start_container.is_empty() {
         run_inside(context, container, spec, &hooks.start_container)?;
     }
+    let notify = Notify::listen(container, &context.log)?;
     let path = container.fifo();
     let failed = || RuncError::file(format!("failed to start by {}", path.display()));
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -501,5 +532,5 @@ fn begin(context: &Context<'_>, container: &mut Container, spec: &Spec) -> Resul
     container.unlock();
     let state = container.oci_state(Status::Running);
     hooks::run_all("poststart", &hooks.poststart, &state, &context.log);
-    Ok(())
+    Ok(notify)
 }

@@ -123,7 +123,7 @@ pub(crate) fn exec(context: &Context<'_>, words: &[String]) -> Code {
         write_file(Path::new(path), launched.pid.to_string().as_bytes(), 0o644)?;
     }
     match foreground {
-        Some(foreground) => foreground.follow(&launched.pidfd, console),
+        Some(foreground) => foreground.follow(&launched.pidfd, console, None),
         None => Ok(0),
     }
 }

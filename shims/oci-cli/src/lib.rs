@@ -22,6 +22,7 @@ mod list;
 mod listener;
 mod log;
 mod netdev;
+mod notify;
 mod scope;
 mod spec;
 mod state;

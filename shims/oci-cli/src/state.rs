@@ -337,6 +337,11 @@ impl Container {
         self.dir.join(FIFO)
     }
 
+    /// The directory of the socket on which it says that it is ready.
+    pub(crate) fn notify(&self) -> PathBuf {
+        self.dir.join("notify")
+    }
+
     /// The first process; `None` when it has ended.
     pub(crate) fn process(&self) -> Result<Option<OwnedFd>> {
         let (pid, start) = (self.record.pid, self.record.start_time);

@@ -132,7 +132,6 @@ fn from_flags(parsed: &Parsed) -> Result<Resources> {
         idle: parsed.parse("cpu-idle")?,
         cpus: text("cpuset-cpus"),
         mems: text("cpuset-mems"),
-        ..Cpu::default()
     };
     let weight = parsed.parse("blkio-weight")?;
     let block_io = weight.map(|weight| BlockIo {

@@ -18,6 +18,8 @@ pub(crate) struct Case {
     pub(crate) two: Option<Value>,
     /// A console socket is there, whose terminal's output is what the container says.
     pub(crate) console: bool,
+    /// Without its fields it ends only by waiting in vain.
+    pub(crate) waits: bool,
     /// A shell script that prepares the host's side.
     pub(crate) before: String,
     /// What is done, and what must come of it.
@@ -65,7 +67,7 @@ pub(crate) fn read(folder: &str) -> Vec<Case> {
 /// What a case, a step and a known difference may say; anything else is a mistake in the file.
 const CASE: &[&str] = &[
     "says", "needs", "sets", "before", "config", "two", "sh", "steps", "known", "out", "code",
-    "refused", "console",
+    "refused", "console", "waits",
 ];
 const KNOWN: &[&str] = &["runtime", "below", "from", "why"];
 
@@ -131,6 +133,7 @@ impl Case {
             name: stem.expect("name").to_owned(),
             two,
             console: file["console"] == true,
+            waits: file["waits"] == true,
             before: text(&file["before"]),
             steps: steps(&file, &place),
             needs: list(&file["needs"]),

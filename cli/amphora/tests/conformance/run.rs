@@ -1,5 +1,6 @@
 //! Carries a case out, step by step.
 
+use std::fmt::{Display, Formatter};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +19,9 @@ pub(crate) const FIELDS: &[&str] = &[
 /// The containers that cases have.
 const IDS: [&str; 2] = ["one", "two"];
 
+/// How `reach` ends a script.
+const LATE: i32 = 9;
+
 /// What every script of the host's side may use.
 const PRELUDE: &str = r#"
 cd $D
@@ -34,7 +38,38 @@ reach() {
 usleep() { busybox usleep $1; }
 "#;
 
-type Outcome = Result<(), String>;
+type Outcome<T = ()> = Result<T, Failure>;
+
+/// Why a case does not pass.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Something is not as it should be, and waiting does not change it.
+    Wrong(String),
+    /// Something was waited for, which may still come.
+    Late(String),
+}
+
+impl From<String> for Failure {
+    fn from(what: String) -> Self {
+        Self::Wrong(what)
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let (Self::Wrong(what) | Self::Late(what)) = self;
+        f.write_str(what)
+    }
+}
+
+impl Failure {
+    fn map(self, change: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Wrong(what) => Self::Wrong(change(what)),
+            Self::Late(what) => Self::Late(change(what)),
+        }
+    }
+}
 
 /// Runs a case with a configuration of it.
 pub(crate) fn case(world: &World, case: &Case, config: &Value) -> Outcome {
@@ -45,7 +80,7 @@ pub(crate) fn case(world: &World, case: &Case, config: &Value) -> Outcome {
     let outcome = here.prepare(case, config).and_then(|()| {
         let each = |(n, step)| {
             here.step(n, step)
-                .map_err(|e| format!("step {}: {e}", n + 1))
+                .map_err(|e| e.map(|e| format!("step {}: {e}", n + 1)))
         };
         case.steps.iter().enumerate().try_for_each(each)
     });
@@ -101,7 +136,7 @@ impl Here<'_> {
     }
 
     /// Runs a script of the host's side. Files take its output: a container may keep them open.
-    fn script(&self, name: &str, script: &str) -> Result<Said, String> {
+    fn script(&self, name: &str, script: &str) -> Outcome<Said> {
         let [out, err] = ["out", "err"].map(|end| self.dir.join(format!("{name}.{end}")));
         let world = self.world;
         let runtime = match world.runtime {
@@ -136,7 +171,8 @@ impl Here<'_> {
             if Instant::now() > deadline {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("took longer than {:?}", world.deadline));
+                let what = format!("took longer than {:?}", world.deadline);
+                return Err(Failure::Late(what));
             }
             std::thread::sleep(Duration::from_micros(500));
         };
@@ -150,7 +186,14 @@ impl Here<'_> {
     fn step(&self, n: usize, step: &Value) -> Outcome {
         if step.get("said").is_some() {
             let want = text(&step["said"]);
-            return self.wait(|| same(&self.said(), &want));
+            return self.wait(|| {
+                let said = self.said();
+                same(&said, &want).map_err(|what| match want.starts_with(plain(&said).trim_end()) {
+                    true => Failure::Late(what),
+                    // It only grows.
+                    false => Failure::Wrong(what),
+                })
+            });
         }
         if let Some(id) = step["state"].as_str() {
             return self.wait(|| {
@@ -158,7 +201,13 @@ impl Here<'_> {
                 let state: Value = serde_json::from_str(&said.out)
                     .map_err(|_| format!("no state: {}{}", said.out, said.err))?;
                 let want = step["is"].to_string().replace("@D@", path(&self.dir));
-                within(&serde_json::from_str(&want).expect("JSON"), &state)
+                let want: Value = serde_json::from_str(&want).expect("JSON");
+                within(&want, &state).map_err(|what| {
+                    match want["status"].is_null() || state["status"] == want["status"] {
+                        true => Failure::Wrong(what),
+                        false => Failure::Late(what),
+                    }
+                })
             });
         }
         let (name, script) = match (step["do"].as_str(), &step["host"]) {
@@ -167,14 +216,19 @@ impl Here<'_> {
         };
         let said = self.script(&name, &script)?;
         self.expect(step, &said).map_err(|what| {
-            format!(
+            let late = said.code == LATE && said.err.contains("waited too long for: ");
+            let what = format!(
                 "{what}\n  code {}\n  stdout: {}\n  stderr: {}",
                 said.code, said.out, said.err
-            )
+            );
+            match late {
+                true => Failure::Late(what),
+                false => Failure::Wrong(what),
+            }
         })
     }
 
-    fn expect(&self, step: &Value, said: &Said) -> Outcome {
+    fn expect(&self, step: &Value, said: &Said) -> Result<(), String> {
         if step["fails"] == true {
             if said.code == 0 {
                 return Err("succeeded".to_owned());
@@ -214,8 +268,10 @@ impl Here<'_> {
         loop {
             match look() {
                 Ok(()) => return Ok(()),
-                Err(what) if Instant::now() > deadline => return Err(what),
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(Failure::Late(_)) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(failure) => return Err(failure),
             }
         }
     }
@@ -256,9 +312,8 @@ impl Here<'_> {
         if left.is_empty() {
             return Ok(());
         }
-        Err(format!(
-            "the state of {left:?} is left after delete --force"
-        ))
+        let what = format!("the state of {left:?} is left after delete --force");
+        Err(Failure::Wrong(what))
     }
 }
 
@@ -313,15 +368,20 @@ fn remove(cgroup: &Path, removed: &mut Vec<String>) {
     }
 }
 
-fn same(have: &str, want: &str) -> Outcome {
-    if have.replace('\r', "").trim_end() == want.trim_end() {
+/// Without what a terminal adds.
+fn plain(text: &str) -> String {
+    text.replace('\r', "")
+}
+
+fn same(have: &str, want: &str) -> Result<(), String> {
+    if plain(have).trim_end() == want.trim_end() {
         return Ok(());
     }
     Err(format!("want: {want:?}\n  have: {have:?}"))
 }
 
 /// Checks that everything wanted is there.
-fn within(want: &Value, have: &Value) -> Outcome {
+fn within(want: &Value, have: &Value) -> Result<(), String> {
     let Value::Object(fields) = want else {
         return if want == have {
             Ok(())

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -21,7 +22,7 @@ pub(crate) enum Runtime {
 }
 
 /// A thread's own mount and network namespace with a runtime, while no other test runs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct World {
     pub(crate) runtime: Runtime,
     pub(crate) program: PathBuf,
@@ -31,7 +32,7 @@ pub(crate) struct World {
     /// How long a step may take.
     pub(crate) deadline: Duration,
     version: Vec<u32>,
-    _turn: Turn,
+    _turn: Rc<Turn>,
 }
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -93,15 +94,17 @@ impl World {
             dir,
             patience: Duration::from_millis(if runtime == Runtime::Idle { 20 } else { 10_000 }),
             deadline: Duration::from_secs(30),
-            _turn: turn,
+            _turn: Rc::new(turn),
         })
     }
 
     /// Does not wait long for what is not expected to come.
-    pub(crate) fn impatient(mut self) -> Self {
-        self.patience = Duration::from_millis(100);
-        self.deadline = Duration::from_secs(2);
-        self
+    pub(crate) fn impatient(&self) -> Self {
+        Self {
+            patience: Duration::from_millis(100),
+            deadline: Duration::from_secs(2),
+            ..self.clone()
+        }
     }
 
     /// Name and version, as known differences have them.

@@ -19,6 +19,7 @@ macro_rules! both {
 mod dockerd;
 mod fixtures;
 mod leak;
+mod notify;
 mod numbers;
 mod plain_spec;
 mod sandbox;

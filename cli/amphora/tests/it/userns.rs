@@ -35,6 +35,7 @@ calibrated!(
     a_user_namespace_is_joined_by_path,
     hooks_see_the_namespaces,
     what_cannot_run_leaves_nothing,
+    a_tmpfs_begins_with_what_it_covers,
 );
 
 fn map(size: u32) -> Value {
@@ -282,6 +283,36 @@ fn hooks_see_the_namespaces(w: &World) {
         assert_eq!(w.said(), inside);
     }
     clean(w);
+    w.done();
+}
+
+fn a_tmpfs_begins_with_what_it_covers(w: &World) {
+    let covered = w.s.dir.join("rootfs/full");
+    std::fs::create_dir_all(covered.join("dir")).unwrap();
+    std::fs::write(covered.join("dir/file"), "words\n").unwrap();
+    let script = "cat /full/dir/file; busybox stat -c '%u %g %a' /full /full/dir /full/dir/file; \
+                  echo more >> /full/dir/file && busybox rm -r /full/dir && busybox touch /full/new; \
+                  ls /full; busybox stat -f -c %T /full; busybox stat -c '%u %g' /new/empty";
+    bundle(w, &["sh", "-c", script], |spec| {
+        for at in ["/full", "/new/empty"] {
+            let mount = json!({"destination": at, "type": "tmpfs", "source": "tmpfs",
+                "options": ["nosuid", "tmpcopyup", "size=1m"]});
+            add(&mut spec["mounts"], mount);
+        }
+    });
+    let chown = |path: &Path, uid, gid| {
+        std::os::unix::fs::chown(path, Some(BASE + uid), Some(BASE + gid)).unwrap();
+    };
+    chown(&covered.join("dir"), 7, 8);
+    chown(&covered.join("dir/file"), 0, 9);
+    tool(&["chmod", "750", path(&covered.join("dir"))]);
+    tool(&["chmod", "640", path(&covered.join("dir/file"))]);
+    let said = w.run(&["run", "one"]).ok();
+    assert_eq!(said, "words\n0 0 755\n7 8 750\n0 9 640\nnew\ntmpfs\n0 0\n");
+    let below = std::fs::read_to_string(covered.join("dir/file")).unwrap();
+    assert_eq!(below, "words\n", "the covered file has changed");
+    std::fs::remove_dir_all(covered).unwrap();
+    std::fs::remove_dir_all(w.s.dir.join("rootfs/new")).unwrap();
     w.done();
 }
 

@@ -60,12 +60,6 @@ pub fn compile(profile: &Seccomp) -> Result<Filter, SeccompError> {
 /// # Errors
 /// Names the field whose value is malformed or not supported.
 pub fn compile_for(native: Arch, profile: &Seccomp) -> Result<Filter, SeccompError> {
-    if let Some((key, value)) = profile.unknown.iter().find(|(_, value)| !value.is_null()) {
-        return Err(SeccompError::unsupported(
-            format!("linux.seccomp.{key}"),
-            value,
-        ));
-    }
     let flags = flags(profile)?;
     listener(profile)?;
     let mut arches = vec![native];

@@ -128,11 +128,11 @@ fn fields_that_are_not_honoured_are_refused_by_name() {
     let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
     let (text, unsupported) = refused(&|spec| {
         spec.unknown
-            .insert("hooks".into(), json(r#"{"prestart":[{}]}"#));
+            .insert("vm".into(), json(r#"{"kernel":{"path":"/x"}}"#));
     });
     assert_eq!(
         (text.as_str(), unsupported),
-        ("\"hooks\" is not supported", true)
+        ("\"vm\" is not supported", true)
     );
     let (text, _) = refused(&|spec| {
         spec.linux
@@ -157,8 +157,14 @@ fn fields_that_are_not_honoured_are_refused_by_name() {
         text,
         "\"mounts: \"/proc\": type \"none\"\" is not supported"
     );
-    // Saying nothing is not asking for something.
+    // Saying nothing is not asking for something, and nobody is asked for what nobody knows.
     let mut container = Container::sh("true");
-    container.spec.unknown.insert("hooks".into(), json("{}"));
+    container.spec.unknown.insert("vm".into(), json("{}"));
+    let unheard = json(r#"{"a":1}"#);
+    container
+        .spec
+        .unknown
+        .insert("unheard".into(), unheard.clone());
+    container.spec.linux.unknown.insert("vm".into(), unheard);
     container.says();
 }
