@@ -191,6 +191,12 @@ fn a_filter_that_drops_without_a_user_chain_is_told() {
     }
 }
 
+/// Its programs, and where each is on the way from outside.
+const LEGACY: [(&str, &str); 2] = [
+    ("iptables-legacy", "192.0.2.2:8080"),
+    ("ip6tables-legacy", "[2001:db8::2]:8080"),
+];
+
 #[test]
 fn a_legacy_filter_that_drops_is_told() {
     let world = World::new();
@@ -200,10 +206,7 @@ fn a_legacy_filter_that_drops_is_told() {
     let before = names();
     assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
     assert_eq!(names(), before, "looking makes no table");
-    for (program, outside) in [
-        ("iptables-legacy", "192.0.2.2:8080"),
-        ("ip6tables-legacy", "[2001:db8::2]:8080"),
-    ] {
+    for (program, outside) in LEGACY {
         sh(
             &world,
             &format!("{program} -A FORWARD -i elsewhere0 -j ACCEPT"),
@@ -220,8 +223,15 @@ fn a_legacy_filter_that_drops_is_told() {
         follow(&world, &hints);
         assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
         assert!(ask(&world, Some(&world.outside), outside).is_some());
-        sh(&world, &format!("{program} -P FORWARD ACCEPT"));
-        sh(&world, &format!("{program} -F"));
+    }
+}
+
+#[test]
+fn a_legacy_rule_that_drops_is_told_wherever_it_is() {
+    let world = World::new();
+    let web = world.attach(1, &["8080:80"]);
+    serve(&world, Some(&web.netns), "[::]:80", "web");
+    for (program, outside) in LEGACY {
         for (rules, closed) in [
             (
                 "-A FORWARD -m conntrack --ctstate INVALID -j DROP; -A FORWARD -j REJECT",
