@@ -14,6 +14,7 @@ suite=trixie
 packages=(
     systemd-sysv libpam-systemd dbus login util-linux mount kmod procps
     iproute2 iptables nftables busybox-static strace runc crun
+    nfs-kernel-server
 )
 # Nothing of it is needed, and under emulation every unit costs.
 masked=(
@@ -55,6 +56,8 @@ mmdebstrap --mode=root --variant=minbase --include="$include" \
 for unit in "${masked[@]}"; do
     ln -sf /dev/null "$tree/etc/systemd/system/$unit"
 done
+# Servers of files are started by those who need them.
+rm -f "$tree"/etc/systemd/system/*.wants/{nfs-client.target,nfs-server.service,rpcbind.service,rpcbind.socket}
 # The stage is a service like any other; what it runs, and with what, lies on the second disk.
 mkdir -p "$tree/payload" "$tree/etc/systemd/system/multi-user.target.wants"
 cat >"$tree/etc/systemd/system/stage.service" <<'UNIT'

@@ -191,29 +191,10 @@ fn a_filter_that_drops_without_a_user_chain_is_told() {
     }
 }
 
-/// Rules of iptables, and whether they close the way to a container.
-const LEGACY: [(&str, bool); 6] = [
-    (
-        "-A FORWARD -m conntrack --ctstate INVALID -j DROP; -A FORWARD -j REJECT",
-        true,
-    ),
-    ("-A FORWARD -j LEAD; -A LEAD -j PIT; -A PIT -j DROP", true),
-    (
-        "-A FORWARD -g LEAD; -A LEAD -p tcp -j RETURN; -A LEAD -p udp -j DROP; -A FORWARD -j DROP",
-        false,
-    ),
-    (
-        "-A FORWARD -j LEAD; -A LEAD -j RETURN; -A LEAD -j DROP",
-        false,
-    ),
-    (
-        "-A FORWARD -j LEAD; -A LEAD -j ACCEPT; -A FORWARD -j DROP",
-        false,
-    ),
-    (
-        "-A FORWARD -i elsewhere0 -j PIT; -A FORWARD -p tcp --dport 1 -j PIT; -A PIT -j DROP",
-        false,
-    ),
+/// Its programs, and where each is on the way from outside.
+const LEGACY: [(&str, &str); 2] = [
+    ("iptables-legacy", "192.0.2.2:8080"),
+    ("ip6tables-legacy", "[2001:db8::2]:8080"),
 ];
 
 #[test]
@@ -225,10 +206,7 @@ fn a_legacy_filter_that_drops_is_told() {
     let before = names();
     assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
     assert_eq!(names(), before, "looking makes no table");
-    for (program, outside) in [
-        ("iptables-legacy", "192.0.2.2:8080"),
-        ("ip6tables-legacy", "[2001:db8::2]:8080"),
-    ] {
+    for (program, outside) in LEGACY {
         sh(
             &world,
             &format!("{program} -A FORWARD -i elsewhere0 -j ACCEPT"),
@@ -245,9 +223,38 @@ fn a_legacy_filter_that_drops_is_told() {
         follow(&world, &hints);
         assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
         assert!(ask(&world, Some(&world.outside), outside).is_some());
-        sh(&world, &format!("{program} -P FORWARD ACCEPT"));
-        sh(&world, &format!("{program} -F"));
-        for (rules, closed) in LEGACY {
+    }
+}
+
+#[test]
+fn a_legacy_rule_that_drops_is_told_wherever_it_is() {
+    let world = World::new();
+    let web = world.attach(1, &["8080:80"]);
+    serve(&world, Some(&web.netns), "[::]:80", "web");
+    for (program, outside) in LEGACY {
+        for (rules, closed) in [
+            (
+                "-A FORWARD -m conntrack --ctstate INVALID -j DROP; -A FORWARD -j REJECT",
+                true,
+            ),
+            ("-A FORWARD -j LEAD; -A LEAD -j PIT; -A PIT -j DROP", true),
+            (
+                "-A FORWARD -g LEAD; -A LEAD -p tcp -j RETURN; -A LEAD -p udp -j DROP; -A FORWARD -j DROP",
+                false,
+            ),
+            (
+                "-A FORWARD -j LEAD; -A LEAD -j RETURN; -A LEAD -j DROP",
+                false,
+            ),
+            (
+                "-A FORWARD -j LEAD; -A LEAD -j ACCEPT; -A FORWARD -j DROP",
+                false,
+            ),
+            (
+                "-A FORWARD -i elsewhere0 -j PIT; -A FORWARD -p tcp --dport 1 -j PIT; -A PIT -j DROP",
+                false,
+            ),
+        ] {
             for command in ["-N LEAD", "-N PIT"].into_iter().chain(rules.split("; ")) {
                 sh(&world, &format!("{program} {command}"));
             }

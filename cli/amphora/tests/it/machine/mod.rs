@@ -4,6 +4,7 @@
 mod limits;
 mod runtimes;
 mod sessions;
+mod shares;
 
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
