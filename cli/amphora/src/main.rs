@@ -37,6 +37,10 @@ fn main() -> ExitCode {
             amphora_sys::arena::enable();
             commands::probe(&args)
         }
+        Some(amphora_supervisor::PEERS_ENTRY) if args.len() == 5 => {
+            amphora_sys::arena::enable();
+            commands::peers(&args)
+        }
         Some("prepare") if args.len() == 5 => {
             amphora_sys::arena::enable();
             commands::prepare(&args)

@@ -131,6 +131,23 @@ impl Engine {
         }
     }
 
+    /// Has the kernel know of a network's hosts what its changed file says, and tells of it in an
+    /// event, also of what is wrong with the file. Started by a supervisor that watches it.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    pub fn follow_peers(&self, network: &str) -> Result<()> {
+        let (config, told) = self.networks.follow_peers(network).map_err(plain)?;
+        let error = told.err().map(|e| amphora_spec::error::chain(&e));
+        let mut attributes = vec![
+            ("name", config.name.as_str()),
+            ("type", config.driver.as_str()),
+        ];
+        attributes.extend(error.as_deref().map(|e| ("error", e)));
+        self.note("network", "peers", &config.id, &attributes);
+        Ok(())
+    }
+
     fn note_network(&self, action: &str, config: &NetworkConfig) {
         let attributes = [
             ("name", config.name.as_str()),

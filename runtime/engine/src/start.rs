@@ -298,6 +298,8 @@ impl Engine {
         let targets = listeners.iter().map(|l| l.target);
         supervise.listeners = targets.map(|target| Listener { target }).collect();
         supervise.names = resolving.server;
+        let endpoints = claim.as_ref().map_or(&[][..], |c| &c.endpoints);
+        supervise.overlay = endpoints.iter().any(|e| e.reach.is_some());
         supervise.netns = claim.as_ref().map(|_| host_netns()).transpose()?;
         supervise.events = self.start_events(config, attach, claim.as_ref(), &mut undo);
         let charge = Charge {
@@ -380,6 +382,7 @@ impl Engine {
             events: amphora_supervisor::EventLog::default(),
             netns: None,
             names: None,
+            overlay: false,
         })
     }
 

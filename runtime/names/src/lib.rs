@@ -9,6 +9,9 @@
 //! describes, and writes none.
 
 mod aside;
+mod asking;
+mod hosts;
+mod overlay;
 mod records;
 mod server;
 mod socket;
@@ -16,6 +19,8 @@ mod stream;
 mod upstream;
 mod wire;
 
+pub use hosts::Hosts;
+pub use overlay::Overlay;
 pub use records::Records;
 pub use server::{Context, NameServer, Settings};
 pub use socket::{ADDRESS, Place, Sockets};

@@ -9,12 +9,17 @@ use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
+use crate::overlay::{self, Overlay};
+use crate::wire::{Record, kinds};
+
 /// Most bytes read of a record.
 const RECORD_MAX: u64 = 1 << 20;
 /// Most containers an alias may stand for.
 const HOLDERS_MAX: usize = 1024;
 /// Its IPv6 addresses have no leases of their own: they go with those of IPv4.
 const DEFAULT_NETWORK: &str = "bridge";
+/// How networks over several hosts are called.
+const OVERLAY: &str = "overlay";
 /// Newest form of the endpoints' record that is known.
 const ENDPOINTS_VERSION: u32 = 2;
 /// Digits of a container's id, and of its short form.
@@ -51,6 +56,8 @@ struct Endpoint {
     /// Nothing leads out of the network.
     #[serde(default)]
     internal: bool,
+    #[serde(default)]
+    driver: String,
 }
 
 impl Endpoint {
@@ -107,6 +114,29 @@ impl Addresses {
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()
     }
+
+    /// Those of a kind, or all.
+    pub(crate) fn records(&self, kind: u16) -> Vec<Record> {
+        let v4 = self.v4.iter().copied().map(IpAddr::from);
+        let v6 = self.v6.iter().copied().map(IpAddr::from);
+        let v4 = v4.filter(|_| [kinds::A, kinds::ANY].contains(&kind));
+        let v6 = v6.filter(|_| [kinds::AAAA, kinds::ANY].contains(&kind));
+        v4.chain(v6).map(Record::Address).collect()
+    }
+
+    pub(crate) fn add(&mut self, address: IpAddr) {
+        match address {
+            IpAddr::V4(v4) => self.v4.push(v4),
+            IpAddr::V6(v6) => self.v6.push(v6),
+        }
+    }
+
+    pub(crate) fn sort(&mut self) {
+        self.v4.sort_unstable();
+        self.v4.dedup();
+        self.v6.sort_unstable();
+        self.v6.dedup();
+    }
 }
 
 impl Records {
@@ -128,17 +158,7 @@ impl Records {
         let own = self.own();
         let mut found = Addresses::default();
         for (network, name) in questions(&own, name) {
-            let direct = self.direct(name);
-            let aliased = self.aliased(network, name);
-            let mut here = Addresses::default();
-            for id in direct.iter().chain(&aliased) {
-                let endpoints = self.endpoints(id);
-                for endpoint in endpoints.iter().filter(|e| e.network == network) {
-                    here.v4
-                        .extend(endpoint.address.filter(|a| !a.is_unspecified()));
-                    here.v6.extend(endpoint.address6);
-                }
-            }
+            let here = self.lookup_on(network, name);
             if found.v4.is_empty() {
                 found.v4 = here.v4;
             }
@@ -146,32 +166,79 @@ impl Records {
                 found.v6 = here.v6;
             }
         }
-        found.v4.sort_unstable();
-        found.v4.dedup();
-        found.v6.sort_unstable();
-        found.v6.dedup();
+        found.sort();
         found
+    }
+
+    /// The addresses of a name on one network.
+    pub(crate) fn lookup_on(&mut self, network: &str, name: &str) -> Addresses {
+        let mut here = Addresses::default();
+        let direct = self.direct(name);
+        let aliased = self.aliased(network, name);
+        for id in direct.iter().chain(&aliased) {
+            let endpoints = self.endpoints(id);
+            for endpoint in endpoints.iter().filter(|e| e.network == network) {
+                here.v4
+                    .extend(endpoint.address.filter(|a| !a.is_unspecified()));
+                here.v6.extend(endpoint.address6);
+            }
+        }
+        here.sort();
+        here
+    }
+
+    /// The networks over several hosts, in their order.
+    pub(crate) fn overlays(&self) -> Vec<Overlay> {
+        let own = self.own();
+        let own = own.iter().filter(|e| e.driver == OVERLAY);
+        own.filter_map(|e| overlay::of(&self.data, &self.run, &e.network))
+            .collect()
+    }
+
+    /// What other hosts are asked for a name: without a dot the whole of it, on each network, else
+    /// what stands before the name of one.
+    pub(crate) fn beyond(&self, name: &str) -> Vec<(Overlay, String)> {
+        let own = self.own();
+        let questions = questions(&own, name).into_iter();
+        let within = |(network, asked): &(&str, &str)| {
+            let known = own.iter().find(|e| e.network == **network);
+            let over = known.is_some_and(|e| e.driver == OVERLAY);
+            over && is_alias(asked) && (*asked != name || !name.contains('.'))
+        };
+        questions
+            .filter(within)
+            .filter_map(|(network, asked)| {
+                let overlay = overlay::of(&self.data, &self.run, network)?;
+                Some((overlay, asked.to_owned()))
+            })
+            .collect()
     }
 
     /// The name of whoever has an address, with its network's behind it.
     #[must_use]
     pub fn name_of(&self, address: IpAddr) -> Option<String> {
-        for own in self.own() {
-            let Some(leased) = own.leased(address) else {
-                continue;
-            };
-            let leases = self.run.join("networks").join(&own.network).join("leases");
-            let Some(id) = claimed(&leases, &leased.to_string()) else {
-                continue;
-            };
-            let has = |e: &Endpoint| e.network == own.network && e.has(address);
-            if self.endpoints(&id).iter().any(has) {
-                let named: Named =
-                    read_json(&self.data.join("containers").join(&id).join("config.json"))?;
-                return Some(format!("{}.{}", named.name, own.network));
-            }
+        self.own().iter().find_map(|own| {
+            let name = self.held(own, address)?;
+            Some(format!("{name}.{}", own.network))
+        })
+    }
+
+    /// The name of whoever has an address on one network of its own.
+    pub(crate) fn holder(&self, network: &str, address: IpAddr) -> Option<String> {
+        let own = self.own();
+        self.held(own.iter().find(|e| e.network == network)?, address)
+    }
+
+    fn held(&self, own: &Endpoint, address: IpAddr) -> Option<String> {
+        let leased = own.leased(address)?;
+        let leases = self.run.join("networks").join(&own.network).join("leases");
+        let id = claimed(&leases, &leased.to_string())?;
+        let has = |e: &Endpoint| e.network == own.network && e.has(address);
+        if !self.endpoints(&id).iter().any(has) {
+            return None;
         }
-        None
+        let config = self.data.join("containers").join(&id).join("config.json");
+        read_json::<Named>(&config).map(|named| named.name)
     }
 
     /// Whether names of others may be asked for outside: not from internal networks alone.
@@ -285,7 +352,7 @@ fn claimed(names: &Path, name: &str) -> Option<String> {
 }
 
 /// Whether this may be the name of a container, and so of a file.
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric()) && is_alias(text)
 }
 
@@ -299,13 +366,13 @@ fn is_id(text: &str) -> bool {
     text.len() == ID && text.bytes().all(|c| c.is_ascii_hexdigit())
 }
 
-fn read(path: &Path) -> Option<Vec<u8>> {
+pub(crate) fn read(path: &Path) -> Option<Vec<u8>> {
     let file = fs::File::open(path).ok()?;
     let mut bytes = Vec::new();
     let got = file.take(RECORD_MAX).read_to_end(&mut bytes).ok()?;
     (u64::try_from(got).ok()? < RECORD_MAX).then_some(bytes)
 }
 
-fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {
+pub(crate) fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {
     serde_json::from_slice(&read(path)?).ok()
 }

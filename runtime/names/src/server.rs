@@ -12,7 +12,8 @@ use rustix::net::{RecvFlags, SocketFlags, accept_with, recvfrom};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::records::Records;
+use crate::asking::{Question, Silent};
+use crate::records::{Addresses, Records};
 use crate::socket::{ADDRESS, PORT, Place, Sockets, address_of, random};
 use crate::stream::{Over, Stream};
 use crate::upstream::{Heard, SERVERS_MAX, Try, servers_of};
@@ -43,6 +44,7 @@ const SCRATCH: usize = 64 << 10;
 const PART_LISTENER: u64 = 1;
 const PART_STREAMS: u64 = 0x100;
 const PART_TRIES: u64 = 0x1000;
+pub(crate) const PART_HOSTS: u64 = 0x8000;
 
 /// What a name server is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,9 +80,11 @@ pub struct NameServer {
     settings: Settings,
     sockets: Sockets,
     /// The number of the first of its events.
-    base: u64,
+    pub(crate) base: u64,
     /// Servers that did not answer, and until when that counts.
     slow: Vec<(SocketAddr, u64)>,
+    /// The same of other hosts.
+    pub(crate) silent: Silent,
     /// Whose turn it is among several addresses, in either family.
     turns: [usize; 2],
     /// `None` while nobody asks.
@@ -89,9 +93,11 @@ pub struct NameServer {
 
 /// What is there while somebody asks.
 #[derive(Debug)]
-struct Work {
-    records: Records,
-    scratch: Vec<u8>,
+pub(crate) struct Work {
+    pub(crate) records: Records,
+    pub(crate) scratch: Vec<u8>,
+    /// What other hosts are asked.
+    pub(crate) questions: Vec<Option<Question>>,
     pending: Vec<Option<Pending>>,
     tries: Vec<Option<Try>>,
     streams: Vec<Option<Stream>>,
@@ -102,7 +108,7 @@ struct Work {
 
 /// Who asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Client {
+pub(crate) enum Client {
     Datagram(SocketAddr),
     Stream(usize, u64),
 }
@@ -126,13 +132,13 @@ struct Pending {
 }
 
 /// What becomes of a query.
-enum Outcome {
+pub(crate) enum Outcome {
     Answered(Vec<u8>),
     Later,
     Nothing,
 }
 
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     seconds
@@ -166,6 +172,7 @@ impl NameServer {
             sockets,
             base,
             slow: Vec::new(),
+            silent: Silent::default(),
             turns: [0; 2],
             work: None,
         })
@@ -182,6 +189,7 @@ impl NameServer {
             PART_STREAMS..PART_TRIES => {
                 self.stream(&mut work, cx, index(PART_STREAMS), flags);
             }
+            PART_HOSTS.. => self.hosts_heard(&mut work, cx, index(PART_HOSTS)),
             PART_TRIES.. => self.heard(&mut work, cx, index(PART_TRIES)),
             _ => {}
         }
@@ -197,6 +205,7 @@ impl NameServer {
         let due = queries
             .chain(streams.map(|s| s.due))
             .chain(work.accepting.err())
+            .chain(work.questions.iter().flatten().map(Question::due))
             .min()?;
         Some(due.saturating_sub(now()))
     }
@@ -229,6 +238,7 @@ impl NameServer {
                 self.close(&mut work, cx, index);
             }
         }
+        self.hosts_tick(&mut work, cx, now);
         if work.accepting.is_err_and(|at| at <= now) {
             self.accept_again(&mut work, cx, true);
         }
@@ -238,11 +248,13 @@ impl NameServer {
     /// Gives memory back, unless somebody waits.
     pub fn release(&mut self) {
         self.work = self.work.take().filter(|work| {
-            let waits = work.pending.iter().any(Option::is_some);
+            let waits = work.pending.iter().any(Option::is_some)
+                || work.questions.iter().any(Option::is_some);
             waits || work.streams.iter().any(Option::is_some) || work.accepting.is_err()
         });
         let now = now();
         self.slow.retain(|(_, until)| *until > now);
+        self.silent.forget(now);
     }
 
     fn start(&self) -> Work {
@@ -250,6 +262,7 @@ impl NameServer {
         Work {
             records: Records::new(&settings.data, &settings.run, &settings.container),
             scratch: vec![0; SCRATCH],
+            questions: Vec::new(),
             pending: Vec::new(),
             tries: Vec::new(),
             streams: Vec::new(),
@@ -392,7 +405,10 @@ impl NameServer {
         };
         match self.known(&mut work.records, &query) {
             Some((rcode, records)) => Outcome::Answered(query.answer(rcode, &records, limit)),
-            None => self.forward(work, cx, client, &query),
+            None => match self.ask_hosts(work, cx, client, &query) {
+                Some(outcome) => outcome,
+                None => self.unknown(work, cx, client, &query),
+            },
         }
     }
 
@@ -407,28 +423,36 @@ impl NameServer {
             return Some((Rcode::NoError, vec![Record::Name(found)]));
         }
         let found = records.lookup(&name);
-        if found.is_empty() {
-            let bare = self.settings.bare_names_stay && !name.contains('.');
-            let address = matches!(query.kind, kinds::A | kinds::AAAA);
-            return (bare && address).then_some((Rcode::NoError, Vec::new()));
+        (!found.is_empty()).then(|| (Rcode::NoError, self.in_turn(found, query.kind)))
+    }
+
+    /// Addresses of a kind; each time another one comes first.
+    pub(crate) fn in_turn(&mut self, mut found: Addresses, kind: u16) -> Vec<Record> {
+        let [v4, v6] = &mut self.turns;
+        if [kinds::A, kinds::ANY].contains(&kind) {
+            rotate(&mut found.v4, v4);
         }
-        let mut out = Vec::new();
-        let families: [(u16, Vec<IpAddr>); 2] = [
-            (kinds::A, found.v4.into_iter().map(IpAddr::from).collect()),
-            (
-                kinds::AAAA,
-                found.v6.into_iter().map(IpAddr::from).collect(),
-            ),
-        ];
-        for ((kind, mut addresses), turn) in families.into_iter().zip(&mut self.turns) {
-            if [kind, kinds::ANY].contains(&query.kind) && !addresses.is_empty() {
-                let first = *turn % addresses.len();
-                addresses.rotate_left(first);
-                *turn = turn.wrapping_add(1);
-                out.extend(addresses.into_iter().map(Record::Address));
-            }
+        if [kinds::AAAA, kinds::ANY].contains(&kind) {
+            rotate(&mut found.v6, v6);
         }
-        Some((Rcode::NoError, out))
+        found.records(kind)
+    }
+
+    /// Nobody of ours is called so.
+    pub(crate) fn unknown(
+        &mut self,
+        work: &mut Work,
+        cx: Context<'_>,
+        client: Client,
+        query: &Query<'_>,
+    ) -> Outcome {
+        let dotted = || query.name().is_none_or(|name| name.contains('.'));
+        let address = matches!(query.kind, kinds::A | kinds::AAAA);
+        if self.settings.bare_names_stay && address && !dotted() {
+            let limit = Query::stream();
+            return Outcome::Answered(query.answer(Rcode::NoError, &[], limit));
+        }
+        self.forward(work, cx, client, query)
     }
 
     fn forward(
@@ -634,16 +658,27 @@ impl NameServer {
         });
         let Some(mut answer) = answer else { return };
         set_id(&mut answer, pending.id);
-        match pending.client {
+        self.deliver(work, cx, pending.client, &answer);
+    }
+
+    /// Answers what was not answered at once.
+    pub(crate) fn deliver(
+        &mut self,
+        work: &mut Work,
+        cx: Context<'_>,
+        client: Client,
+        answer: &[u8],
+    ) {
+        match client {
             Client::Datagram(to) => {
-                self.tell(&answer, to);
+                self.tell(answer, to);
             }
             Client::Stream(at, serial) => {
                 let stream = work.streams.get_mut(at).and_then(Option::as_mut);
                 let Some(stream) = stream.filter(|s| s.serial == serial) else {
                     return;
                 };
-                let told = stream.answer(&answer);
+                let told = stream.answer(answer);
                 if told.is_err() || self.converse(work, cx, at, false).is_err() {
                     self.close(work, cx, at);
                 }
@@ -652,12 +687,20 @@ impl NameServer {
     }
 }
 
-fn take<T>(slots: &mut [Option<T>], index: usize) -> Option<T> {
+/// Has another address come first.
+fn rotate<T>(addresses: &mut [T], turn: &mut usize) {
+    if !addresses.is_empty() {
+        addresses.rotate_left(*turn % addresses.len());
+        *turn = turn.wrapping_add(1);
+    }
+}
+
+pub(crate) fn take<T>(slots: &mut [Option<T>], index: usize) -> Option<T> {
     slots.get_mut(index).and_then(Option::take)
 }
 
 /// The first free place, made where there is none.
-fn free_slot<T>(slots: &mut Vec<Option<T>>) -> usize {
+pub(crate) fn free_slot<T>(slots: &mut Vec<Option<T>>) -> usize {
     match slots.iter().position(Option::is_none) {
         Some(index) => index,
         None => {

@@ -30,6 +30,8 @@ const NAME_MAX: usize = 255;
 const LABEL_MAX: usize = 63;
 /// Most records a query may carry beside its question.
 const RECORDS_MAX: u16 = 16;
+/// Most records taken of an answer.
+const ANSWERS_MAX: u16 = 512;
 /// What a client without EDNS takes in one datagram.
 const DATAGRAM_PLAIN: u16 = 512;
 /// What we send in one datagram at most, and offer to take; no query is longer.
@@ -193,24 +195,7 @@ impl<'a> Query<'a> {
     /// a name of ours, having other characters than host names do.
     #[must_use]
     pub fn name(&self) -> Option<String> {
-        let mut name = String::new();
-        let mut rest = self.packet.get(HEADER..self.end)?;
-        loop {
-            let (&length, after) = rest.split_first()?;
-            if length == 0 {
-                return (!name.is_empty()).then_some(name);
-            }
-            let (label, after) = after.split_at_checked(usize::from(length))?;
-            let fits = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
-            if !label.iter().all(fits) {
-                return None;
-            }
-            if !name.is_empty() {
-                name.push('.');
-            }
-            name.extend(label.iter().map(|c| char::from(*c)));
-            rest = after;
-        }
+        plain_name(self.packet.get(HEADER..self.end)?)
     }
 
     /// The message's number.
@@ -327,6 +312,77 @@ fn encode_name(name: &str) -> Option<Vec<u8>> {
     }
     out.push(0);
     (out.len() <= NAME_MAX).then_some(out)
+}
+
+/// The name that some bytes begin with.
+fn plain_name(mut rest: &[u8]) -> Option<String> {
+    let mut name = String::new();
+    loop {
+        let (&length, after) = rest.split_first()?;
+        if length == 0 {
+            return (!name.is_empty()).then_some(name);
+        }
+        let (label, after) = after.split_at_checked(usize::from(length))?;
+        let fits = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_');
+        if !label.iter().all(fits) {
+            return None;
+        }
+        if !name.is_empty() {
+            name.push('.');
+        }
+        name.extend(label.iter().map(|c| char::from(*c)));
+        rest = after;
+    }
+}
+
+/// Asks for a name; `None` when it is too long to be asked for.
+pub(crate) fn question(id: u16, name: &str, kind: u16) -> Option<Vec<u8>> {
+    let mut out = vec![0; HEADER];
+    set(&mut out, 0, &id.to_be_bytes());
+    set(&mut out, 4, &1_u16.to_be_bytes());
+    out.extend(encode_name(name)?);
+    out.extend(kind.to_be_bytes());
+    out.extend(kinds::IN.to_be_bytes());
+    // With room for a long answer.
+    set(&mut out, 10, &1_u16.to_be_bytes());
+    out.push(0);
+    out.extend(kinds::OPT.to_be_bytes());
+    out.extend(DATAGRAM_MAX.to_be_bytes());
+    out.extend([0; 6]);
+    Some(out)
+}
+
+/// The records of an answer to a question that ends here, as far as they make sense.
+pub(crate) fn records_of(message: &[u8], mut at: usize) -> Vec<Record> {
+    let mut out = Vec::new();
+    for _ in 0..number(message, 6).unwrap_or(0).min(ANSWERS_MAX) {
+        let Some(fixed) = skip_name(message, at) else {
+            break;
+        };
+        let (kind, class) = (number(message, fixed), number(message, fixed + 2));
+        let Some(length) = number(message, fixed + 8) else {
+            break;
+        };
+        let start = fixed + 10;
+        at = start + usize::from(length);
+        let Some(data) = message.get(start..at) else {
+            break;
+        };
+        if class != Some(kinds::IN) {
+            continue;
+        }
+        out.extend(match (kind, data.len()) {
+            (Some(kinds::A), 4) => data
+                .first_chunk()
+                .map(|v4: &[u8; 4]| Record::Address(IpAddr::from(*v4))),
+            (Some(kinds::AAAA), 16) => data
+                .first_chunk()
+                .map(|v6: &[u8; 16]| Record::Address(IpAddr::from(*v6))),
+            (Some(kinds::PTR), _) => plain_name(data).map(Record::Name),
+            _ => None,
+        });
+    }
+    out
 }
 
 /// Whether a message answers a query: same number, same question, or an error without a question.

@@ -9,7 +9,7 @@
 //! ```
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,8 @@ const PORT: &str = "port";
 /// The port that IANA gives.
 const PORT_USUAL: u16 = 4789;
 const VNI_MAX: u32 = (1 << 24) - 1;
+/// Most hosts of a network.
+const HOSTS_MAX: usize = 256;
 /// What VXLAN puts before a frame.
 const HEADERS: u32 = 50;
 
@@ -141,6 +143,9 @@ fn parse(text: &str, whole: Subnet, path: &str) -> Result<Vec<Peer>> {
         if !whole.holds(&peer.block) || peer.block.prefix() > 30 {
             return Err(bad("has a block that is no part of the network's subnet"));
         }
+        if peers.len() == HOSTS_MAX {
+            return Err(bad("is one host too many: a network has 256 at most"));
+        }
         if peers
             .iter()
             .any(|p| p.block.overlaps(&peer.block) || p.host == peer.host)
@@ -203,12 +208,37 @@ impl Networks {
         };
         let there = route::link(&host.route, &name).map_err(netlink(look(&name)))?;
         let applied = std::fs::read_to_string(self.run_dir(&config.name).join("peers"));
-        if there.is_some() && applied.unwrap_or_default() == read(peers_path(config))? {
+        let text = read(peers_path(config))?;
+        // What was found wrong was told then; what the kernel knows stays.
+        let refused = std::fs::read_to_string(self.refused(config));
+        if there.is_some() && [applied, refused].iter().flatten().any(|t| *t == text) {
             return Ok(());
         }
         store::make_dir(&self.run_dir(""))?;
         let _lock = store::lock(&self.lock_path())?;
         self.tell_peers(config, host)
+    }
+
+    fn refused(&self, config: &NetworkConfig) -> PathBuf {
+        self.run_dir(&config.name).join("peers.refused")
+    }
+
+    /// Has the kernel know what has changed in a network's file of hosts, now. Returns the network,
+    /// and what is wrong with the file: the kernel keeps what it knows then, and nobody is told twice.
+    ///
+    /// # Errors
+    /// When there is no such network.
+    pub fn follow_peers(&self, name: &str) -> Result<(NetworkConfig, Result<()>)> {
+        let config = self.find(name)?;
+        let _lock = store::lock(&self.lock_path())?;
+        let text = read(peers_path(&config));
+        let told = Host::open().and_then(|host| self.tell_peers(&config, &host));
+        let refused = self.refused(&config);
+        let noted = match (&told, text) {
+            (Err(_), Ok(text)) => store::replace(&refused, text.as_bytes()),
+            _ => store::remove(&refused),
+        };
+        Ok((config, told.and(noted)))
     }
 
     /// The same; the caller holds the lock.
@@ -226,6 +256,14 @@ impl Networks {
             return Ok(());
         }
         let now = parse(&text, overlay.subnet, path)?;
+        let own = |p: &Peer| p.host == overlay.local && Some(p.block) == config.subnet;
+        if let (false, Some(block)) = (now.iter().any(own), config.subnet) {
+            let text = format!(
+                "no line of \"{path}\" says that {} has {block}, as it had when the network was made",
+                overlay.local
+            );
+            return Err(NetworkError::Invalid(text));
+        }
         self.step()?;
         let link = if let Some(link) = there {
             link
@@ -261,7 +299,7 @@ impl Networks {
             }
         }
         store::make_dir(&self.run_dir(&config.name))?;
-        std::fs::write(&applied, text).map_err(file("write", &applied))
+        store::replace(&applied, text.as_bytes())
     }
 }
 

@@ -33,6 +33,11 @@ pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
         path: path.to_owned(),
         source,
     })?;
+    replace(path, &bytes)
+}
+
+/// Writes a file so that readers see all of it or the old one.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}", std::process::id()));
     fs::write(&temporary, bytes).map_err(file("write", Path::new(&temporary)))?;

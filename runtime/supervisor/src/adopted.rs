@@ -61,6 +61,7 @@ pub(crate) fn adopt(mut handover: Handover, socket: &OwnedFd) -> Result<Server, 
     }
     let mut server = serve(parts, std::mem::take(&mut handover.listeners))?;
     greet(&mut server, socket, handover.attach, pid);
+    server.look_at_overlays();
     Ok(server)
 }
 

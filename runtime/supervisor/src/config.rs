@@ -16,8 +16,10 @@ use crate::{SupervisorError, files};
 const NAME: &str = "supervise.cfg";
 const LIMIT: usize = 8 << 20;
 const MAGIC: &[u8; 8] = b"amphscfg";
-const VERSION: u16 = 5;
-/// The version before, which ends where [`Config::names`] begins now.
+const VERSION: u16 = 6;
+/// The version before, which ends where [`Config::overlay`] begins now.
+const ALONE: u16 = 5;
+/// The one before that, which ends where [`Config::names`] begins now.
 const NAMELESS: u16 = 4;
 /// How the lack of something is written.
 const NONE: u8 = 0;
@@ -72,6 +74,8 @@ pub struct Config {
     pub netns: Option<(u64, u64)>,
     /// What its name server is told; `None`: it has none.
     pub names: Option<amphora_names::Settings>,
+    /// Whether one of its networks has other hosts.
+    pub overlay: bool,
 }
 
 /// Where output goes.
@@ -190,7 +194,8 @@ impl Config {
         let version = u16::from_le_bytes(*version);
         let decoded = match version {
             VERSION => postcard::from_bytes(body),
-            NAMELESS => postcard::from_bytes(&[body, &[NONE]].concat()),
+            ALONE => postcard::from_bytes(&[body, &[NONE]].concat()),
+            NAMELESS => postcard::from_bytes(&[body, &[NONE; 2]].concat()),
             _ => {
                 return Err(malformed(format!(
                     "it is of version {version}; this amphora knows version {VERSION}"
@@ -239,10 +244,11 @@ mod tests {
     use crate::health::HealthAction;
     use crate::restart::RestartKind;
 
-    /// What versions 4 and 5 wrote. A running container's supervisor may have written it before an
+    /// What versions 4 to 6 wrote. A running container's supervisor may have written it before an
     /// upgrade, so a change of the format needs another version, and a reader of this one.
     const NAMELESS: &[u8] = include_bytes!("../testdata/supervise-4.cfg");
-    const RECORDED: &[u8] = include_bytes!("../testdata/supervise-5.cfg");
+    const ALONE: &[u8] = include_bytes!("../testdata/supervise-5.cfg");
+    const RECORDED: &[u8] = include_bytes!("../testdata/supervise-6.cfg");
 
     fn strings(words: &[&str]) -> Vec<String> {
         words.iter().map(|w| (*w).to_owned()).collect()
@@ -329,6 +335,7 @@ mod tests {
             },
             netns: Some((4, 4_026_531_840)),
             names: Some(names()),
+            overlay: true,
         }
     }
 
@@ -344,14 +351,24 @@ mod tests {
     }
 
     #[test]
-    fn version_5_is_read_with_every_field_as_it_was_written() {
+    fn version_6_is_read_with_every_field_as_it_was_written() {
         assert_eq!(Config::decode(RECORDED).unwrap(), whole());
+    }
+
+    #[test]
+    fn version_5_is_read_and_has_no_other_hosts() {
+        let alone = Config {
+            overlay: false,
+            ..whole()
+        };
+        assert_eq!(Config::decode(ALONE).unwrap(), alone);
     }
 
     #[test]
     fn version_4_is_read_and_has_no_name_server() {
         let nameless = Config {
             names: None,
+            overlay: false,
             ..whole()
         };
         assert_eq!(Config::decode(NAMELESS).unwrap(), nameless);

@@ -38,6 +38,7 @@ mod finish;
 mod health;
 mod jsonlog;
 mod name_server;
+mod overlay;
 mod ports;
 mod probes;
 mod relay;
@@ -77,6 +78,7 @@ pub use health::{
 pub use held::held;
 pub use keys::DetachKeys;
 pub use lock::{inherited_lock, is_alive, lock, open_lock, try_lock};
+pub use overlay::PEERS_ENTRY;
 pub use ports::{PortsChange, Reserved};
 pub use pump::{ProxySignals, PumpEnd, PumpStreams, pump};
 pub use restart::{RestartKind, RestartPolicy};

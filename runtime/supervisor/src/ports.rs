@@ -183,6 +183,8 @@ impl Server {
             raise_file_limit();
             self.change_ports(&change, fds)
         });
+        // It comes with a change of networks too.
+        self.look_at_overlays();
         let why = changed.err().map(|e| amphora_spec::error::chain(&e));
         self.answer(client, why).is_ok()
     }

@@ -16,6 +16,7 @@ use crate::early::Early;
 use crate::frame::{self, Frame, TYPE_EXEC, TYPE_PORTS, TYPE_STDIN};
 use crate::health::HealthAction;
 use crate::jsonlog::Logger;
+use crate::overlay::Overlays;
 use crate::probes::HealthClock;
 use crate::session::{MAIN, PART_BITS, Session, TOKEN_SESSION};
 use crate::splice::Splices;
@@ -30,6 +31,7 @@ pub(crate) const TOKEN_LISTENER: u64 = 2 << 16;
 pub(crate) const TOKEN_SPLICE: u64 = 3 << 16;
 pub(crate) const TOKEN_NAMES: u64 = 5 << 16;
 pub(crate) const TOKEN_RELAY: u64 = 6 << 16;
+pub(crate) const TOKEN_OVERLAY: u64 = 7 << 16;
 const EVENTS: usize = 32;
 /// Quiet time after which buffers are given back.
 const IDLE: Timespec = Timespec {
@@ -76,6 +78,8 @@ pub(crate) struct Server {
     pub(crate) splices: Splices,
     /// `None`: it has no names to ask for.
     pub(crate) names: Option<Box<amphora_names::NameServer>>,
+    /// `None`: none of its networks has other hosts.
+    pub(crate) overlays: Option<Box<Overlays>>,
     pub(crate) log: Logger,
     /// The container's own session, then those of exec.
     pub(crate) sessions: Vec<Option<Session>>,
@@ -111,6 +115,7 @@ impl Server {
             clients: Clients::default(),
             splices: Splices::default(),
             names,
+            overlays: None,
             sessions: vec![Some(main)],
             ended_execs: VecDeque::new(),
             used: true,
@@ -156,6 +161,7 @@ impl Server {
         loop {
             self.health_tick();
             self.names_tick();
+            self.overlay_tick();
             let timeout = match (self.splices.hot(), self.used || self.splices.paused()) {
                 (true, _) => Some(Timespec::default()),
                 (false, true) => Some(IDLE),
@@ -163,6 +169,7 @@ impl Server {
             };
             let timeout = self.names_timeout(self.health_timeout(timeout));
             let timeout = self.splices.relay.timeout(timeout);
+            let timeout = self.overlay_timeout(timeout);
             let n = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
                 Ok(n) => n,
                 Err(Errno::INTR) => continue,
@@ -209,6 +216,7 @@ impl Server {
             TOKEN_SPLICE => self.splices.pump(&self.epoll, index),
             TOKEN_RELAY => self.splices.relay_back(index),
             TOKEN_NAMES => self.names_event(token, flags),
+            TOKEN_OVERLAY => self.overlay_event(token),
             TOKEN_SESSION => {
                 let part = token & ((1 << PART_BITS) - 1);
                 self.session_event(index >> PART_BITS, part);

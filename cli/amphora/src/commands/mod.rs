@@ -207,6 +207,26 @@ pub(crate) fn prepare(args: &[OsString]) -> ExitCode {
     }
 }
 
+/// Hidden entry for a changed file of hosts: `peers ROOT RUN_ROOT NETWORK`, started by a supervisor.
+pub(crate) fn peers(args: &[OsString]) -> ExitCode {
+    let global = |at: usize| args.get(at).map(PathBuf::from);
+    let Some(network) = args.get(4).and_then(|a| a.to_str()) else {
+        return ExitCode::FAILURE;
+    };
+    let global = Global {
+        root: global(2),
+        run_root: global(3),
+        insecure_registry: Vec::new(),
+        config_file: None,
+    };
+    let engine = open_with(&global, Settings::default(), Vec::new());
+    match engine.map(|engine| engine.follow_peers(network)) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        // What is wrong with the file is in the events; without its network nobody listens.
+        _ => ExitCode::FAILURE,
+    }
+}
+
 /// Hidden entry of a healthcheck: `probe ROOT RUN_ROOT ID`, started by a supervisor.
 pub(crate) fn probe(args: &[OsString]) -> ExitCode {
     let open = |global: &Global| open_by(global, Settings::default());

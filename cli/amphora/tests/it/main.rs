@@ -62,6 +62,7 @@ mod mounting;
 mod names;
 mod networks;
 mod options;
+mod overlay;
 mod parallel;
 mod ports;
 mod power;

@@ -117,7 +117,7 @@ fn wire_name(name: &str) -> Vec<u8> {
 }
 
 /// A query in hexadecimal digits.
-fn query(name: &str, kind: u8) -> String {
+pub(crate) fn query(name: &str, kind: u8) -> String {
     let mut out = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     out.extend(wire_name(name));
     out.extend([0, kind, 0, 1]);

@@ -68,6 +68,7 @@ impl TestBox {
             events: amphora_supervisor::EventLog::default(),
             netns: None,
             names: None,
+            overlay: false,
         };
         Self {
             root,

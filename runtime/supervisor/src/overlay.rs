@@ -1,0 +1,283 @@
+//! Networks over several hosts: the other hosts' questions for names, and their file, which is
+//! watched. A change of it is told to the kernel by a program of our own, once on a host.
+
+use std::ffi::{CString, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use amphora_names::{Hosts, Overlay};
+use amphora_sys::pidfd;
+use amphora_sys::process::{Spawn, spawn_self};
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
+use rustix::io::Errno;
+
+use crate::again::{c_strings, exe};
+use crate::clock;
+use crate::server::{Server, TOKEN_OVERLAY};
+
+/// The hidden entry that tells the kernel of a network's hosts: `peers ROOT RUN_ROOT NETWORK`.
+pub const PEERS_ENTRY: &str = "peers";
+/// Of the numbers that events carry: the watch, the programs, the networks.
+const PART_PROGRAM: u64 = 1;
+const PART_NETWORKS: u64 = 0x1000;
+/// When what somebody else does, or what could not be watched, is looked at again.
+const AGAIN_NS: u64 = clock::NANOS;
+/// What changes a file comes seldom alone.
+const SOON_NS: u64 = 20_000_000;
+/// Longest file of hosts that is compared.
+const FILE_MAX: u64 = 1 << 20;
+/// Room for what a watch tells.
+const NOTES: usize = 4 << 10;
+
+/// What a supervisor does for its container's networks over several hosts.
+#[derive(Debug)]
+pub(crate) struct Overlays {
+    hosts: Hosts,
+    data: PathBuf,
+    run: PathBuf,
+    watched: Vec<Watched>,
+    /// `None`: it could not be made.
+    notes: Option<OwnedFd>,
+    /// When the files are looked at again, whatever was told of them.
+    due: Option<u64>,
+}
+
+/// A file of hosts.
+#[derive(Debug)]
+struct Watched {
+    overlay: Overlay,
+    /// What was done, or found wrong, last: not tried again until it changes.
+    tried: Option<Vec<u8>>,
+    running: Option<Program>,
+}
+
+/// The program that tells the kernel, and the lock that keeps others from doing the same.
+#[derive(Debug)]
+struct Program {
+    process: OwnedFd,
+    #[expect(dead_code, reason = "held until the program has ended")]
+    lock: OwnedFd,
+    text: Vec<u8>,
+}
+
+impl Overlays {
+    fn watch(&mut self, epoll: &OwnedFd) {
+        if self.watched.is_empty() {
+            self.notes = None;
+            self.due = None;
+            return;
+        }
+        let flags = CreateFlags::CLOEXEC | CreateFlags::NONBLOCK;
+        self.notes = inotify::init(flags).ok();
+        let Some(notes) = &self.notes else {
+            self.due = Some(clock::monotonic().saturating_add(AGAIN_NS));
+            return;
+        };
+        let token = EventData::new_u64(TOKEN_OVERLAY);
+        let mut whole = epoll::add(epoll, notes, token, EventFlags::IN).is_ok();
+        for one in &self.watched {
+            whole &= add(notes, &one.overlay.file).is_ok();
+        }
+        self.due = (!whole).then(|| clock::monotonic().saturating_add(AGAIN_NS));
+    }
+}
+
+/// Watches a file wherever it is: one that is replaced is told of by its directory, one that a link
+/// leads to by itself and by its own directory.
+fn add(notes: &OwnedFd, file: &Path) -> Result<(), Errno> {
+    let changes = WatchFlags::CLOSE_WRITE
+        | WatchFlags::MOVED_TO
+        | WatchFlags::CREATE
+        | WatchFlags::DELETE_SELF
+        | WatchFlags::MOVE_SELF;
+    let above = |path: &Path| path.parent().map(Path::to_owned).ok_or(Errno::NOENT);
+    inotify::add_watch(notes, above(file)?, changes | WatchFlags::ONLYDIR)?;
+    let real = std::fs::canonicalize(file).map_err(|_| Errno::NOENT)?;
+    if real != file {
+        inotify::add_watch(notes, above(&real)?, changes | WatchFlags::ONLYDIR)?;
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Option<Vec<u8>> {
+    use std::io::Read;
+    let file = std::fs::File::open(path).ok()?;
+    let mut bytes = Vec::new();
+    file.take(FILE_MAX).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
+}
+
+impl Server {
+    /// Looks which networks over several hosts the container is in.
+    pub(crate) fn look_at_overlays(&mut self) {
+        let Some(settings) = &self.parts.config.names else {
+            return;
+        };
+        let known = self.overlays.take();
+        let mut all = known.unwrap_or_else(|| {
+            Box::new(Overlays {
+                hosts: Hosts::new(settings.clone(), TOKEN_OVERLAY + PART_NETWORKS),
+                data: settings.data.clone(),
+                run: settings.run.clone(),
+                watched: Vec::new(),
+                notes: None,
+                due: None,
+            })
+        });
+        let wanted = all.hosts.look(&self.epoll);
+        let same = wanted.len() == all.watched.len()
+            && all.watched.iter().all(|w| wanted.contains(&w.overlay));
+        if !same {
+            all.watched.retain(|w| wanted.contains(&w.overlay));
+            for overlay in wanted {
+                if !all.watched.iter().any(|w| w.overlay == overlay) {
+                    all.watched.push(Watched {
+                        overlay,
+                        tried: None,
+                        running: None,
+                    });
+                }
+            }
+            all.watch(&self.epoll);
+        }
+        let any = !all.watched.is_empty();
+        self.overlays = any.then_some(all);
+        // It may have changed before it was watched.
+        self.compare_hosts();
+    }
+
+    pub(crate) fn overlay_event(&mut self, token: u64) {
+        let Some(all) = &mut self.overlays else {
+            return;
+        };
+        match token - TOKEN_OVERLAY {
+            0 => {
+                // What has changed is seen by looking; what was replaced is watched anew.
+                let mut room = [0; NOTES];
+                while let Some(notes) = &all.notes
+                    && rustix::io::read(notes, &mut room).is_ok_and(|n| n > 0)
+                {}
+                let soon = clock::monotonic().saturating_add(SOON_NS);
+                all.due = Some(all.due.map_or(soon, |due| due.min(soon)));
+            }
+            PART_PROGRAM => self.program_ended(),
+            _ => all.hosts.ready(token),
+        }
+    }
+
+    /// Has the kernel told of what has changed.
+    fn compare_hosts(&mut self) {
+        let Some(all) = &mut self.overlays else {
+            return;
+        };
+        let token = EventData::new_u64(TOKEN_OVERLAY + PART_PROGRAM);
+        for one in &mut all.watched {
+            // A file that is gone for now says nothing.
+            let Some(text) = read(&one.overlay.file).filter(|_| one.running.is_none()) else {
+                continue;
+            };
+            if one.tried.as_ref() == Some(&text) {
+                continue;
+            }
+            one.tried = None;
+            let known = ["", "refused"].map(|e| one.overlay.applied.with_extension(e));
+            if known.iter().any(|path| read(path).as_ref() == Some(&text)) {
+                continue;
+            }
+            let lock = one.overlay.applied.with_extension("lock");
+            let Some(lock) = try_lock(&lock) else {
+                // Somebody else is at it; should that one be killed, it is done here.
+                all.due = Some(clock::monotonic().saturating_add(AGAIN_NS));
+                continue;
+            };
+            let words: [OsString; 5] = [
+                "amphora".into(),
+                PEERS_ENTRY.into(),
+                all.data.clone().into(),
+                all.run.clone().into(),
+                one.overlay.network.clone().into(),
+            ];
+            let started = spawn(&words).and_then(|process| {
+                let watched = epoll::add(&self.epoll, &process, token, EventFlags::IN);
+                watched.ok().map(|()| process)
+            });
+            match started {
+                Some(process) => {
+                    one.running = Some(Program {
+                        process,
+                        lock,
+                        text,
+                    });
+                }
+                None => all.due = Some(clock::monotonic().saturating_add(AGAIN_NS)),
+            }
+        }
+    }
+
+    fn program_ended(&mut self) {
+        let Some(all) = &mut self.overlays else {
+            return;
+        };
+        for one in &mut all.watched {
+            let ended = |p: &mut Program| {
+                !matches!(pidfd::wait(p.process.as_fd(), pidfd::Wait::Poll), Ok(None))
+            };
+            if let Some(program) = one.running.take_if(ended) {
+                // It has said itself what is wrong. Nothing is tried twice.
+                one.tried = Some(program.text);
+            }
+        }
+        self.compare_hosts();
+    }
+
+    /// Does what is due.
+    pub(crate) fn overlay_tick(&mut self) {
+        let Some(all) = &mut self.overlays else {
+            return;
+        };
+        if all.due.is_some_and(|due| due <= clock::monotonic()) {
+            all.watch(&self.epoll);
+            self.compare_hosts();
+        }
+    }
+
+    /// Shortens a wait to what is due first.
+    pub(crate) fn overlay_timeout(&self, timeout: Option<Timespec>) -> Option<Timespec> {
+        let Some(due) = self.overlays.as_ref().and_then(|all| all.due) else {
+            return timeout;
+        };
+        let left = due.saturating_sub(clock::monotonic());
+        let left = Timespec {
+            tv_sec: i64::try_from(left / clock::NANOS).unwrap_or(i64::MAX),
+            tv_nsec: i64::try_from(left % clock::NANOS).unwrap_or(0),
+        };
+        Some(timeout.map_or(left, |timeout| timeout.min(left)))
+    }
+}
+
+/// A lock that nobody waits for.
+fn try_lock(path: &Path) -> Option<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+    let file = open(path, flags, Mode::from_raw_mode(0o600)).ok()?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).ok()?;
+    Some(file)
+}
+
+fn spawn(words: &[OsString]) -> Option<OwnedFd> {
+    let words: Option<Vec<&str>> = words.iter().map(|w| w.to_str()).collect();
+    let args: Vec<CString> = c_strings(&words?).ok()?;
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let null = null.as_fd();
+    let launched = spawn_self(&Spawn {
+        program: exe().ok()?.as_fd(),
+        args: &args,
+        env: &[],
+        fds: &[(null, 0), (null, 1), (null, 2)],
+        cgroup: None,
+        cgroup_tasks: &[],
+    });
+    launched.ok().map(|launched| launched.pidfd)
+}
