@@ -169,6 +169,11 @@ pub struct Started {
     pub warnings: Vec<String>,
 }
 
+/// Whether one of a container's networks is one over several hosts.
+fn has_other_hosts(claim: Option<&Claim>) -> bool {
+    claim.is_some_and(|claim| claim.endpoints.iter().any(|e| e.reach.is_some()))
+}
+
 impl Engine {
     /// Creates and starts a container in one go. `created` is told the id before the start.
     ///
@@ -298,8 +303,7 @@ impl Engine {
         let targets = listeners.iter().map(|l| l.target);
         supervise.listeners = targets.map(|target| Listener { target }).collect();
         supervise.names = resolving.server;
-        let endpoints = claim.as_ref().map_or(&[][..], |c| &c.endpoints);
-        supervise.overlay = endpoints.iter().any(|e| e.reach.is_some());
+        supervise.overlay = has_other_hosts(claim.as_ref());
         supervise.netns = claim.as_ref().map(|_| host_netns()).transpose()?;
         supervise.events = self.start_events(config, attach, claim.as_ref(), &mut undo);
         let charge = Charge {

@@ -111,6 +111,13 @@ fn read(path: &Path) -> Option<Vec<u8>> {
 }
 
 impl Server {
+    /// Looks which networks over several hosts the container is in, if there are any.
+    pub(crate) fn begin_overlays(&mut self) {
+        if self.parts.config.overlay {
+            self.look_at_overlays();
+        }
+    }
+
     /// Looks which networks over several hosts the container is in.
     pub(crate) fn look_at_overlays(&mut self) {
         let Some(settings) = &self.parts.config.names else {

@@ -191,9 +191,7 @@ fn launch(
     let mut server = served?;
     greet(&mut server, socket, handover.attach, launched.pid);
     note_start(&server);
-    if server.parts.config.overlay {
-        server.look_at_overlays();
-    }
+    server.begin_overlays();
     Ok(server)
 }
 

@@ -1,5 +1,6 @@
 //! Networks over several hosts: two network namespaces, each a host with roots of its own.
 
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -91,6 +92,38 @@ fn lookup(run: &dyn Fn(&[&str]) -> Output, image: &str, names: &[&str]) -> Vec<S
 fn hosts_know_each_others_names_and_follow_their_file(image: &str) {
     let s = Sandbox::loaded();
     let far = Far::new(&s);
+    let file = s.dir.join("peers");
+    begin(&s, &far, &file, image);
+    assert!(!leads("10.40.2.0/24"));
+
+    // The file is replaced while containers run: the kernel learns of it without a command.
+    let new = s.dir.join("new");
+    std::fs::write(&new, [OURS, THEIRS, DEAD].concat()).expect("file");
+    std::fs::rename(&new, &file).expect("rename");
+    wait_until("the other host's route", SETTLE, || leads("10.40.2.0/24"));
+
+    let theirs = "10.40.2.2";
+    all_are_found(&s, &far, image, theirs);
+
+    // What is wrong is told, and changes nothing.
+    std::fs::write(&file, "nonsense\n").expect("file");
+    wait_until("the event", SETTLE, || {
+        let events = std::fs::read_to_string(s.run_root().join("events")).unwrap_or_default();
+        events.contains("is not an IPv4 address of a host and its block")
+    });
+    assert!(leads("10.40.2.0/24"));
+    assert_eq!(lookup(&|args| s.run(args), image, &["distant"]), [theirs]);
+
+    // Whoever ends is forgotten.
+    far.run(&["rm", "-f", "distant"]).ok();
+    let gone = lookup(&|args| s.run(args), image, &["distant"]);
+    assert!(!gone.concat().contains(theirs), "{gone:?}");
+    s.run(&["rm", "-f", "near"]).ok();
+    s.run(&["network", "rm", "wide"]).ok();
+}
+
+/// Makes the network on both hosts, and a server in it on each.
+fn begin(s: &Sandbox, far: &Far<'_>, file: &Path, image: &str) {
     let here = |args: &[&str]| s.run(args);
     let there = |args: &[&str]| far.run(args);
     let archive = s.dir.join("probe.tar");
@@ -101,12 +134,12 @@ fn hosts_know_each_others_names_and_follow_their_file(image: &str) {
         .ok();
 
     // Each host has its own copy of the file; ours does not know of the other host yet.
-    let (file, far_file) = (s.dir.join("peers"), s.dir.join("far-peers"));
-    std::fs::write(&file, OURS).expect("file");
+    let far_file = s.dir.join("far-peers");
+    std::fs::write(file, OURS).expect("file");
     std::fs::write(&far_file, [OURS, THEIRS].concat()).expect("file");
     for (run, file) in [
-        (&here as &dyn Fn(&[&str]) -> Output, &file),
-        (&there, &far_file),
+        (&here as &dyn Fn(&[&str]) -> Output, file),
+        (&there, far_file.as_path()),
     ] {
         let peers = format!("peers={}", path(file));
         run(&[
@@ -143,23 +176,23 @@ fn hosts_know_each_others_names_and_follow_their_file(image: &str) {
         ])
         .ok();
     }
-    serving(&s, "near");
+    serving(s, "near");
     wait_until("the server there", SETTLE, || {
         far.run(&["logs", "distant"]).stdout.contains("serving")
     });
-    let vx = |needle: &str| {
-        let routes = Command::new("ip").arg("route").output().expect("ip");
-        String::from_utf8_lossy(&routes.stdout).contains(needle)
-    };
-    assert!(!vx("10.40.2.0/24"));
+}
 
-    // The file is replaced while containers run: the kernel learns of it without a command.
-    let new = s.dir.join("new");
-    std::fs::write(&new, [OURS, THEIRS, DEAD].concat()).expect("file");
-    std::fs::rename(&new, &file).expect("rename");
-    wait_until("the other host's route", SETTLE, || vx("10.40.2.0/24"));
+/// Whether the kernel has a route to a block.
+fn leads(block: &str) -> bool {
+    let routes = Command::new("ip").arg("route").output().expect("ip");
+    String::from_utf8_lossy(&routes.stdout).contains(block)
+}
 
-    let (ours, theirs) = ("10.40.1.2", "10.40.2.2");
+/// Names, aliases, addresses and traffic, both ways.
+fn all_are_found(s: &Sandbox, far: &Far<'_>, image: &str, theirs: &str) {
+    let here = |args: &[&str]| s.run(args);
+    let there = |args: &[&str]| far.run(args);
+    let ours = "10.40.1.2";
     let found = lookup(&here, image, &["distant", "distant.wide", "alias-distant"]);
     assert_eq!(found, [theirs; 3]);
     assert_eq!(lookup(&there, image, &["near", "alias-near"]), [ours; 2]);
@@ -181,20 +214,4 @@ fn hosts_know_each_others_names_and_follow_their_file(image: &str) {
     lookup(&here, image, &["near"]);
     let known = start.elapsed();
     assert!(known < Duration::from_secs(3), "{known:?}");
-
-    // What is wrong is told, and changes nothing.
-    std::fs::write(&file, "nonsense\n").expect("file");
-    wait_until("the event", SETTLE, || {
-        let events = std::fs::read_to_string(s.run_root().join("events")).unwrap_or_default();
-        events.contains("is not an IPv4 address of a host and its block")
-    });
-    assert!(vx("10.40.2.0/24"));
-    assert_eq!(lookup(&here, image, &["distant"]), [theirs]);
-
-    // Whoever ends is forgotten.
-    far.run(&["rm", "-f", "distant"]).ok();
-    let gone = lookup(&here, image, &["distant"]);
-    assert!(!gone.concat().contains(theirs), "{gone:?}");
-    s.run(&["rm", "-f", "near"]).ok();
-    s.run(&["network", "rm", "wide"]).ok();
 }
