@@ -15,6 +15,8 @@ const GOTO: u32 = (-4_i32).cast_unsigned();
 const RETURN: u32 = (-5_i32).cast_unsigned();
 /// Deeper than the kernel follows (`NFT_JUMP_STACK_SIZE`).
 const DEPTH_MAX: usize = 16;
+/// Most chains that are looked at.
+const CHAINS_MAX: usize = 64;
 /// Most steps that are taken: chains may lead to the same ones over and over.
 const STEPS_MAX: usize = 10_000;
 
@@ -26,6 +28,15 @@ enum Step {
     Return,
     Jump(String),
     Goto(String),
+}
+
+impl Step {
+    const fn target(&self) -> Option<&String> {
+        match self {
+            Self::Jump(to) | Self::Goto(to) => Some(to),
+            Self::Drop | Self::Accept | Self::Return => None,
+        }
+    }
 }
 
 /// Where a chain leaves the packet.
@@ -44,21 +55,18 @@ type Chains = BTreeMap<String, Vec<Step>>;
 /// other chains of the table only where this one leads there.
 pub(super) fn drops(socket: &Socket, at: &Closed, policy: bool) -> Result<bool, NetlinkError> {
     let mut chains = Chains::new();
-    let mut leads = false;
-    each_rule(socket, at.family, &at.table, Some(&at.chain), |rule| {
-        let step = step(rule);
-        leads |= matches!(step, Some(Step::Jump(_) | Step::Goto(_)));
-        chains.entry(at.chain.clone()).or_default().extend(step);
-    })?;
-    if leads {
-        chains.clear();
-        each_rule(socket, at.family, &at.table, None, |rule| {
-            const CHAIN: u16 = 2;
-            let chain = attributes(rule).find(|(kind, _)| *kind == CHAIN);
-            if let (Some(chain), Some(step)) = (chain.and_then(|(_, c)| text(c)), step(rule)) {
-                chains.entry(chain).or_default().push(step);
-            }
+    // Chain by chain: others of the table may have thousands of rules.
+    let mut wanted = vec![at.chain.clone()];
+    while let Some(name) = wanted.pop() {
+        if chains.contains_key(&name) || chains.len() == CHAINS_MAX {
+            continue;
+        }
+        let mut steps = Vec::new();
+        each_rule(socket, at.family, &at.table, Some(&name), |rule| {
+            steps.extend(step(rule));
         })?;
+        wanted.extend(steps.iter().filter_map(Step::target).cloned());
+        chains.insert(name, steps);
     }
     let mut left = STEPS_MAX;
     let end = end_of(&chains, &at.chain, DEPTH_MAX, &mut left);
@@ -99,6 +107,8 @@ fn step(rule: &[u8]) -> Option<Step> {
         let data = attribute(expression, 2).unwrap_or_default();
         match attribute(expression, 1).and_then(text).as_deref() {
             Some("counter" | "log") => {}
+            // What iptables says of a rule is a match that asks nothing.
+            Some("match") if attribute(data, 1).and_then(text).as_deref() == Some("comment") => {}
             Some("reject") => return Some(Step::Drop),
             Some("immediate") => return verdict(data),
             Some("target") => {
