@@ -521,10 +521,6 @@ fn what_the_host_lacks_is_refused_by_field() {
             json!({"hugepageLimits": [{"pageSize": "2QB", "limit": 1}]}),
             "hugepageLimits[0]",
         ),
-        (
-            json!({"memory": {"nosuch": 7}}),
-            "linux.resources.memory.nosuch",
-        ),
     ];
     if v2() {
         cases.push((json!({"network": {"classID": 7}}), "network.classID"));
