@@ -19,9 +19,10 @@ const INFO_BYTES: usize = 84;
 /// Where `struct ipt_get_entries` has the size, and where the rules start.
 const SIZE_AT: usize = NAME_BYTES;
 const ENTRIES_AT: usize = 40;
-/// `hook_entry[NF_INET_FORWARD]` in the information: where the chain's first rule is. Its last one
-/// is its policy.
+/// `hook_entry[NF_INET_FORWARD]` in the information: where the chain's first rule is.
 const FORWARD_AT: usize = NAME_BYTES + 4 + 2 * 4;
+/// `underflow[NF_INET_FORWARD]`: where its policy is, behind the five entries of hooks.
+const POLICY_AT: usize = FORWARD_AT + 5 * 4;
 const INFO_SIZE_AT: usize = INFO_BYTES - 4;
 /// In a target: its name behind its size, and its verdict behind its header.
 const TARGET_NAME_AT: usize = 2;
@@ -120,6 +121,7 @@ pub struct Filter {
     family: Family,
     rules: Vec<u8>,
     forward: usize,
+    policy: usize,
 }
 
 impl Filter {
@@ -154,6 +156,7 @@ impl Filter {
                 family,
                 rules: entries.split_off(ENTRIES_AT),
                 forward: usize_of(u32_at(&info, FORWARD_AT).ok_or(Errno::PROTO)?),
+                policy: usize_of(u32_at(&info, POLICY_AT).ok_or(Errno::PROTO)?),
             }));
         }
         Err(Errno::AGAIN.into())
@@ -164,7 +167,18 @@ impl Filter {
     #[must_use]
     pub fn drops_forwarded(&self) -> bool {
         let mut left = STEPS_MAX;
-        self.end_of(self.forward, DEPTH_MAX, &mut left) == End::Dropped
+        match self.end_of(self.forward, DEPTH_MAX, &mut left) {
+            End::Dropped => true,
+            End::Accepted => false,
+            // What comes back from the chain meets its policy.
+            End::Back => {
+                let policy = self
+                    .rules
+                    .get(self.policy..)
+                    .and_then(|r| self.step(r, self.policy));
+                matches!(policy, Some(Step::Drop))
+            }
+        }
     }
 
     /// Follows a chain. What makes no sense, or is too much, is taken to come back.
@@ -176,7 +190,7 @@ impl Filter {
             let Some(next) = u16_at(rule, layout.target_offset + 2).filter(|n| *n > 0) else {
                 break;
             };
-            match self.step(rule) {
+            match self.step(rule, at) {
                 Some(Step::Drop) => return End::Dropped,
                 Some(Step::Accept) => return End::Accepted,
                 Some(Step::Return) => break,
@@ -196,8 +210,8 @@ impl Filter {
         End::Back
     }
 
-    /// What a rule does, if it asks nothing of the packet.
-    fn step(&self, rule: &[u8]) -> Option<Step> {
+    /// What the rule at `at` does, if it asks nothing of the packet.
+    fn step(&self, rule: &[u8], at: usize) -> Option<Step> {
         let layout = self.family.layout();
         let mut questions = rule.get(..layout.questions)?.to_vec();
         let flags = std::mem::take(questions.get_mut(layout.flags)?);
@@ -214,10 +228,15 @@ impl Filter {
                 DROP => Some(Step::Drop),
                 ACCEPT => Some(Step::Accept),
                 RETURN => Some(Step::Return),
-                to => Some(Step::Lead {
-                    to: usize::try_from(to).ok()?,
-                    returns: flags & layout.goto == 0,
-                }),
+                to => {
+                    let to = usize::try_from(to).ok()?;
+                    // One that only counts leads to the next.
+                    let next = usize::from(u16_at(rule, layout.target_offset + 2)?);
+                    (to != at + next).then_some(Step::Lead {
+                        to,
+                        returns: flags & layout.goto == 0,
+                    })
+                }
             },
             _ => None,
         }

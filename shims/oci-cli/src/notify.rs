@@ -103,9 +103,11 @@ impl Notify {
         self.own.as_fd()
     }
 
-    /// Reads what there is, and tells the manager if the container is ready; whether it is.
+    /// Reads some of what there is, and tells the manager if the container is ready; whether it is.
     pub(crate) fn hear(&self, watch: i32) -> io::Result<bool> {
-        loop {
+        /// Messages that are read at once: whoever sends on and on holds nothing else up.
+        const AT_ONCE: usize = 16;
+        for _ in 0..AT_ONCE {
             let mut buffer = [0_u8; MESSAGE];
             let length = match recv(&self.own, &mut buffer, RecvFlags::DONTWAIT) {
                 Ok((length, _)) => length,
@@ -119,6 +121,7 @@ impl Notify {
             self.tell(format!("MAINPID={watch}\n").as_bytes())?;
             return Ok(true);
         }
+        Ok(false)
     }
 
     fn tell(&self, message: &[u8]) -> io::Result<()> {

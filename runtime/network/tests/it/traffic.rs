@@ -238,6 +238,10 @@ fn a_legacy_rule_that_drops_is_told_wherever_it_is() {
                 true,
             ),
             ("-A FORWARD -j LEAD; -A LEAD -j PIT; -A PIT -j DROP", true),
+            // What comes back meets the policy; a rule without a target only counts.
+            ("-P FORWARD DROP; -A FORWARD -j RETURN", true),
+            ("-P FORWARD DROP; -A FORWARD -g LEAD", true),
+            ("-A FORWARD; -A FORWARD -j DROP", true),
             (
                 "-A FORWARD -g LEAD; -A LEAD -p tcp -j RETURN; -A LEAD -p udp -j DROP; -A FORWARD -j DROP",
                 false,
@@ -270,8 +274,9 @@ fn a_legacy_rule_that_drops_is_told_wherever_it_is() {
                 assert_eq!(world.networks.hints().unwrap(), Vec::<String>::new());
                 assert!(ask(&world, Some(&world.outside), outside).is_some());
             }
-            sh(&world, &format!("{program} -F"));
-            sh(&world, &format!("{program} -X"));
+            for command in ["-F", "-X", "-P FORWARD ACCEPT"] {
+                sh(&world, &format!("{program} {command}"));
+            }
         }
     }
 }
