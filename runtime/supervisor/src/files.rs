@@ -43,6 +43,13 @@ pub(crate) fn replace_lasting(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> 
     })
 }
 
+/// Writes over the beginning of a file that is there, which needs no room on the disk.
+pub(crate) fn overwrite(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = openat(dir, name, flags, Mode::empty())?;
+    write_all(file.as_fd(), bytes)
+}
+
 fn replace_with(
     dir: BorrowedFd<'_>,
     name: &str,

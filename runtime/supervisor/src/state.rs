@@ -87,12 +87,15 @@ impl State {
         bytes.map(|b| Self::decode(&b)).transpose()
     }
 
-    /// Replaces the record of a run directory.
+    /// Replaces the record of a run directory. A full disk has no room for a second one: there the
+    /// first is overwritten, or a container that has ended would be said to run.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write(&self, run_dir: BorrowedFd<'_>) -> Result<(), SupervisorError> {
-        files::replace(run_dir, NAME, &self.encode())
+        let bytes = self.encode();
+        files::replace(run_dir, NAME, &bytes)
+            .or_else(|e| files::overwrite(run_dir, NAME, &bytes).map_err(|_| e))
             .map_err(|e| SupervisorError::file("write", NAME, e))
     }
 
@@ -269,6 +272,24 @@ mod tests {
             assert!(State::decode(&bad).is_err(), "byte {i}");
         }
         assert!(State::decode(&bytes[..255]).is_err());
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_replaced_is_overwritten() {
+        use std::os::fd::AsFd;
+        let path = std::env::temp_dir().join(format!("amphora-state-{}", std::process::id()));
+        // What is in the way of a second file, as a full disk is.
+        std::fs::create_dir_all(path.join("state.new")).unwrap();
+        let dir = files::open_dir(&path).unwrap();
+        let mut state = State::decode(&State::default().encode()).unwrap();
+        state.write(dir.as_fd()).unwrap_err();
+        assert_eq!(State::read(dir.as_fd()).unwrap(), None);
+        state.status = Status::Running;
+        std::fs::write(path.join(NAME), state.encode()).unwrap();
+        state.status = Status::Exited;
+        state.write(dir.as_fd()).unwrap();
+        assert_eq!(State::read(dir.as_fd()).unwrap(), Some(state));
+        std::fs::remove_dir_all(&path).unwrap();
     }
 
     #[test]
