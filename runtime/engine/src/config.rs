@@ -450,9 +450,6 @@ pub struct ContainerConfig {
     /// What commands in shell form are handed to; empty: `/bin/sh -c`.
     #[serde(default)]
     pub shell: Vec<String>,
-    /// Containers that are linked to it and are told where it is, whenever it is started.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub linked_by: Vec<ContainerId>,
     /// The host's side.
     pub host: HostConfig,
 }

@@ -150,7 +150,6 @@ impl Engine {
             user: options.user.unwrap_or_else(|| defaults.user.clone()),
             hostname,
             domainname: options.domainname,
-            linked_by: Vec::new(),
             labels,
             annotations: options.annotations,
             exposed,

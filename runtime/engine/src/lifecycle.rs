@@ -17,6 +17,8 @@ use crate::{Engine, EngineError, Result};
 const KILL: i32 = 9;
 /// Longest a command waits for a supervisor that is on its way out.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long what comes behind an end that is on record is waited for.
+const REMOVAL_GRACE: Duration = Duration::from_secs(1);
 
 /// Options of stop.
 #[derive(Debug, Clone, Default)]
@@ -287,14 +289,20 @@ impl Engine {
         )))
     }
 
+    /// Waits until a container has ended. What is removed behind its end may take any time.
     fn wait_gone(&self, id: &ContainerId, supervisor: &OwnedFd) -> Result<()> {
-        if ended(supervisor, Some(FINISH_TIMEOUT))? {
-            Ok(())
-        } else {
-            Err(EngineError::State(format!(
-                "container {id} did not end in time"
-            )))
+        let deadline = Instant::now() + FINISH_TIMEOUT;
+        while !ended(supervisor, Some(REMOVAL_GRACE))? {
+            if self.exit_record(id)?.is_some() {
+                break;
+            }
+            if Instant::now() > deadline {
+                return Err(EngineError::State(format!(
+                    "container {id} did not end in time"
+                )));
+            }
         }
+        Ok(())
     }
 }
 

@@ -140,8 +140,7 @@ impl Engine {
 
     /// The addresses of the containers that a container is linked to, by alias and names. On the
     /// default network they must run; on others an alias that leads nowhere is none.
-    pub(crate) fn link_hosts(&self, linking: &ContainerConfig) -> Result<Vec<(String, IpAddr)>> {
-        let host = &linking.host;
+    pub(crate) fn link_hosts(&self, host: &HostConfig) -> Result<Vec<(String, IpAddr)>> {
         let mut hosts = Vec::new();
         for link in &host.links {
             let (target, alias) = link_parts(link);
@@ -157,7 +156,6 @@ impl Engine {
         for asked in &host.networks {
             hosts.extend(self.aliases_of_others(asked));
         }
-        self.note_linking(linking)?;
         Ok(hosts)
     }
 

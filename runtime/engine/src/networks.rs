@@ -169,7 +169,7 @@ impl Engine {
         let network = self.network(&attachment.network)?;
         let id = self.find(container)?;
         self.reconcile_one(&id)?;
-        let lock = self.lock_config(&id)?;
+        let _lock = self.lock_config(&id)?;
         let mut config = self.config(&id)?;
         refuse_shared(&config, &network)?;
         crate::network_check::check_endpoint(attachment, &network)?;
@@ -211,13 +211,6 @@ impl Engine {
         // It is connected, whatever becomes of what is written in files.
         let hosts = self.add_hosts(&config, &reached.endpoint, &request.attachment);
         reached.hints.extend(hosts.err().map(|e| chain(&e)));
-        reached
-            .hints
-            .extend(self.lead_links(&config, &reached.endpoints));
-        // Nobody waits for two of these locks.
-        drop(lock);
-        let noted = self.note_linking(&config);
-        reached.hints.extend(noted.err().map(|e| chain(&e)));
         self.defer_network(&config, "connect", &reached.endpoint);
         self.flush_events();
         Ok(reached.hints)
@@ -247,12 +240,12 @@ impl Engine {
         }
         let mut all = config.host.attachments();
         let asked = all.iter().position(|a| names(a, &network));
-        let Some(asked) = asked.map(|at| all.remove(at)) else {
+        if asked.map(|at| all.remove(at)).is_none() {
             return Err(plain(NetworkError::NotConnected {
                 container: id.hex(),
                 network: network.name,
             }));
-        };
+        }
         let last = config.clone();
         config.host.unconnected = all.is_empty();
         config.host.networks = all;
@@ -267,7 +260,7 @@ impl Engine {
         let reached = left.map_err(plain).inspect_err(|_| {
             let _ = self.keep_config(&last);
         })?;
-        let hosts = self.remove_hosts(&config, &reached.endpoint, &asked);
+        let hosts = self.remove_hosts(&config, &reached.endpoint);
         self.defer_network(&config, "disconnect", &reached.endpoint);
         self.flush_events();
         Ok(hosts.err().map(|e| chain(&e)).into_iter().collect())

@@ -283,8 +283,7 @@ impl Engine {
         let cgroup = self.make_cgroup(&config.id, &spec.linux.resources, &mut undo)?;
         let mut claim = self.claim_network(config, &mut undo)?;
         let resolving = self.resolving(config)?;
-        let (files, unled) = self.files_of(config, claim.as_ref(), &resolving.text)?;
-        mounts.extend(files);
+        mounts.extend(self.files_of(config, claim.as_ref(), &resolving.text)?);
         let (release, listeners) = claim.as_mut().map(taken).unwrap_or_default();
         let mut supervise = self.supervise_config(config, release, cgroup.handle())?;
         let bundle = Bundle {
@@ -317,7 +316,7 @@ impl Engine {
         };
         let launching = waiting.hand_over(charge).map_err(EngineError::plain)?;
         let (client, hints) = self.let_go(launching, claim, bundle.netns.as_ref())?;
-        warnings.extend(hints.into_iter().chain(unled));
+        warnings.extend(hints);
         undo.commit();
         Ok(Started {
             id: config.id,
@@ -410,18 +409,16 @@ impl Engine {
             .map_err(EngineError::plain)
     }
 
-    /// The files that a container finds made for it, and what could not be written for others that
-    /// are linked to it.
+    /// The files that a container finds made for it.
     fn files_of(
         &self,
         config: &ContainerConfig,
         claim: Option<&Claim>,
         resolv: &str,
-    ) -> Result<(Vec<BundleMount>, Vec<String>)> {
-        let failed = claim.map(|c| self.lead_links(config, &c.endpoints));
+    ) -> Result<Vec<BundleMount>> {
         let mut mounts = self.etc_files(config, claim, resolv)?;
         mounts.extend(self.joined_shm(config)?);
-        Ok((mounts, failed.unwrap_or_default()))
+        Ok(mounts)
     }
 
     /// Writes `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` on tmpfs and mounts them.
@@ -441,7 +438,7 @@ impl Engine {
         let network = claim.and_then(Claim::endpoint);
         let gateway = network.map(|n| IpAddr::from(n.gateway));
         let mut extra = extra_hosts(&config.host.extra_hosts, gateway)?;
-        extra.extend(self.link_hosts(config)?);
+        extra.extend(self.link_hosts(&config.host)?);
         let hosts = if config.host.network == NetworkMode::Host {
             // Copies: what the container writes there is not the machine's.
             let mut hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();

@@ -4,13 +4,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::both::serving;
-use crate::sandbox::{SETTLE, Sandbox, wait_until};
+use crate::sandbox::Sandbox;
 
-both!(
-    own_addresses_come_and_go_with_networks,
-    a_link_leads_to_where_the_other_is_now,
-    a_link_in_a_network_of_the_users_follows_too,
-);
+both!(own_addresses_come_and_go_with_networks,);
 
 /// Runs the words of a line.
 fn ok(s: &Sandbox, line: &str) -> String {
@@ -26,24 +22,6 @@ fn file(s: &Sandbox, name: &str) -> PathBuf {
 
 fn hosts(s: &Sandbox, name: &str) -> String {
     std::fs::read_to_string(file(s, name)).expect("the container's hosts file")
-}
-
-fn address(s: &Sandbox, name: &str, network: &str) -> String {
-    let shown = s.inspect(name);
-    let address = &shown["NetworkSettings"]["Networks"][network]["IPAddress"];
-    address.as_str().expect("an address").to_owned()
-}
-
-/// Starts a container anew; returns where it was and where it is.
-fn elsewhere(s: &Sandbox, name: &str, network: &str) -> (String, String) {
-    let before = address(s, name, network);
-    ok(s, &format!("restart -t 0 {name}"));
-    wait_until("the server again", SETTLE, || {
-        ok(s, &format!("logs {name}")).lines().count() == 2
-    });
-    let after = address(s, name, network);
-    assert_ne!(after, before);
-    (before, after)
 }
 
 fn own_addresses_come_and_go_with_networks(image: &str) {
@@ -95,69 +73,5 @@ fn own_addresses_come_and_go_with_networks(image: &str) {
         inode
     );
     ok(&s, "rm -f one");
-    ok(&s, "network rm blue red");
-}
-
-fn a_link_leads_to_where_the_other_is_now(image: &str) {
-    let s = Sandbox::ready();
-    ok(&s, &format!("run -d --name base {image} serve 7000 base"));
-    serving(&s, "base");
-    ok(
-        &s,
-        &format!("run -d --name linking --link base:db {image} serve 7001 linking"),
-    );
-    serving(&s, "linking");
-    let id = s.inspect("base")["Id"].as_str().expect("id")[..12].to_owned();
-    let theirs = "192.0.2.1\tdb mine\n";
-    let begun = format!("{}{theirs}", hosts(&s, "linking"));
-    std::fs::write(file(&s, "linking"), &begun).expect("write as the container");
-
-    let (before, after) = elsewhere(&s, "base", "bridge");
-    let line = |address: &str| format!("\n{address}\tdb {id} base\n");
-    assert!(begun.contains(&line(&before)), "{begun}");
-    let expected = begun.replace(&line(&before), &line(&after));
-    assert_eq!(hosts(&s, "linking"), expected);
-    // A name of the file's, by way of which the other is reached.
-    let line = format!("run --rm --network container:linking {image} fetch db:7000");
-    assert_eq!(ok(&s, &line), "base\n");
-
-    ok(&s, "rm -f linking base");
-}
-
-fn a_link_in_a_network_of_the_users_follows_too(image: &str) {
-    let s = Sandbox::ready();
-    ok(
-        &s,
-        "network create --ipv6=false --subnet 192.168.77.0/24 blue",
-    );
-    ok(
-        &s,
-        "network create --ipv6=false --subnet 192.168.78.0/24 red",
-    );
-    ok(
-        &s,
-        &format!("create --name base --network blue {image} serve 7000 base"),
-    );
-    // The other one comes later.
-    let line = format!("run -d --name linking --network blue --link base:db {image} serve 7001 x");
-    ok(&s, &line);
-    serving(&s, "linking");
-    let begun = hosts(&s, "linking");
-    assert!(!begun.contains("\tdb"), "{begun}");
-    ok(&s, "start base");
-    serving(&s, "base");
-    let now = address(&s, "base", "blue");
-    assert_eq!(hosts(&s, "linking"), format!("{begun}{now}\tdb\n"));
-    let (_, after) = elsewhere(&s, "base", "blue");
-    assert_eq!(hosts(&s, "linking"), format!("{begun}{after}\tdb\n"));
-
-    // In a network that both join while they run.
-    ok(&s, "network connect --link base:there red linking");
-    ok(&s, "network connect --ip 192.168.78.9 red base");
-    let text = hosts(&s, "linking");
-    assert!(text.ends_with("\n192.168.78.9\tthere\n"), "{text}");
-    ok(&s, "network disconnect red linking");
-    assert_eq!(hosts(&s, "linking"), format!("{begun}{after}\tdb\n"));
-    ok(&s, "rm -f linking base");
     ok(&s, "network rm blue red");
 }
