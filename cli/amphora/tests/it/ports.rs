@@ -454,16 +454,7 @@ fn ports_move_with_the_network(image: &str) {
 fn a_port_taken_meanwhile_is_told_by_whoever_takes_over(image: &str) {
     let s = Sandbox::ready();
     let run = [
-        "run",
-        "-d",
-        "--name",
-        "web",
-        "-p",
-        "8080:80",
-        "-p",
-        "8081:80",
-        "-p",
-        "8082:53/udp",
+        "run", "-d", "--name", "web", "-p", "8080:80", "-p", "8081:80",
     ];
     s.run(&[&run[..], &[image, "serve", "80", "answer"]].concat())
         .ok();
@@ -486,27 +477,7 @@ fn a_port_taken_meanwhile_is_told_by_whoever_takes_over(image: &str) {
     assert_eq!(ask("127.0.0.1:8081").unwrap(), "answer\n");
     drop(host);
     free(8080);
-    // Somebody who serves both families.
-    kill(supervisor_pid(&s, "web"));
-    let host = (
-        TcpListener::bind("[::]:8081").unwrap(),
-        UdpSocket::bind("[::]:8082").unwrap(),
-    );
-    let told = s.run(&["ps", "-q"]).stderr;
-    for port in [
-        format!("0.0.0.0:8081:{inside}:80/tcp"),
-        format!("[::]:8081:{inside}:80/tcp"),
-        format!("0.0.0.0:8082:{inside}:53/udp"),
-        format!("[::]:8082:{inside}:53/udp"),
-    ] {
-        let line = format!("failed to bind host port for {port}: address already in use");
-        assert_eq!(told.matches(&line).count(), 1, "{line}: {told}");
-    }
-    assert_eq!(s.run(&["ps", "-q"]).stderr, "");
-    s.run(&["port", "rm", "web", "8082:53/udp"]).ok();
-    s.run(&["stop", "-t", "0", "web"]).ok();
-    drop(host);
-    s.run(&["rm", "web"]).ok();
+    s.run(&["rm", "-f", "web"]).ok();
     free(8081);
 }
 
