@@ -49,11 +49,8 @@ impl Guard {
     }
 
     /// Lets others in while this process has the volume, and says where they find it.
-    pub(crate) fn open_to_others(mut self, kept: &OwnedFd) -> std::io::Result<Opened> {
-        let mut text = String::new();
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.read_to_string(&mut text)?;
-        let mut record: Record = serde_json::from_str(&text)?;
+    pub(crate) fn open_to_others(&self, kept: &OwnedFd) -> std::io::Result<Opened> {
+        let mut record = read_record(&self.file)?;
         let here = HeldAt {
             pid: std::process::id(),
             descriptor: kept.as_raw_fd(),
@@ -61,12 +58,11 @@ impl Guard {
         let namespace = record.namespace;
         let there = |place: &HeldAt| *place != here && place.open(namespace).is_some();
         record.at.retain(there);
-        record.at.push(here);
-        write_record(&mut self.file, &record)?;
+        record.at.push(here.clone());
+        write_record(&self.file, &record)?;
         let file = self.file.try_clone()?;
-        drop(self);
         flock(&file, FlockOperation::Unlock)?;
-        Ok(Opened { file })
+        Ok(Opened { file, here })
     }
 }
 
@@ -74,6 +70,7 @@ impl Guard {
 #[derive(Debug)]
 pub(crate) struct Opened {
     file: File,
+    here: HeldAt,
 }
 
 impl Opened {
@@ -81,7 +78,13 @@ impl Opened {
     /// has found it here meanwhile goes on with it.
     pub(crate) fn close(&self) {
         // What takes so long is no start that finds the volume here.
-        let _ = lock_within(&self.file, LOCK_LIMIT);
+        if lock_within(&self.file, LOCK_LIMIT).is_ok()
+            && let Ok(mut record) = read_record(&self.file)
+        {
+            record.at.retain(|place| *place != self.here);
+            // One that stays leads nowhere.
+            let _ = write_record(&self.file, &record);
+        }
     }
 }
 
@@ -96,14 +99,26 @@ impl HeldAt {
     /// The namespace, if it is this one and still held.
     fn open(&self, namespace: (u64, u64)) -> Option<OwnedFd> {
         let path = format!("/proc/{}/fd/{}", self.pid, self.descriptor);
-        let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        let fd = opened.ok()?;
-        let stat = fstat(&fd).ok()?;
-        ((stat.st_dev, stat.st_ino) == namespace).then_some(fd)
+        // A stale record may name anything by now: what waits, or acts, when it is opened.
+        let opened = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let found = opened.ok()?;
+        let stat = fstat(&found).ok()?;
+        if (stat.st_dev, stat.st_ino) != namespace {
+            return None;
+        }
+        let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+        rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 }
 
-fn write_record(file: &mut File, record: &Record) -> std::io::Result<()> {
+fn read_record(mut file: &File) -> std::io::Result<Record> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_string(&mut text)?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+fn write_record(mut file: &File, record: &Record) -> std::io::Result<()> {
     let text = serde_json::to_vec(record)?;
     file.set_len(0)?;
     file.seek(SeekFrom::Start(0))?;

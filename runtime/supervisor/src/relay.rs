@@ -4,15 +4,16 @@
 //! find their way; one over which nothing has come for a while is closed.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, OwnedFd};
 
+use amphora_sys::datagram6::{self, Here};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, recvfrom, send,
-    sendto, socket_with,
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, recv, send, socket_with,
 };
 
 use crate::clock::{self, NANOS};
@@ -27,8 +28,8 @@ const TURN: usize = 64;
 /// Longest datagram.
 const DATAGRAM_MAX: usize = 64 << 10;
 
-/// Whom a datagram came from, and to which socket.
-type Client = (usize, SocketAddr);
+/// To which socket a datagram came, from whom, and to which address: answers come from there.
+type Client = (usize, SocketAddrV6, Here);
 
 #[derive(Debug)]
 struct Conversation {
@@ -61,15 +62,15 @@ impl Relay {
         self.buffer.resize(DATAGRAM_MAX, 0);
         let now = clock::monotonic();
         for _ in 0..TURN {
-            let (n, from) = match recvfrom(socket, &mut self.buffer[..], RecvFlags::DONTWAIT) {
-                Ok((n, _, from)) => (n, from),
-                Err(Errno::INTR) => continue,
+            let (n, from) = match datagram6::receive(socket.as_fd(), &mut self.buffer) {
+                Ok(came) => came,
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(_) => return,
             };
-            let Some(from) = from.and_then(|a| SocketAddr::try_from(a).ok()) else {
+            let Some((from, here)) = from else {
                 continue;
             };
-            let client = (gate, from);
+            let client = (gate, from, here);
             let found = match self.of.get(&client) {
                 Some(index) => Some(*index),
                 // Without descriptors the datagram is lost, as datagrams are.
@@ -95,14 +96,6 @@ impl Relay {
         target: SocketAddr,
         now: u64,
     ) -> Result<usize, Errno> {
-        if self.of.len() >= CONVERSATIONS_MAX {
-            self.end_where({
-                let silent = |c: &&Conversation| c.heard;
-                let oldest = self.conversations.iter().flatten().min_by_key(silent);
-                let oldest = oldest.map(|c| c.client);
-                move |c| Some(c.client) == oldest
-            });
-        }
         let family = if target.is_ipv4() {
             AddressFamily::INET
         } else {
@@ -115,6 +108,14 @@ impl Relay {
         let index = free.unwrap_or(self.conversations.len());
         let token = EventData::new_u64(TOKEN_RELAY + index as u64);
         epoll::add(epoll, &far, token, EventFlags::IN)?;
+        if self.of.len() >= CONVERSATIONS_MAX {
+            self.end_where({
+                let silent = |c: &&Conversation| c.heard;
+                let oldest = self.conversations.iter().flatten().min_by_key(silent);
+                let oldest = oldest.map(|c| c.client);
+                move |c| Some(c.client) == oldest
+            });
+        }
         if index == self.conversations.len() {
             self.conversations.push(None);
         }
@@ -148,8 +149,8 @@ impl Relay {
                 Ok((n, _)) => {
                     conversation.heard = clock::monotonic();
                     let bytes = self.buffer.get(..n).unwrap_or_default();
-                    let to = &conversation.client.1;
-                    let _ = sendto(socket, bytes, SendFlags::DONTWAIT, to);
+                    let (_, to, here) = conversation.client;
+                    let _ = datagram6::send(socket.as_fd(), here, to, bytes);
                 }
                 // Nobody listens there; the client may try again.
                 Err(Errno::INTR | Errno::CONNREFUSED) => {}
@@ -225,7 +226,19 @@ mod tests {
     fn setting() -> (OwnedFd, OwnedFd, UdpSocket) {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let gate = UdpSocket::bind("[::1]:0").unwrap();
+        datagram6::tell_arrival(gate.as_fd()).unwrap();
         (epoll, gate.into(), UdpSocket::bind("127.0.0.1:0").unwrap())
+    }
+
+    fn key(client: &UdpSocket) -> Client {
+        let SocketAddr::V6(from) = client.local_addr().unwrap() else {
+            panic!("an IPv6 socket");
+        };
+        let here = Here {
+            address: std::net::Ipv6Addr::LOCALHOST,
+            link: 0,
+        };
+        (0, from, here)
     }
 
     fn client(gate: &OwnedFd, text: &[u8]) -> UdpSocket {
@@ -248,7 +261,7 @@ mod tests {
         assert!(relay.timeout(None).is_some_and(|left| left.tv_sec < 90));
         let began = relay.conversations.iter().flatten().map(|c| c.heard);
         let began = began.min().unwrap();
-        let index = relay.of[&(0, first.local_addr().unwrap())];
+        let index = relay.of[&key(&first)];
         relay.conversations[index].as_mut().unwrap().heard += NANOS;
         relay.end_silent(began + IDLE_NS);
         assert_eq!(relay.of.len(), 1);
@@ -269,12 +282,51 @@ mod tests {
             relay.there(&epoll, 0, &gate, target);
             assert_eq!(relay.of.len(), (n + 1).min(CONVERSATIONS_MAX));
         }
-        let known = |c: &UdpSocket| relay.of.contains_key(&(0, c.local_addr().unwrap()));
+        let known = |c: &UdpSocket| relay.of.contains_key(&key(c));
         assert!(!known(&clients[0]));
         assert!(clients[1..].iter().all(known));
         relay.end(1);
         assert_eq!(relay.of.len(), CONVERSATIONS_MAX);
         relay.end(0);
         assert!(relay.of.is_empty() && relay.conversations.iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn answers_come_from_the_address_that_was_asked() {
+        let netns = amphora_sys::ns::new_netns().unwrap();
+        let in_it = || {
+            for words in ["link set lo up", "-6 addr add fd00:7::2/128 dev lo nodad"] {
+                let ip = std::process::Command::new("ip")
+                    .args(words.split(' '))
+                    .status();
+                assert!(ip.unwrap().success(), "ip {words}");
+            }
+            let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+            let gate = UdpSocket::bind("[::]:0").unwrap();
+            datagram6::tell_arrival(gate.as_fd()).unwrap();
+            let port = gate.local_addr().unwrap().port();
+            let container = UdpSocket::bind("127.0.0.1:0").unwrap();
+            // One socket that asks at two addresses has two conversations.
+            let client = UdpSocket::bind("[::1]:0").unwrap();
+            let mut relay = Relay::default();
+            let gate = OwnedFd::from(gate);
+            for (index, host) in ["fd00:7::2", "::1"].into_iter().enumerate() {
+                client.connect((host, port)).unwrap();
+                client
+                    .set_read_timeout(Some(std::time::Duration::from_secs(5)))
+                    .unwrap();
+                client.send(b"ask").unwrap();
+                relay.there(&epoll, 0, &gate, container.local_addr().unwrap());
+                assert_eq!(relay.of.len(), index + 1);
+                let mut text = [0; 8];
+                let (n, from) = container.recv_from(&mut text).unwrap();
+                container.send_to(&text[..n], from).unwrap();
+                relay.back(index, &gate);
+                let n = client.recv(&mut text).expect(host);
+                assert_eq!(&text[..n], b"ask");
+            }
+            Ok(())
+        };
+        amphora_sys::ns::in_netns(netns.as_fd(), in_it).unwrap();
     }
 }

@@ -7,6 +7,7 @@ use amphora_sys::pidfd;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_type;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with};
 
 use crate::SupervisorError;
@@ -133,7 +134,9 @@ impl Server {
             .into_iter()
             .zip(targets.chain(std::iter::repeat(None)))
         {
-            match target {
+            // In the place of a port that somebody took meanwhile stands what is no socket.
+            let is_socket = socket_type(&socket) != Err(Errno::NOTSOCK);
+            match target.filter(|_| is_socket) {
                 Some(target) => {
                     let gate = self.splices.listen(&self.epoll, socket, target);
                     gate.map_err(SupervisorError::kernel("listen for the container"))?;

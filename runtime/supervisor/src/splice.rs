@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use amphora_sys::datagram6;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::sockopt::{
@@ -93,6 +94,10 @@ impl Splices {
         target: SocketAddr,
     ) -> Result<usize, Errno> {
         let datagrams = socket_type(&socket)? == SocketType::DGRAM;
+        if datagrams {
+            // A kernel that cannot tell chooses the address that answers come from.
+            let _ = datagram6::tell_arrival(socket.as_fd());
+        }
         let free = self.gates.iter().position(Option::is_none);
         let index = free.unwrap_or(self.gates.len());
         let token = EventData::new_u64(TOKEN_LISTENER + index as u64);

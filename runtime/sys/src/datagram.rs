@@ -43,7 +43,7 @@ pub fn bind_to_link(socket: BorrowedFd<'_>, link: &str) -> io::Result<()> {
     )
 }
 
-fn set(socket: BorrowedFd<'_>, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
+pub(crate) fn set(socket: BorrowedFd<'_>, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
     let length = libc::socklen_t::try_from(value.len()).unwrap_or(0);
     // SAFETY: `value` is that long, and is read only.
     let done = unsafe {

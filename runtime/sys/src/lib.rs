@@ -14,6 +14,7 @@ mod child_ns;
 mod child_properties;
 pub mod copy;
 pub mod datagram;
+pub mod datagram6;
 pub mod inherited;
 pub mod init;
 pub mod launch;

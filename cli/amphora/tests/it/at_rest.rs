@@ -12,8 +12,8 @@ both!(
     copies_side_by_side_are_into_the_same_volume,
 );
 
-/// Longest that a command may take which waits for nobody: a tenth of what it would wait.
-const PROMPT: Duration = Duration::from_secs(2);
+/// Longest that a command may take which waits for nobody: half of what it would wait.
+const PROMPT: Duration = Duration::from_secs(10);
 
 /// A file of an archive.
 fn entry(name: &str, text: &str) -> Vec<u8> {

@@ -14,7 +14,7 @@ use crate::boot::WORK_IDLE;
 use crate::config::ContainerConfig;
 use crate::container::Status;
 use crate::files::{Lock, open_dir, remove_tree};
-use crate::kept::Opened;
+use crate::kept::{Guard, Opened};
 use crate::{Engine, EngineError, Result};
 
 /// The root of a container, held for one operation. Of a container that does not run, the lock is
@@ -27,6 +27,8 @@ pub(crate) struct ContainerRoot {
     volumes: Vec<OwnedFd>,
     /// Where others find those of the volumes that are file systems of their own.
     kept: Vec<(Opened, OwnedFd)>,
+    /// Those of them that are not open to others yet.
+    guards: Vec<(Guard, OwnedFd)>,
     idle: Option<(Lock, PathBuf)>,
 }
 
@@ -47,9 +49,11 @@ impl Drop for ContainerRoot {
         drop(self.namespace.take());
         self.volumes.clear();
         let kept = std::mem::take(&mut self.kept);
+        let guards = std::mem::take(&mut self.guards);
         // All namespaces before the first lock.
         let (_opened, namespaces): (Vec<_>, Vec<_>) = kept.into_iter().unzip();
-        drop(namespaces);
+        let (_guards, guarded): (Vec<_>, Vec<_>) = guards.into_iter().unzip();
+        drop((namespaces, guarded));
         if let Some((lock, work)) = self.idle.take() {
             // What stays is removed by the next start or removal.
             let _ = remove_tree(&work);
@@ -76,6 +80,7 @@ impl Engine {
                     namespace: None,
                     volumes: Vec::new(),
                     kept: Vec::new(),
+                    guards: Vec::new(),
                     idle: None,
                 });
             }
@@ -99,6 +104,7 @@ impl Engine {
             namespace: None,
             volumes: Vec::new(),
             kept: Vec::new(),
+            guards: Vec::new(),
             idle: Some((lock, work)),
         };
         let mut config = self.config(&config.id)?;
@@ -109,10 +115,12 @@ impl Engine {
         let made = self.mount_volumes(&config, fd.as_fd())?;
         let mounts = made.mounts;
         root.volumes = made.hold;
-        for (guard, kept) in made.guards {
-            let opened = guard.open_to_others(&kept);
+        root.guards = made.guards;
+        while let Some((guard, kept)) = root.guards.last() {
+            let opened = guard.open_to_others(kept);
             let opened = opened.map_err(EngineError::io("failed to share a volume"))?;
-            root.kept.push((opened, kept));
+            let had = root.guards.pop();
+            root.kept.extend(had.map(|(_, kept)| (opened, kept)));
         }
         if !mounts.is_empty() {
             let mut sorted: Vec<(CString, &OwnedFd)> = Vec::with_capacity(mounts.len());
