@@ -25,6 +25,8 @@ const PART_PROGRAM: u64 = 1;
 const PART_NETWORKS: u64 = 0x1000;
 /// When what somebody else does, or what could not be watched, is looked at again.
 const AGAIN_NS: u64 = clock::NANOS;
+/// Longest pause before what failed is tried again.
+const PAUSE_MAX_NS: u64 = 64 * clock::NANOS;
 /// What changes a file comes seldom alone.
 const SOON_NS: u64 = 20_000_000;
 /// Longest file of hosts that is compared.
@@ -49,9 +51,27 @@ pub(crate) struct Overlays {
 #[derive(Debug)]
 struct Watched {
     overlay: Overlay,
-    /// What was done, or found wrong, last: not tried again until it changes.
-    tried: Option<Vec<u8>>,
+    tried: Option<Tried>,
     running: Option<Program>,
+}
+
+/// What came to nothing for another reason than itself.
+#[derive(Debug)]
+struct Tried {
+    text: Vec<u8>,
+    /// When it is tried again, and how long was waited for that.
+    at: u64,
+    pause: u64,
+}
+
+impl Tried {
+    /// Waits twice as long as the last time.
+    fn new(text: Vec<u8>, last: Option<&Self>, now: u64) -> Self {
+        let last = last.filter(|last| last.text == text);
+        let pause = last.map_or(AGAIN_NS, |last| PAUSE_MAX_NS.min(last.pause * 2));
+        let at = now.saturating_add(pause);
+        Self { text, at, pause }
+    }
 }
 
 /// The program that tells the kernel, and the lock that keeps others from doing the same.
@@ -181,23 +201,30 @@ impl Server {
             return;
         };
         let token = EventData::new_u64(TOKEN_OVERLAY + PART_PROGRAM);
+        let now = clock::monotonic();
+        let mut due = all.due;
+        let mut again = |at: u64| due = Some(due.map_or(at, |due| due.min(at)));
         for one in &mut all.watched {
             // A file that is gone for now says nothing.
             let Some(text) = read(&one.overlay.file).filter(|_| one.running.is_none()) else {
                 continue;
             };
-            if one.tried.as_ref() == Some(&text) {
-                continue;
-            }
-            one.tried = None;
             let known = ["", "refused"].map(|e| one.overlay.applied.with_extension(e));
             if known.iter().any(|path| read(path).as_ref() == Some(&text)) {
+                one.tried = None;
+                continue;
+            }
+            if let Some(tried) = &one.tried
+                && tried.text == text
+                && tried.at > now
+            {
+                again(tried.at);
                 continue;
             }
             let lock = one.overlay.applied.with_extension("lock");
             let Some(lock) = try_lock(&lock) else {
                 // Somebody else is at it; should that one be killed, it is done here.
-                all.due = Some(clock::monotonic().saturating_add(AGAIN_NS));
+                again(now.saturating_add(AGAIN_NS));
                 continue;
             };
             let words: [OsString; 5] = [
@@ -219,9 +246,10 @@ impl Server {
                         text,
                     });
                 }
-                None => all.due = Some(clock::monotonic().saturating_add(AGAIN_NS)),
+                None => again(now.saturating_add(AGAIN_NS)),
             }
         }
+        all.due = due;
     }
 
     fn program_ended(&mut self) {
@@ -233,8 +261,9 @@ impl Server {
                 !matches!(pidfd::wait(p.process.as_fd(), pidfd::Wait::Poll), Ok(None))
             };
             if let Some(program) = one.running.take_if(ended) {
-                // It has said itself what is wrong. Nothing is tried twice.
-                one.tried = Some(program.text);
+                // It has said itself what is wrong. What it noted is not tried twice.
+                let now = clock::monotonic();
+                one.tried = Some(Tried::new(program.text, one.tried.as_ref(), now));
             }
         }
         self.compare_hosts();
@@ -287,4 +316,21 @@ fn spawn(words: &[OsString]) -> Option<OwnedFd> {
         cgroup_tasks: &[],
     });
     launched.ok().map(|launched| launched.pidfd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_is_tried_again_ever_more_seldom() {
+        let mut tried = Tried::new(b"a".to_vec(), None, 5);
+        assert_eq!(tried.at, 5 + AGAIN_NS);
+        for _ in 0..9 {
+            tried = Tried::new(b"a".to_vec(), Some(&tried), 0);
+        }
+        assert_eq!(tried.at, PAUSE_MAX_NS);
+        tried = Tried::new(b"b".to_vec(), Some(&tried), 0);
+        assert_eq!(tried.at, AGAIN_NS);
+    }
 }
