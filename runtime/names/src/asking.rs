@@ -81,6 +81,16 @@ struct Asked {
     state: State,
     /// It did not answer of late.
     silent: bool,
+    /// It was asked again because of an error.
+    refused: bool,
+}
+
+/// What came from a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    Nothing,
+    Answer,
+    Error,
 }
 
 #[derive(Debug)]
@@ -144,29 +154,33 @@ impl Asked {
         Ok(socket)
     }
 
-    /// Takes what has come; says whether it is an answer.
-    fn hear(&mut self, scratch: &mut [u8]) -> bool {
+    /// Asks anew from another port; what was asked before stands when that fails.
+    fn ask_anew(&mut self, epoll: &OwnedFd, token: u64) {
+        if let Ok(socket) = self.start(epoll, token) {
+            self.state = State::Waiting(socket);
+        }
+    }
+
+    /// Takes what has come.
+    fn hear(&mut self, scratch: &mut [u8]) -> Heard {
         let State::Waiting(socket) = &self.state else {
-            return false;
+            return Heard::Nothing;
         };
         let room = scratch.len().min(MESSAGE_MAX);
         let room = scratch.get_mut(..room).unwrap_or_default();
         let (n, arrival) = match datagram::receive(socket.as_fd(), room) {
             Ok(got) => got,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => return false,
-            // Nobody listens there: no container of that host is in the network.
-            Err(_) => {
-                self.state = State::Unknown;
-                return true;
-            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Heard::Nothing,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Heard::Nothing,
+            // A refusal may come from anybody: nothing tells how many routers it has passed.
+            Err(_) => return Heard::Error,
         };
         let said = room.get(..n).unwrap_or_default();
         let Ok(query) = Query::parse(&self.message) else {
-            return false;
+            return Heard::Nothing;
         };
         if arrival.is_none_or(|a| a.ttl != i32::from(TTL)) || !is_answer(query.head(), said) {
-            return false;
+            return Heard::Nothing;
         }
         self.state = if rcode_of(said) == 0 {
             let records = records_of(said, query.head().len().max(HEADER));
@@ -178,7 +192,7 @@ impl Asked {
         } else {
             State::Unknown
         };
-        true
+        Heard::Answer
     }
 }
 
@@ -245,6 +259,7 @@ impl NameServer {
                     message: question(random(), &name, query.kind)?,
                     state: State::Unknown,
                     silent: self.silent.has(peer.gateway, now),
+                    refused: false,
                 });
             }
         }
@@ -257,9 +272,20 @@ impl NameServer {
             return;
         };
         let now = now();
+        let token = self.base + PART_HOSTS + slot as u64;
         for one in &mut question.asked {
-            if !one.hear(&mut work.scratch) {
-                continue;
+            match one.hear(&mut work.scratch) {
+                Heard::Nothing => continue,
+                Heard::Answer => {}
+                Heard::Error => {
+                    // Not waited for long, now and for a while: only an answer changes that.
+                    one.silent = true;
+                    self.silent.note(one.peer.gateway, true, now);
+                    if !std::mem::replace(&mut one.refused, true) {
+                        one.ask_anew(cx.epoll, token);
+                    }
+                    continue;
+                }
             }
             self.silent.note(one.peer.gateway, false, now);
             if matches!(one.state, State::Known(_)) && question.known.is_none() {
@@ -349,5 +375,67 @@ impl NameServer {
         }
         found.sort();
         Some(self.in_turn(found, kind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn asked(own: Ipv4Addr, host: Ipv4Addr) -> Asked {
+        let [a, b, c, _] = host.octets();
+        Asked {
+            order: 0,
+            overlay: Overlay {
+                network: "wide".to_owned(),
+                link: "lo".to_owned(),
+                own,
+                file: "/p".into(),
+                applied: "/a".into(),
+            },
+            peer: crate::overlay::peer(&format!("192.0.2.2 {a}.{b}.{c}.0/24")).unwrap(),
+            message: question(7, "there", kinds::A).unwrap(),
+            state: State::Unknown,
+            silent: false,
+            refused: false,
+        }
+    }
+
+    fn heard(one: &mut Asked) -> Heard {
+        for _ in 0..200 {
+            match one.hear(&mut [0; MESSAGE_MAX]) {
+                Heard::Nothing => std::thread::sleep(Duration::from_millis(5)),
+                heard => return heard,
+            }
+        }
+        Heard::Nothing
+    }
+
+    #[test]
+    fn a_refusal_is_no_answer_and_the_next_socket_hears_one() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let host = Ipv4Addr::new(127, 42, 2, 1);
+        let mut one = asked(Ipv4Addr::new(127, 42, 1, 1), host);
+        one.ask(&epoll, 1);
+        assert_eq!(heard(&mut one), Heard::Error);
+        assert!(matches!(one.state, State::Waiting(_)));
+
+        let there = UdpSocket::bind((host, PORT)).unwrap();
+        one.ask_anew(&epoll, 1);
+        let mut packet = [0; 512];
+        let (n, from) = there.recv_from(&mut packet).unwrap();
+        let answer = Query::parse(&packet[..n]).unwrap();
+        let answer = answer.failure(Rcode::NoSuchName);
+        // One that has passed a router is none.
+        there.send_to(&answer, from).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(one.hear(&mut [0; MESSAGE_MAX]), Heard::Nothing);
+        there.set_ttl(TTL.into()).unwrap();
+        there.send_to(&answer, from).unwrap();
+        assert_eq!(heard(&mut one), Heard::Answer);
+        assert!(matches!(one.state, State::Unknown));
     }
 }

@@ -40,7 +40,16 @@ pub struct Hosts {
 #[derive(Debug)]
 struct Gate {
     overlay: Overlay,
+    /// Number of the link it listens on.
+    link: u32,
     socket: OwnedFd,
+}
+
+impl Gate {
+    /// Whether the link is still the one that is listened on.
+    fn stands(&self) -> bool {
+        netdevice::name_to_index(&self.socket, &self.overlay.link) == Ok(self.link)
+    }
 }
 
 impl Hosts {
@@ -55,11 +64,12 @@ impl Hosts {
     }
 
     /// Looks which networks over several hosts the container is in, and listens in these, in the
-    /// network namespace of the calling thread. One that cannot be listened in is left to others.
+    /// network namespace of the calling thread; anew where the link was made anew. One that cannot
+    /// be listened in is left to others.
     pub fn look(&mut self, epoll: &OwnedFd) -> Vec<Overlay> {
         let wanted = self.records().overlays();
         for gate in &mut self.gates {
-            let kept = |g: &mut Gate| wanted.contains(&g.overlay);
+            let kept = |g: &mut Gate| wanted.contains(&g.overlay) && g.stands();
             // Whoever closes a socket need not tell the loop.
             let _gone = gate.take_if(|g| !kept(g));
         }
@@ -71,14 +81,11 @@ impl Hosts {
             let at = self.gates.iter().position(Option::is_none);
             let at = at.unwrap_or(self.gates.len());
             let token = EventData::new_u64(self.base + at as u64);
-            let made = listen(overlay).and_then(|socket| {
-                epoll::add(epoll, &socket, token, EventFlags::IN)?;
-                Ok(socket)
+            let made = listen(overlay).and_then(|gate| {
+                epoll::add(epoll, &gate.socket, token, EventFlags::IN)?;
+                Ok(gate)
             });
-            let gate = made.ok().map(|socket| Gate {
-                overlay: overlay.clone(),
-                socket,
-            });
+            let gate = made.ok();
             match self.gates.get_mut(at) {
                 Some(slot) => *slot = gate,
                 None => self.gates.push(gate),
@@ -124,17 +131,23 @@ impl Hosts {
 /// Whether another host of the network has sent this itself.
 fn came_from_host(arrival: &datagram::Arrival, gate: &Gate, peers: &[Peer]) -> bool {
     let known = peers.iter().any(|p| p.gateway == *arrival.from.ip());
-    let link = netdevice::name_to_index(&gate.socket, &gate.overlay.link);
-    known && arrival.ttl == i32::from(TTL) && link == Ok(arrival.link)
+    known && arrival.ttl == i32::from(TTL) && arrival.link == gate.link
 }
 
-fn listen(overlay: &Overlay) -> io::Result<OwnedFd> {
+fn listen(overlay: &Overlay) -> io::Result<Gate> {
     let socket = socket()?;
+    // What others send to this address does not even wake us.
+    datagram::bind_to_link(socket.as_fd(), &overlay.link)?;
+    let link = netdevice::name_to_index(&socket, &overlay.link)?;
     set_socket_reuseport(&socket, true)?;
     // The bridge may be made anew.
     set_ip_freebind(&socket, true)?;
     bind(&socket, &SocketAddrV4::new(overlay.own, PORT))?;
-    Ok(socket)
+    Ok(Gate {
+        overlay: overlay.clone(),
+        link,
+        socket,
+    })
 }
 
 /// A socket of the hosts' own.
@@ -170,4 +183,29 @@ fn answer(records: &mut Records, network: &str, packet: &[u8]) -> Option<Vec<u8>
         Some(records) => query.answer(Rcode::NoError, &records, limit),
         None => query.failure(Rcode::NoSuchName),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn listening_is_bound_to_the_link() {
+        let mut overlay = Overlay {
+            network: "wide".to_owned(),
+            link: "lo".to_owned(),
+            own: Ipv4Addr::new(127, 0, 0, 41),
+            file: "/p".into(),
+            applied: "/a".into(),
+        };
+        let mut gate = listen(&overlay).unwrap();
+        assert_eq!(gate.link, 1);
+        assert!(gate.stands());
+        gate.link = 2;
+        assert!(!gate.stands(), "the link was made anew");
+        overlay.link = "no-such-link".to_owned();
+        assert!(listen(&overlay).is_err());
+    }
 }

@@ -99,7 +99,7 @@ impl Overlay {
 }
 
 /// A line of the file of hosts, which was found right before it was told to the kernel.
-fn peer(line: &str) -> Option<Peer> {
+pub(crate) fn peer(line: &str) -> Option<Peer> {
     let line = line.split('#').next()?;
     let mut words = line.split_whitespace().skip(1);
     let block = block(words.next()?)?;

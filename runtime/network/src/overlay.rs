@@ -8,9 +8,12 @@
 //! 192.0.2.2         10.40.2.0/24
 //! ```
 
+use std::fs::File;
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, open};
 use serde::{Deserialize, Serialize};
 
 use crate::address::Subnet;
@@ -161,8 +164,28 @@ fn peers_path(config: &NetworkConfig) -> &str {
     config.options.get(PEERS).map_or("", |p| p)
 }
 
+/// The bytes of a file of hosts; what is no file is not waited for.
+fn bytes(path: &str) -> Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let failed = || file("read", Path::new(path));
+    let opened = open(path, flags, Mode::empty()).map_err(|e| failed()(e.into()))?;
+    let mut opened = File::from(opened);
+    if !opened.metadata().map_err(failed())?.is_file() {
+        let text = format!("\"{path}\" is no regular file");
+        return Err(NetworkError::Invalid(text));
+    }
+    let mut bytes = Vec::new();
+    opened.read_to_end(&mut bytes).map_err(failed())?;
+    Ok(bytes)
+}
+
+fn text(bytes: Vec<u8>, path: &str) -> Result<String> {
+    let bad = |_| NetworkError::Invalid(format!("\"{path}\" is not text in UTF-8"));
+    String::from_utf8(bytes).map_err(bad)
+}
+
 fn read(path: &str) -> Result<String> {
-    std::fs::read_to_string(path).map_err(file("read", Path::new(path)))
+    text(bytes(path)?, path)
 }
 
 /// Decides what a network is on this host: its block becomes its subnet.
@@ -207,11 +230,11 @@ impl Networks {
             return Ok(());
         };
         let there = route::link(&host.route, &name).map_err(netlink(look(&name)))?;
-        let applied = std::fs::read_to_string(self.run_dir(&config.name).join("peers"));
-        let text = read(peers_path(config))?;
+        let applied = std::fs::read(self.run_dir(&config.name).join("peers"));
+        let bytes = bytes(peers_path(config))?;
         // What was found wrong was told then; what the kernel knows stays.
-        let refused = std::fs::read_to_string(self.refused(config));
-        if there.is_some() && [applied, refused].iter().flatten().any(|t| *t == text) {
+        let refused = std::fs::read(self.refused(config));
+        if there.is_some() && [applied, refused].iter().flatten().any(|t| *t == bytes) {
             return Ok(());
         }
         store::make_dir(&self.run_dir(""))?;
@@ -224,18 +247,19 @@ impl Networks {
     }
 
     /// Has the kernel know what has changed in a network's file of hosts, now. Returns the network,
-    /// and what is wrong with the file: the kernel keeps what it knows then, and nobody is told twice.
+    /// and what failed: the kernel keeps what it knows then. A file that is wrong is noted, and nobody
+    /// is told twice; anything else may pass.
     ///
     /// # Errors
     /// When there is no such network.
     pub fn follow_peers(&self, name: &str) -> Result<(NetworkConfig, Result<()>)> {
         let config = self.find(name)?;
         let _lock = store::lock(&self.lock_path())?;
-        let text = read(peers_path(&config));
+        let bytes = bytes(peers_path(&config));
         let told = Host::open().and_then(|host| self.tell_peers(&config, &host));
         let refused = self.refused(&config);
-        let noted = match (&told, text) {
-            (Err(_), Ok(text)) => store::replace(&refused, text.as_bytes()),
+        let noted = match (&told, bytes) {
+            (Err(NetworkError::Invalid(_)), Ok(bytes)) => store::replace(&refused, &bytes),
             _ => store::remove(&refused),
         };
         Ok((config, told.and(noted)))

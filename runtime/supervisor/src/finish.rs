@@ -40,7 +40,9 @@ pub(crate) fn finish(mut server: Server) -> Result<(), SupervisorError> {
     let finished_at = clock::now();
     // Its sockets would keep the network namespace.
     server.names = None;
-    server.overlays = None;
+    if let Some(overlays) = server.overlays.take() {
+        server.parts.late.extend(overlays.into_late());
+    }
     server.ended_for = server.health_end();
     server.end_execs();
     server.flush_pending(MAIN);
