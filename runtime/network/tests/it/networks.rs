@@ -790,6 +790,19 @@ fn advertise(link: &str) {
     let _ = sendto(&raw, &message, SendFlags::empty(), &nodes);
 }
 
+fn wrong_files_are_noted(world: &World, peers: &std::path::Path) {
+    // What is no text is told once, and keeps no container out; what is not there is not noted.
+    std::fs::write(peers, b"\xff\n").unwrap();
+    let told = text(world.networks.follow_peers("wide").unwrap().1);
+    assert!(told.contains("is not text in UTF-8"), "{told}");
+    let noted = world.dir.join("run/networks/wide/peers.refused");
+    assert_eq!(std::fs::read(&noted).unwrap(), b"\xff\n");
+    let _let_in = join(world, &joining(4, &["wide"], &[]));
+    std::fs::remove_file(peers).unwrap();
+    world.networks.follow_peers("wide").unwrap().1.unwrap_err();
+    assert!(!noted.exists());
+}
+
 #[test]
 fn an_overlay_joins_two_hosts() {
     let world = World::new();
@@ -843,16 +856,7 @@ fn an_overlay_joins_two_hosts() {
     // Other networks of the other host are as far away as ever.
     let address = socket(one.endpoint.address, 80);
     assert!(refused(&world, Some(&third.netns), &address));
-    // What is no text is told once, and keeps no container out; what is not there is not noted.
-    std::fs::write(&peers, b"\xff\n").unwrap();
-    let told = text(world.networks.follow_peers("wide").unwrap().1);
-    assert!(told.contains("is not text in UTF-8"), "{told}");
-    let noted = world.dir.join("run/networks/wide/peers.refused");
-    assert_eq!(std::fs::read(&noted).unwrap(), b"\xff\n");
-    let _let_in = join(&world, &joining(4, &["wide"], &[]));
-    std::fs::remove_file(&peers).unwrap();
-    world.networks.follow_peers("wide").unwrap().1.unwrap_err();
-    assert!(!noted.exists());
+    wrong_files_are_noted(&world, &peers);
     // A host that leaves the file is gone with the next container.
     std::fs::write(&peers, "192.0.2.2 10.40.1.0/24\n").unwrap();
     let _more = join(&world, &joining(3, &["wide"], &[]));
